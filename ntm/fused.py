@@ -1,0 +1,765 @@
+"""The fast path: a whole unroll of the NTM, forward and hand-derived backward, as one call on the CPU.
+
+A time step of the readable model (ntm/ntm.py) is about sixty small PyTorch operations, and starting them takes longer
+than their arithmetic. Here a step is plain loops, compiled by Numba, around BLAS matrix products. The readable model is
+the definition; this file computes the same numbers, and the tests hold one against the other.
+
+How it is laid out
+    * Memory is [M][N] here, a row of the paper a column, so that the N rows lie along the vector lanes.
+    * Sequences go in groups of at most `GROUP`; a group is one call, and groups are shared out over threads. The group
+      size does not depend on the number of threads, and neither does any result.
+    * `History` holds what backward needs. Its arrays are as long as the sequence, or a single step where no gradient is
+      wanted: slots `t % depth`.
+    * Each equation is a small function with its backward next to it. A gradient carries the name of its variable with a
+      `d_` in front. Backward functions that several users of a value share add to its gradient, others set it.
+    * Loops avoid literals such as `1 - x`: an integer beside a float32 would make Numba compute in float64.
+"""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numba import njit, types
+from numba.extending import overload
+from torch import Tensor
+
+from ntm.addressing import LOG_EPSILON, NORM_EPSILON
+from ntm.ntm import NTM, NTMState
+
+GROUP = 8  # sequences a call: few enough that their history stays in cache, enough to feed a matrix product
+# Sums may be reordered and products fused, which vectorises them; NaN and infinity keep their meaning.
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+
+
+def compiled(function):
+    return njit(function, cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy", boundscheck=False)
+
+
+# --- exp and log that vectorise ------------------------------------------------------------------------------------------
+# In float32, polynomials: a call of the C library would keep a loop from being vectorised. In float64, the C library.
+
+LOG2_E = np.float32(1 / math.log(2))
+LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)  # n * LN2_HIGH is exact for |n| < 2^9
+EXP_LOW, EXP_HIGH = np.float32(-87), np.float32(88)
+E7, E6, E5, E4, E3 = (np.float32(1 / math.factorial(n)) for n in (7, 6, 5, 4, 3))
+L9, L7, L5, L3 = (np.float32(2 / n) for n in (9, 7, 5, 3))
+NORM_EPSILON, LOG_EPSILON = np.float32(NORM_EPSILON), np.float32(LOG_EPSILON)
+HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)  # float32 constants leave float64 sums in float64
+BIAS, MANTISSA_BITS, SQRT_HALF_BITS = np.int32(127), np.int32(23), np.float32(math.sqrt(0.5)).view(np.int32)
+
+
+def exp(x): ...
+def log(x): ...
+
+
+@overload(exp)
+def _exp(x):
+    if x != types.float32:
+        return lambda x: math.exp(x)
+
+    def exp32(x):
+        x = EXP_LOW if x < EXP_LOW else x
+        x = EXP_HIGH if x > EXP_HIGH else x
+        n = np.floor(x * LOG2_E + HALF)
+        r = x - n * LN2_HIGH - n * LN2_LOW  # |r| <= ln(2) / 2, and e^x = 2^n e^r
+        series = ((((((E7 * r + E6) * r + E5) * r + E4) * r + E3) * r + HALF) * r + ONE) * r + ONE
+        return series * np.int32((np.int32(n) + BIAS) << MANTISSA_BITS).view(np.float32)
+
+    return exp32
+
+
+@overload(log)
+def _log(x):
+    if x != types.float32:
+        return lambda x: math.log(x)
+
+    def log32(x):
+        bits = np.float32(x).view(np.int32)
+        exponent = np.int32(bits - SQRT_HALF_BITS) >> MANTISSA_BITS
+        m = np.int32(bits - (exponent << MANTISSA_BITS)).view(np.float32)  # in [sqrt(1/2), sqrt(2))
+        s = (m - ONE) / (m + ONE)
+        square = s * s
+        series = (((L9 * square + L7) * square + L5) * square + L3) * square + TWO  # log m = 2 artanh s
+        n = np.float32(exponent)
+        return s * series + n * LN2_LOW + n * LN2_HIGH + (x - x)  # the last term hands a NaN on
+
+    return log32
+
+
+@compiled
+def sigmoid(x):
+    return ONE / (ONE + exp(-x))
+
+
+@compiled
+def tanh(x):
+    return TWO / (ONE + exp(-TWO * x)) - ONE
+
+
+@compiled
+def softplus(x):
+    return max(x, x - x) + log(ONE + exp(-abs(x)))
+
+
+# --- Products over one memory [M][N] -------------------------------------------------------------------------------------
+
+
+@compiled
+def dot(a, b):
+    total = a[0] * b[0]
+    for n in range(1, a.shape[0]):
+        total += a[n] * b[n]
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=True)  # a maximum vectorises only where NaN may be overlooked
+def largest(a):
+    top = a[0]
+    for n in range(1, a.shape[0]):
+        top = max(top, a[n])
+    return top
+
+
+@compiled
+def add_blend(out, memory, vector):
+    """out[n] += sum_m vector[m] memory[m, n], four m a pass, so as to touch `out` less often."""
+    width = memory.shape[0]
+    for m in range(0, width - 3, 4):
+        v0, v1, v2, v3 = vector[m], vector[m + 1], vector[m + 2], vector[m + 3]
+        for n in range(memory.shape[1]):
+            out[n] += v0 * memory[m, n] + v1 * memory[m + 1, n] + v2 * memory[m + 2, n] + v3 * memory[m + 3, n]
+    for m in range(width - width % 4, width):
+        for n in range(memory.shape[1]):
+            out[n] += vector[m] * memory[m, n]
+
+
+# --- The controller ------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def lstm(gates, cell, cell_mask, new_cell, tanh_cell, hidden):
+    """One step of the LSTM. `gates` (4C) holds sums when it comes in and activations when it leaves."""
+    size = cell.shape[0]
+    for j in range(2 * size):
+        gates[j] = sigmoid(gates[j])
+    for j in range(2 * size, 3 * size):
+        gates[j] = tanh(gates[j])
+    for j in range(3 * size, 4 * size):
+        gates[j] = sigmoid(gates[j])
+    for j in range(size):
+        new_cell[j] = gates[size + j] * cell[j] + gates[j] * gates[2 * size + j]
+    for j in range(cell_mask.shape[0]):  # empty where no cell is made to forget
+        new_cell[j] *= cell_mask[j]
+    for j in range(size):
+        tanh_cell[j] = tanh(new_cell[j])
+        hidden[j] = gates[3 * size + j] * tanh_cell[j]
+
+
+@compiled
+def lstm_backward(gates, cell, cell_mask, tanh_cell, d_hidden, d_cell, d_gates):
+    """`d_cell` comes in as the gradient of c_t and leaves as that of c_{t-1}."""
+    size = cell.shape[0]
+    for j in range(size):
+        output = gates[3 * size + j]
+        d_gates[3 * size + j] = d_hidden[j] * tanh_cell[j] * (output - output * output)
+        d_cell[j] += d_hidden[j] * (output - output * tanh_cell[j] * tanh_cell[j])
+    for j in range(cell_mask.shape[0]):
+        d_cell[j] *= cell_mask[j]
+    for j in range(size):
+        input, forget, candidate = gates[j], gates[size + j], gates[2 * size + j]
+        d_gates[j] = d_cell[j] * candidate * (input - input * input)
+        d_gates[size + j] = d_cell[j] * cell[j] * (forget - forget * forget)
+        d_gates[2 * size + j] = d_cell[j] * (input - input * candidate * candidate)
+        d_cell[j] *= forget
+
+
+# --- The controls --------------------------------------------------------------------------------------------------------
+
+
+class Controls(NamedTuple):
+    """Views of one sequence's controls at one step, as in ntm/heads.py."""
+
+    key: np.ndarray  # (H, M)
+    key_strength: np.ndarray  # (H)
+    interpolation_gate: np.ndarray  # (H)
+    shift_weighting: np.ndarray  # (H, 3)
+    sharpening: np.ndarray  # (H)
+    erase: np.ndarray  # (W, M)
+    add: np.ndarray  # (W, M)
+
+
+@compiled
+def named(flat, heads, writers, width):
+    """Cut the output of the controls map (P) into named controls."""
+    a = heads * width
+    b, c, d, e = a + heads, a + 2 * heads, a + 5 * heads, a + 6 * heads
+    f = e + writers * width
+    return Controls(
+        flat[:a].reshape(heads, width),
+        flat[a:b],
+        flat[b:c],
+        flat[c:d].reshape(heads, 3),
+        flat[d:e],
+        flat[e:f].reshape(writers, width),
+        flat[f:].reshape(writers, width),
+    )
+
+
+@compiled
+def activate(c):
+    """Bring each control into the range that its equation asks for, in place."""
+    for h in range(c.key_strength.shape[0]):
+        c.key_strength[h] = softplus(c.key_strength[h])
+        c.interpolation_gate[h] = sigmoid(c.interpolation_gate[h])
+        s = c.shift_weighting[h]
+        top = max(s[0], s[1], s[2])
+        s[0], s[1], s[2] = exp(s[0] - top), exp(s[1] - top), exp(s[2] - top)
+        total = s[0] + s[1] + s[2]
+        s[0], s[1], s[2] = s[0] / total, s[1] / total, s[2] / total
+        c.sharpening[h] = ONE + softplus(c.sharpening[h])
+    for h in range(c.erase.shape[0]):
+        for m in range(c.erase.shape[1]):
+            c.erase[h, m] = sigmoid(c.erase[h, m])
+
+
+@compiled
+def activate_backward(c, d):
+    """Turn gradients of activated controls into those of the sums, in place. The key and add have no activation."""
+    for h in range(c.key_strength.shape[0]):
+        d.key_strength[h] *= ONE - exp(-c.key_strength[h])  # softplus' = sigmoid = 1 - exp(-softplus)
+        d.interpolation_gate[h] *= c.interpolation_gate[h] - c.interpolation_gate[h] * c.interpolation_gate[h]
+        s, d_s = c.shift_weighting[h], d.shift_weighting[h]
+        mean = s[0] * d_s[0] + s[1] * d_s[1] + s[2] * d_s[2]
+        d_s[0], d_s[1], d_s[2] = s[0] * (d_s[0] - mean), s[1] * (d_s[1] - mean), s[2] * (d_s[2] - mean)
+        d.sharpening[h] *= ONE - exp(ONE - c.sharpening[h])
+    for h in range(c.erase.shape[0]):
+        for m in range(c.erase.shape[1]):
+            d.erase[h, m] *= c.erase[h, m] - c.erase[h, m] * c.erase[h, m]
+
+
+# --- Addressing, one head of one sequence --------------------------------------------------------------------------------
+
+
+@compiled
+def inverse_norms(memory, inverse_norm):
+    """1 / |M(n)| of every row (eq. 6)."""
+    for n in range(inverse_norm.shape[0]):
+        inverse_norm[n] = NORM_EPSILON
+    for m in range(memory.shape[0]):
+        for n in range(memory.shape[1]):
+            inverse_norm[n] += memory[m, n] * memory[m, n]
+    for n in range(inverse_norm.shape[0]):
+        inverse_norm[n] = ONE / np.sqrt(inverse_norm[n])
+
+
+@compiled
+def softmax(logits):
+    """In place."""
+    top = largest(logits)
+    total = top - top
+    for n in range(logits.shape[0]):
+        logits[n] = exp(logits[n] - top)
+        total += logits[n]
+    scale = ONE / total
+    for n in range(logits.shape[0]):
+        logits[n] *= scale
+
+
+@compiled
+def content_weighting(memory, inverse_norm, key, key_strength, similarity, content):
+    """eq. 6 and 5: fills `similarity` (K) and `content` (w^c)."""
+    for n in range(similarity.shape[0]):
+        similarity[n] = key_strength - key_strength
+    add_blend(similarity, memory, key)
+    inverse_key_norm = ONE / np.sqrt(dot(key, key) + NORM_EPSILON)
+    for n in range(similarity.shape[0]):
+        similarity[n] *= inverse_norm[n] * inverse_key_norm
+        content[n] = key_strength * similarity[n]
+    softmax(content)
+
+
+@compiled
+def content_weighting_backward(
+    memory, inverse_norm, key, key_strength, similarity, content, d_content, d_memory, d_key, scratch
+):
+    """Overwrites `d_content`, adds to `d_memory`, sets `d_key`; returns d_key_strength."""
+    inverse_key_norm = ONE / np.sqrt(dot(key, key) + NORM_EPSILON)
+    mean = dot(d_content, content)
+    d_key_strength = mean - mean
+    along_key = mean - mean
+    direct, along_row = d_content, scratch  # gradients of key.row, and of the row through its own norm
+    for n in range(similarity.shape[0]):
+        d_logit = content[n] * (d_content[n] - mean)
+        d_similarity = d_logit * key_strength
+        d_key_strength += d_logit * similarity[n]
+        along_key += d_similarity * similarity[n]
+        direct[n] = d_similarity * inverse_norm[n] * inverse_key_norm
+        along_row[n] = d_similarity * similarity[n] * inverse_norm[n] * inverse_norm[n]
+    along_key *= inverse_key_norm * inverse_key_norm
+    for m in range(memory.shape[0]):
+        total = mean - mean
+        for n in range(memory.shape[1]):
+            total += direct[n] * memory[m, n]
+            d_memory[m, n] += direct[n] * key[m] - along_row[n] * memory[m, n]
+        d_key[m] = total - along_key * key[m]
+    return d_key_strength
+
+
+@compiled
+def interpolate(content, previous, gate, gated):
+    """eq. 7."""
+    for n in range(gated.shape[0]):
+        gated[n] = previous[n] + gate * (content[n] - previous[n])
+
+
+@compiled
+def interpolate_backward(content, previous, gate, d_gated, d_content, d_previous):
+    """Sets `d_content` and `d_previous`; returns d_gate."""
+    d_gate = gate - gate
+    for n in range(d_gated.shape[0]):
+        d_gate += d_gated[n] * (content[n] - previous[n])
+        d_content[n] = gate * d_gated[n]
+        d_previous[n] = d_gated[n] - d_content[n]
+    return d_gate
+
+
+@compiled
+def shift(gated, s, shifted):
+    """eq. 8: row i takes from rows i + 1, i and i - 1, around the ends."""
+    back, stay, forward, last = s[0], s[1], s[2], gated.shape[0] - 1
+    for i in range(1, last):
+        shifted[i] = back * gated[i + 1] + stay * gated[i] + forward * gated[i - 1]
+    shifted[0] = back * gated[min(1, last)] + stay * gated[0] + forward * gated[last]
+    if last > 0:
+        shifted[last] = back * gated[0] + stay * gated[last] + forward * gated[last - 1]
+
+
+@compiled
+def shift_backward(gated, s, d_shifted, d_gated, d_s):
+    """Sets `d_gated` and `d_s`. The convolution with the mirrored shifts."""
+    back, stay, forward, last = s[0], s[1], s[2], gated.shape[0] - 1
+    d_back = d_stay = d_forward = back - back
+    for i in range(1, last):
+        d_gated[i] = back * d_shifted[i - 1] + stay * d_shifted[i] + forward * d_shifted[i + 1]
+        d_back += d_shifted[i] * gated[i + 1]
+        d_stay += d_shifted[i] * gated[i]
+        d_forward += d_shifted[i] * gated[i - 1]
+    second, before_last = min(1, last), max(last - 1, 0)
+    d_gated[0] = back * d_shifted[last] + stay * d_shifted[0] + forward * d_shifted[second]
+    d_back += d_shifted[0] * gated[second]
+    d_stay += d_shifted[0] * gated[0]
+    d_forward += d_shifted[0] * gated[last]
+    if last > 0:
+        d_gated[last] = back * d_shifted[before_last] + stay * d_shifted[last] + forward * d_shifted[0]
+        d_back += d_shifted[last] * gated[0]
+        d_stay += d_shifted[last] * gated[last]
+        d_forward += d_shifted[last] * gated[before_last]
+    d_s[0], d_s[1], d_s[2] = d_back, d_stay, d_forward
+
+
+@compiled
+def sharpen(shifted, sharpening, log_shifted, weighting):
+    """eq. 9: fills `log_shifted` and `weighting`."""
+    for n in range(shifted.shape[0]):
+        log_shifted[n] = log(shifted[n] + LOG_EPSILON)
+        weighting[n] = sharpening * log_shifted[n]
+    softmax(weighting)
+
+
+@compiled
+def sharpen_backward(shifted, sharpening, log_shifted, weighting, d_weighting, d_shifted):
+    """Sets `d_shifted`; returns d_sharpening."""
+    mean = dot(d_weighting, weighting)
+    d_sharpening = mean - mean
+    for n in range(shifted.shape[0]):
+        d_logit = weighting[n] * (d_weighting[n] - mean)
+        d_sharpening += d_logit * log_shifted[n]
+        d_shifted[n] = sharpening * d_logit / (shifted[n] + LOG_EPSILON)
+    return d_sharpening
+
+
+# --- Reading and writing, all heads of one sequence ----------------------------------------------------------------------
+
+
+@compiled
+def read(memory, weighting, reads):
+    """eq. 2. Fills `reads` (R * M)."""
+    width = memory.shape[0]
+    for h in range(weighting.shape[0]):
+        for m in range(width):
+            reads[h * width + m] = dot(weighting[h], memory[m])
+
+
+@compiled
+def read_backward(memory, weighting, d_reads, d_memory, d_weighting):
+    """Adds to `d_memory` and `d_weighting`."""
+    width = memory.shape[0]
+    for h in range(weighting.shape[0]):
+        d_read = d_reads[h * width : (h + 1) * width]
+        add_blend(d_weighting[h], memory, d_read)
+        for m in range(width):
+            for n in range(memory.shape[1]):
+                d_memory[m, n] += d_read[m] * weighting[h, n]
+
+
+@compiled
+def write(memory, weighting, erase, add, new_memory):
+    """eq. 3 and 4."""
+    writers = weighting.shape[0]
+    for m in range(memory.shape[0]):
+        row, new_row = memory[m], new_memory[m]
+        for h in range(1, writers):  # all heads erase ...
+            for n in range(row.shape[0]):
+                new_row[n] = row[n] - row[n] * weighting[h, n] * erase[h, m]
+            row = new_row
+        for n in range(row.shape[0]):  # (the first head erases last and adds first, in one pass)
+            new_row[n] = row[n] + weighting[0, n] * (add[0, m] - row[n] * erase[0, m])
+        for h in range(1, writers):  # ... before any adds
+            for n in range(row.shape[0]):
+                new_row[n] += weighting[h, n] * add[h, m]
+
+
+@compiled
+def write_backward(memory, weighting, erase, add, d_memory, d_weighting, d_erase, d_add, scratch):
+    """`d_memory` comes in as the gradient of M_t and leaves as that of M_{t-1}. Adds to `d_weighting`."""
+    writers = weighting.shape[0]
+    for m in range(memory.shape[0]):
+        d_row = d_memory[m]
+        for h in range(writers):
+            kept = memory[m]  # what this head found to erase: the row, less what the other heads erased
+            for other in range(writers):
+                if other != h:
+                    for n in range(kept.shape[0]):
+                        scratch[n] = kept[n] - kept[n] * weighting[other, n] * erase[other, m]
+                    kept = scratch
+            total_add = total_erase = d_row[0] - d_row[0]
+            for n in range(kept.shape[0]):
+                total_add += d_row[n] * weighting[h, n]
+                total_erase += d_row[n] * weighting[h, n] * kept[n]
+                d_weighting[h, n] += d_row[n] * (add[h, m] - kept[n] * erase[h, m])
+            d_add[h, m] = total_add
+            d_erase[h, m] = -total_erase
+        for h in range(writers):
+            for n in range(d_row.shape[0]):
+                d_row[n] -= d_row[n] * weighting[h, n] * erase[h, m]
+
+
+# --- The unroll, one group of sequences ----------------------------------------------------------------------------------
+
+
+class Parameters(NamedTuple):
+    """The model's weights, as `nn.Linear` lays them out, (out, in), and the maps of the forward pass transposed."""
+
+    gates: np.ndarray
+    gates_t: np.ndarray
+    gates_bias: np.ndarray
+    controls: np.ndarray
+    controls_t: np.ndarray
+    controls_bias: np.ndarray
+    output: np.ndarray
+    output_t: np.ndarray
+    output_bias: np.ndarray
+
+
+class History(NamedTuple):
+    """What a group of G sequences leaves behind, by time slot. Carried values have a slot more, for the step before."""
+
+    memory: np.ndarray  # (slots + 1, G, M, N)
+    weighting: np.ndarray  # (slots + 1, G, H, N)
+    cell: np.ndarray  # (slots + 1, G, C)
+    seen: np.ndarray  # (slots + 1, G, I + R M + C): input, last reads, last hidden
+    gates: np.ndarray  # (slots, G, 4 C)
+    tanh_cell: np.ndarray  # (slots, G, C)
+    hidden: np.ndarray  # (slots, G, C)
+    controls: np.ndarray  # (slots, G, P)
+    inverse_norm: np.ndarray  # (slots, G, N)
+    similarity: np.ndarray  # (slots, G, H, N)
+    content: np.ndarray  # (slots, G, H, N)
+    shifted: np.ndarray  # (slots, G, H, N)
+    log_shifted: np.ndarray  # (slots, G, H, N)
+    answer: np.ndarray  # (slots, G, C + R M): hidden, reads
+
+
+@compiled
+def add_bias(sums, bias):
+    for b in range(sums.shape[0]):
+        for j in range(sums.shape[1]):
+            sums[b, j] += bias[j]
+
+
+@compiled
+def forward_group(inputs, cell_mask, writers, p, history, logits):
+    """Run a group of sequences: inputs (T, G, I) to logits (T, G, O). The first slot of `history` holds the start."""
+    steps, group, input_size = inputs.shape
+    heads, rows = history.weighting.shape[2:]
+    size, width = history.cell.shape[2], history.memory.shape[2]
+    readers = heads - writers
+    reads_end = input_size + readers * width
+    slots = history.gates.shape[0]
+    gated = np.empty(rows, inputs.dtype)
+    for t in range(steps):
+        now, next, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
+        seen, gates, hidden, answer = history.seen[now], history.gates[slot], history.hidden[slot], history.answer[slot]
+        flat_controls = history.controls[slot]
+        for b in range(group):
+            seen[b, :input_size] = inputs[t, b]
+        np.dot(seen, p.gates_t, gates)
+        add_bias(gates, p.gates_bias)
+        for b in range(group):
+            cell, new_cell, tanh_cell = history.cell[now, b], history.cell[next, b], history.tanh_cell[slot, b]
+            lstm(gates[b], cell, cell_mask[t, b], new_cell, tanh_cell, hidden[b])
+        np.dot(hidden, p.controls_t, flat_controls)
+        add_bias(flat_controls, p.controls_bias)
+        for b in range(group):
+            memory, inverse_norm = history.memory[now, b], history.inverse_norm[slot, b]
+            previous, weighting = history.weighting[now, b], history.weighting[next, b]
+            c = named(flat_controls[b], heads, writers, width)
+            activate(c)
+            inverse_norms(memory, inverse_norm)
+            for h in range(heads):
+                similarity, content = history.similarity[slot, b, h], history.content[slot, b, h]
+                shifted, log_shifted = history.shifted[slot, b, h], history.log_shifted[slot, b, h]
+                content_weighting(memory, inverse_norm, c.key[h], c.key_strength[h], similarity, content)
+                interpolate(content, previous[h], c.interpolation_gate[h], gated)
+                shift(gated, c.shift_weighting[h], shifted)
+                sharpen(shifted, c.sharpening[h], log_shifted, weighting[h])
+            read(memory, weighting[:readers], answer[b, size:])
+            write(memory, weighting[readers:], c.erase, c.add, history.memory[next, b])
+            answer[b, :size] = hidden[b]
+            history.seen[next, b, input_size:reads_end] = answer[b, size:]
+            history.seen[next, b, reads_end:] = hidden[b]
+        np.dot(answer, p.output_t, logits[t])
+        add_bias(logits[t], p.output_bias)
+
+
+class StateGradients(NamedTuple):
+    """Gradients of the final state; `backward_group` turns them into those of the initial state, in place."""
+
+    memory: np.ndarray  # (G, M, N)
+    weighting: np.ndarray  # (G, H, N)
+    cell: np.ndarray  # (G, C)
+    reads_hidden: np.ndarray  # (G, R M + C)
+
+
+@compiled
+def backward_group(cell_mask, writers, p, history, d_logits, d, d_inputs, d_gates, d_controls):
+    """Go back through the time steps of `forward_group`.
+
+    Turns `d` from the final state's gradients into the initial state's, and sets `d_inputs` (T, G, I), `d_gates`
+    (T, G, 4C) and `d_controls` (T, G, P), from which the gradients of the weights follow.
+    """
+    steps, group, input_size = d_inputs.shape
+    heads, rows = history.weighting.shape[2:]
+    size, width = history.cell.shape[2], history.memory.shape[2]
+    readers = heads - writers
+    reads_size = readers * width
+    kind = d_logits.dtype
+    d_answer, d_hidden = np.empty((group, size + reads_size), kind), np.empty((group, size), kind)
+    d_seen = np.empty((group, input_size + reads_size + size), kind)
+    d_seen[:, input_size:] = d.reads_hidden
+    gated, d_gated, d_content, d_shifted = (
+        np.empty(rows, kind), np.empty(rows, kind), np.empty(rows, kind), np.empty(rows, kind)
+    )
+    scratch, d_reads = np.empty(rows, kind), np.empty(reads_size, kind)
+    for t in range(steps - 1, -1, -1):
+        np.dot(d_logits[t], p.output, d_answer)
+        for b in range(group):
+            memory, inverse_norm = history.memory[t, b], history.inverse_norm[t, b]
+            previous, weighting = history.weighting[t, b], history.weighting[t + 1, b]
+            d_memory, d_weighting = d.memory[b], d.weighting[b]
+            c = named(history.controls[t, b], heads, writers, width)
+            d_c = named(d_controls[t, b], heads, writers, width)
+            for j in range(reads_size):
+                d_reads[j] = d_answer[b, size + j] + d_seen[b, input_size + j]
+            write_backward(
+                memory, weighting[readers:], c.erase, c.add, d_memory, d_weighting[readers:], d_c.erase, d_c.add, scratch
+            )
+            read_backward(memory, weighting[:readers], d_reads, d_memory, d_weighting[:readers])
+            for h in range(heads):
+                similarity, content = history.similarity[t, b, h], history.content[t, b, h]
+                shifted, log_shifted = history.shifted[t, b, h], history.log_shifted[t, b, h]
+                gate, s, key = c.interpolation_gate[h], c.shift_weighting[h], c.key[h]
+                interpolate(content, previous[h], gate, gated)
+                d_c.sharpening[h] = sharpen_backward(
+                    shifted, c.sharpening[h], log_shifted, weighting[h], d_weighting[h], d_shifted
+                )
+                shift_backward(gated, s, d_shifted, d_gated, d_c.shift_weighting[h])
+                d_c.interpolation_gate[h] = interpolate_backward(
+                    content, previous[h], gate, d_gated, d_content, d_weighting[h]
+                )
+                d_c.key_strength[h] = content_weighting_backward(
+                    memory, inverse_norm, key, c.key_strength[h], similarity, content, d_content, d_memory, d_c.key[h], scratch
+                )
+            activate_backward(c, d_c)
+        np.dot(d_controls[t], p.controls, d_hidden)
+        for b in range(group):
+            for j in range(size):
+                d_hidden[b, j] += d_answer[b, j] + d_seen[b, input_size + reads_size + j]
+            lstm_backward(
+                history.gates[t, b], history.cell[t, b], cell_mask[t, b], history.tanh_cell[t, b],
+                d_hidden[b], d.cell[b], d_gates[t, b],
+            )
+        np.dot(d_gates[t], p.gates, d_seen)
+        d_inputs[t] = d_seen[:, :input_size]
+    d.reads_hidden[:] = d_seen[:, input_size:]
+
+
+# --- The unroll, as PyTorch sees it --------------------------------------------------------------------------------------
+
+
+def new_history(slots: int, inputs: np.ndarray, start: list[np.ndarray], p: Parameters) -> History:
+    """Make room for a group's history and put the initial state in its first slot.
+
+    Args:
+        slots: the number of steps, or 1 to keep nothing.
+        inputs: (T, G, I).
+        start: memory (G, N, M), weighting (G, H, N), reads (G, R, M), hidden (G, C) and cell (G, C).
+        p: the weights.
+    """
+    memory, weighting, reads, hidden, cell = start
+    (_, group, input_size), kind = inputs.shape, inputs.dtype
+    rows, width = memory.shape[1:]
+    heads, size, read_size = weighting.shape[1], hidden.shape[1], reads[0].size
+
+    def room(*shape: int, carried: bool = False) -> np.ndarray:
+        return np.empty((slots + carried, group, *shape), kind)
+
+    history = History(
+        memory=room(width, rows, carried=True),
+        weighting=room(heads, rows, carried=True),
+        cell=room(size, carried=True),
+        seen=room(input_size + read_size + size, carried=True),
+        gates=room(4 * size),
+        tanh_cell=room(size),
+        hidden=room(size),
+        controls=room(len(p.controls_bias)),
+        inverse_norm=room(rows),
+        similarity=room(heads, rows),
+        content=room(heads, rows),
+        shifted=room(heads, rows),
+        log_shifted=room(heads, rows),
+        answer=room(size + read_size),
+    )
+    history.memory[0] = memory.transpose(0, 2, 1)
+    history.weighting[0], history.cell[0] = weighting, cell
+    history.seen[0, :, input_size : input_size + read_size] = reads.reshape(group, -1)
+    history.seen[0, :, input_size + read_size :] = hidden
+    return history
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
+
+
+def each_group(batch_size: int, work) -> list:
+    """Call `work(slice)` for each group of a batch, over as many threads as PyTorch uses; results in order."""
+    global _pool
+    groups = [slice(b, min(b + GROUP, batch_size)) for b in range(0, batch_size, GROUP)]
+    threads = min(torch.get_num_threads(), len(groups))
+    if threads == 1:
+        return [work(group) for group in groups]
+    if _pool is None or _pool._max_workers < threads:
+        _pool = ThreadPoolExecutor(threads)
+    return list(_pool.map(work, groups))
+
+
+class _Unroll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, keep, writers, cell_mask, inputs, memory, weighting, reads, hidden, cell, *weights):
+        steps, batch_size, input_size = inputs.shape
+        w = [x.detach().numpy() for x in weights]
+        p = Parameters(w[0], w[0].T.copy(), w[1], w[2], w[2].T.copy(), w[3], w[4], w[4].T.copy(), w[5])
+        x, start = inputs.numpy(), [s.numpy() for s in (memory, weighting, reads, hidden, cell)]
+        mask = np.empty((steps, batch_size, 0), x.dtype) if cell_mask is None else cell_mask.numpy()
+        logits = np.empty((steps, batch_size, len(p.output_bias)), x.dtype)
+        end = [np.empty(s.shape, x.dtype) for s in start]
+        end[0] = np.empty((batch_size, memory.shape[2], memory.shape[1]), x.dtype)
+
+        def run(g: slice) -> tuple:
+            group_inputs, group_mask = np.ascontiguousarray(x[:, g]), np.ascontiguousarray(mask[:, g])
+            history = new_history(steps if keep else 1, group_inputs, [s[g] for s in start], p)
+            group_logits = np.empty((steps, group_inputs.shape[1], logits.shape[2]), x.dtype)
+            forward_group(group_inputs, group_mask, writers, p, history, group_logits)
+            last = steps % len(history.memory)
+            read_size = start[2][0].size
+            seen = history.seen[last]
+            logits[:, g] = group_logits
+            end[0][g], end[1][g], end[4][g] = history.memory[last], history.weighting[last], history.cell[last]
+            end[2][g] = seen[:, input_size : input_size + read_size].reshape(end[2][g].shape)
+            end[3][g] = seen[:, input_size + read_size :]
+            return g, group_mask, history
+
+        ctx.groups = each_group(batch_size, run)
+        ctx.p, ctx.writers, ctx.start_shapes = p, writers, [s.shape for s in start]
+        ctx.set_materialize_grads(False)
+        out = [torch.from_numpy(logits), *map(torch.from_numpy, end)]
+        out[1] = out[1].transpose(1, 2)
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx, d_logits, *d_end):
+        p, writers = ctx.p, ctx.writers
+        steps = ctx.groups[0][1].shape[0]
+        batch_size, rows, width = ctx.start_shapes[0]
+        kind = p.gates.dtype
+        input_size = p.gates.shape[1] - ctx.start_shapes[2][1] * width - p.gates.shape[0] // 4
+        d_logits = np.zeros((steps, batch_size, len(p.output_bias)), kind) if d_logits is None else d_logits.numpy()
+        d_end = [
+            np.zeros(shape, kind) if d is None else d.numpy() for d, shape in zip(d_end, ctx.start_shapes, strict=True)
+        ]
+
+        def run(part: tuple) -> tuple:
+            g, mask, history = part
+            group = mask.shape[1]
+            memory, weighting, reads, hidden, cell = (d[g] for d in d_end)
+            d = StateGradients(
+                np.array(memory.transpose(0, 2, 1), order="C"),
+                np.array(weighting, order="C"),
+                np.array(cell, order="C"),
+                np.concatenate((reads.reshape(group, -1), hidden), axis=1),
+            )
+            d_inputs = np.empty((steps, group, input_size), kind)
+            d_gates = np.empty((steps, group, p.gates.shape[0]), kind)
+            d_controls = np.empty((steps, group, p.controls.shape[0]), kind)
+            group_logits = np.ascontiguousarray(d_logits[:, g])
+            backward_group(mask, writers, p, history, group_logits, d, d_inputs, d_gates, d_controls)
+            weights = []
+            for sums, source in ((d_gates, history.seen[:-1]), (d_controls, history.hidden), (group_logits, history.answer)):
+                sums, source = sums.reshape(-1, sums.shape[2]), source.reshape(-1, source.shape[2])
+                weights += [sums.T @ source, sums.sum(0)]
+            return d_inputs, d, weights
+
+        by_slice = {part[0].start: part for part in ctx.groups}
+        results = each_group(batch_size, lambda g: run(by_slice[g.start]))
+        parts, ds, weights = zip(*results, strict=True)
+        d_weights = [torch.from_numpy(sum(w[1:], start=w[0])) for w in zip(*weights, strict=True)]
+        d_inputs = torch.from_numpy(np.concatenate(parts, axis=1))
+        reads_shape = ctx.start_shapes[2]
+        rh = np.concatenate([d.reads_hidden for d in ds])
+        read_size = reads_shape[1] * reads_shape[2]
+        d_memory = np.concatenate([d.memory for d in ds]) if ctx.needs_input_grad[4] else None
+        d_start = [
+            None if d_memory is None else torch.from_numpy(d_memory).transpose(1, 2),
+            torch.from_numpy(np.concatenate([d.weighting for d in ds])) if ctx.needs_input_grad[5] else None,
+            torch.from_numpy(rh[:, :read_size].reshape(reads_shape)),
+            torch.from_numpy(rh[:, read_size:]),
+            torch.from_numpy(np.concatenate([d.cell for d in ds])),
+        ]
+        return None, None, None, d_inputs, *d_start, *d_weights
+
+
+def unroll(model: NTM, inputs: Tensor, state: NTMState, cell_mask: Tensor | None) -> tuple[Tensor, NTMState]:
+    weights = [*model.controller.parameters(), *model.heads.parameters(), *model.output_map.parameters()]
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *weights))
+    logits, *end = _Unroll.apply(keep, model.heads.num_write, cell_mask, inputs, *state, *weights)
+    return logits, NTMState(*end)

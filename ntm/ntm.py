@@ -1,0 +1,158 @@
+"""The Neural Turing Machine of Graves, Wayne and Danihelka 2014 (arXiv 1410.5401).
+
+Glossary: the paper's symbol, the name in this code, its shape, its equation. B sequences in a batch, T steps, N rows of
+memory (`memory_units`), M the width of a row (`memory_unit_size`), R read and W write heads, H = R + W, C controller cells.
+
+    M_t      memory              (B, N, M)   eq. 3-4     ntm/memory.py
+    w_t      weighting           (B, H, N)   eq. 1, 9    ntm/addressing.py (read heads first, then write heads)
+    r_t      reads               (B, R, M)   eq. 2       ntm/memory.py
+    e_t      erase               (B, W, M)   eq. 3       ntm/memory.py
+    a_t      add                 (B, W, M)   eq. 4       ntm/memory.py
+    k_t      key                 (B, H, M)   eq. 5-6     ntm/addressing.py
+    beta_t   key_strength        (B, H, 1)   eq. 5       ntm/addressing.py
+    g_t      interpolation_gate  (B, H, 1)   eq. 7       ntm/addressing.py
+    s_t      shift_weighting     (B, H, 3)   eq. 8       ntm/addressing.py (shifts -1, 0, +1)
+    gamma_t  sharpening          (B, H, 1)   eq. 9       ntm/addressing.py (at least 1)
+    h_t, c_t hidden, cell        (B, C)      LSTM        ntm/controller.py
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ntm.controller import LSTMController
+from ntm.heads import Controls, Heads
+from ntm.memory import initial_memory, read, write
+
+
+class NTMState(NamedTuple):
+    """All that the machine carries from one step to the next."""
+
+    memory: Tensor  # M_t (B, N, M)
+    weighting: Tensor  # w_t (B, H, N)
+    reads: Tensor  # r_t (B, R, M)
+    hidden: Tensor  # h_t (B, C)
+    cell: Tensor  # c_t (B, C)
+
+
+class NTM(nn.Module):
+    """A Neural Turing Machine with an LSTM controller.
+
+    No parameter depends on the number of memory rows: any call may use its own `memory_units`.
+
+    Args:
+        input_size, output_size: widths of the external input and output.
+        controller_size: LSTM cells, C.
+        memory_units: rows of memory used when a call names no other number, N.
+        memory_unit_size: width of a row, M.
+        num_heads: this many read heads and as many write heads.
+        cell_dropout: in training, the probability that a cell of the controller forgets, drawn anew for each cell at
+            each step. A controller that cannot trust its own memory learns to use the external one. Off in `eval()`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        controller_size: int,
+        memory_units: int,
+        memory_unit_size: int,
+        num_heads: int = 1,
+        cell_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.memory_units = memory_units
+        self.cell_dropout = cell_dropout
+        reads_size = num_heads * memory_unit_size
+        self.controller = LSTMController(input_size + reads_size, controller_size)
+        self.heads = Heads(controller_size, memory_unit_size, num_read=num_heads, num_write=num_heads)
+        self.output_map = nn.Linear(controller_size + reads_size, output_size)
+        self.initial_hidden = nn.Parameter(torch.zeros(controller_size))
+        self.initial_cell = nn.Parameter(torch.zeros(controller_size))
+        self.initial_reads = nn.Parameter(torch.zeros(num_heads, memory_unit_size))
+
+    def initial_state(self, batch_size: int, memory_units: int | None = None) -> NTMState:
+        """Make the state before the first step.
+
+        The controller's state and the reads are learned, the memory is a small constant, and every head stands on row
+        0: from uniform weightings over equal rows nothing would ever tell one row from another.
+
+        Args:
+            batch_size: B.
+            memory_units: N; None for the configured number.
+        """
+        rows = self.memory_units if memory_units is None else memory_units
+        heads, width = self.heads.num_read + self.heads.num_write, self.heads.memory_unit_size
+        weighting = self.initial_hidden.new_zeros(batch_size, heads, rows)
+        weighting[..., 0] = 1
+        return NTMState(
+            memory=initial_memory(batch_size, rows, width, like=self.initial_hidden),
+            weighting=weighting,
+            reads=self.initial_reads.expand(batch_size, -1, -1),
+            hidden=self.initial_hidden.expand(batch_size, -1),
+            cell=self.initial_cell.expand(batch_size, -1),
+        )
+
+    def step(self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None) -> tuple[Tensor, NTMState]:
+        """Take one step.
+
+        Args:
+            x: external input, (B, input_size).
+            state: the state that the last step left.
+            cell_mask: 0 where a controller cell forgets, (B, C); None keeps all.
+
+        Returns:
+            Output logits (B, output_size) and the new state.
+        """
+        logits, state, _ = self.explained_step(x, state, cell_mask)
+        return logits, state
+
+    def explained_step(
+        self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None
+    ) -> tuple[Tensor, NTMState, Controls]:
+        """Take one step as `step` does, and give the heads' controls as well, for pictures."""
+        seen = torch.cat((x, state.reads.flatten(1)), dim=-1)
+        hidden, cell = self.controller(seen, state.hidden, state.cell, cell_mask)
+        reading, writing, controls = self.heads(hidden, state.memory, state.weighting)
+        reads = read(state.memory, reading)
+        memory = write(state.memory, writing, controls.erase, controls.add)
+        logits = self.output_map(torch.cat((hidden, reads.flatten(1)), dim=-1))
+        weighting = torch.cat((reading, writing), dim=1)
+        return logits, NTMState(memory, weighting, reads, hidden, cell), controls
+
+    def draw_cell_mask(self, steps: int, batch_size: int) -> Tensor | None:
+        """Draw which cells forget, (T, B, C), from torch's default generator; None where none ever does."""
+        if not (self.training and self.cell_dropout > 0):
+            return None
+        size = (steps, batch_size, self.controller.controller_size)
+        return torch.empty(size, dtype=self.initial_hidden.dtype, device=self.initial_hidden.device).bernoulli_(
+            1 - self.cell_dropout
+        )
+
+    def forward(
+        self, inputs: Tensor, state: NTMState | None = None, memory_units: int | None = None
+    ) -> tuple[Tensor, NTMState]:
+        """Run over whole sequences.
+
+        Args:
+            inputs: (T, B, input_size).
+            state: where to start; None for `initial_state`.
+            memory_units: rows of a fresh memory; None for the configured number.
+
+        Returns:
+            Output logits (T, B, output_size) and the final state.
+        """
+        steps, batch_size, _ = inputs.shape
+        if state is None:
+            state = self.initial_state(batch_size, memory_units)
+        cell_mask = self.draw_cell_mask(steps, batch_size)
+        return self.unroll(inputs, state, cell_mask)
+
+    def unroll(self, inputs: Tensor, state: NTMState, cell_mask: Tensor | None) -> tuple[Tensor, NTMState]:
+        """Apply `step` T times: the readable path, on any device and in any floating-point type."""
+        outputs = []
+        for t, x in enumerate(inputs):
+            logits, state = self.step(x, state, None if cell_mask is None else cell_mask[t])
+            outputs.append(logits)
+        return torch.stack(outputs), state
