@@ -109,18 +109,23 @@ def softplus(x):
 
 @compiled
 def dot(a, b):
-    total = a[0] * b[0]
-    for n in range(1, a.shape[0]):
+    total = a.dtype.type(0)
+    for n in range(a.shape[0]):
         total += a[n] * b[n]
     return total
 
 
-@njit(cache=True, nogil=True, fastmath=True)  # a maximum vectorises only where NaN may be overlooked
+@compiled
 def largest(a):
-    top = a[0]
-    for n in range(1, a.shape[0]):
-        top = max(top, a[n])
-    return top
+    """Four maxima side by side: each waits for its own last comparison alone."""
+    top0 = top1 = top2 = top3 = a[0]
+    whole = a.shape[0] // 4 * 4
+    for n in range(0, whole, 4):
+        top0, top1 = max(top0, a[n]), max(top1, a[n + 1])
+        top2, top3 = max(top2, a[n + 2]), max(top3, a[n + 3])
+    for n in range(whole, a.shape[0]):
+        top0 = max(top0, a[n])
+    return max(max(top0, top1), max(top2, top3))
 
 
 @compiled
@@ -143,19 +148,22 @@ def add_blend(out, memory, vector):
 def lstm(gates, cell, cell_mask, new_cell, tanh_cell, hidden):
     """One step of the LSTM. `gates` (4C) holds sums when it comes in and activations when it leaves."""
     size = cell.shape[0]
-    for j in range(2 * size):
-        gates[j] = sigmoid(gates[j])
-    for j in range(2 * size, 3 * size):
-        gates[j] = tanh(gates[j])
-    for j in range(3 * size, 4 * size):
-        gates[j] = sigmoid(gates[j])
+    input, forget, candidate, output = gates[:size], gates[size : 2 * size], gates[2 * size : 3 * size], gates[3 * size :]
     for j in range(size):
-        new_cell[j] = gates[size + j] * cell[j] + gates[j] * gates[2 * size + j]
+        input[j] = sigmoid(input[j])
+    for j in range(size):
+        forget[j] = sigmoid(forget[j])
+    for j in range(size):
+        candidate[j] = tanh(candidate[j])
+    for j in range(size):
+        output[j] = sigmoid(output[j])
+    for j in range(size):
+        new_cell[j] = forget[j] * cell[j] + input[j] * candidate[j]
     for j in range(cell_mask.shape[0]):  # empty where no cell is made to forget
         new_cell[j] *= cell_mask[j]
     for j in range(size):
         tanh_cell[j] = tanh(new_cell[j])
-        hidden[j] = gates[3 * size + j] * tanh_cell[j]
+        hidden[j] = output[j] * tanh_cell[j]
 
 
 @compiled
@@ -180,15 +188,15 @@ def lstm_backward(gates, cell, cell_mask, tanh_cell, d_hidden, d_cell, d_gates):
 
 
 class Controls(NamedTuple):
-    """Views of one sequence's controls at one step, as in ntm/heads.py."""
+    """Views of one sequence's controls at one step, in the order of ntm/heads.py; each is flat, heads first."""
 
-    key: np.ndarray  # (H, M)
+    key: np.ndarray  # (H * M)
     key_strength: np.ndarray  # (H)
     interpolation_gate: np.ndarray  # (H)
-    shift_weighting: np.ndarray  # (H, 3)
+    shift_weighting: np.ndarray  # (H * 3)
     sharpening: np.ndarray  # (H)
-    erase: np.ndarray  # (W, M)
-    add: np.ndarray  # (W, M)
+    erase: np.ndarray  # (W * M)
+    add: np.ndarray  # (W * M)
 
 
 @compiled
@@ -197,15 +205,7 @@ def named(flat, heads, writers, width):
     a = heads * width
     b, c, d, e = a + heads, a + 2 * heads, a + 5 * heads, a + 6 * heads
     f = e + writers * width
-    return Controls(
-        flat[:a].reshape(heads, width),
-        flat[a:b],
-        flat[b:c],
-        flat[c:d].reshape(heads, 3),
-        flat[d:e],
-        flat[e:f].reshape(writers, width),
-        flat[f:].reshape(writers, width),
-    )
+    return Controls(flat[:a], flat[a:b], flat[b:c], flat[c:d], flat[d:e], flat[e:f], flat[f:])
 
 
 @compiled
@@ -214,15 +214,14 @@ def activate(c):
     for h in range(c.key_strength.shape[0]):
         c.key_strength[h] = softplus(c.key_strength[h])
         c.interpolation_gate[h] = sigmoid(c.interpolation_gate[h])
-        s = c.shift_weighting[h]
+        s = c.shift_weighting[3 * h : 3 * h + 3]
         top = max(s[0], s[1], s[2])
         s[0], s[1], s[2] = exp(s[0] - top), exp(s[1] - top), exp(s[2] - top)
         total = s[0] + s[1] + s[2]
         s[0], s[1], s[2] = s[0] / total, s[1] / total, s[2] / total
         c.sharpening[h] = ONE + softplus(c.sharpening[h])
-    for h in range(c.erase.shape[0]):
-        for m in range(c.erase.shape[1]):
-            c.erase[h, m] = sigmoid(c.erase[h, m])
+    for m in range(c.erase.shape[0]):
+        c.erase[m] = sigmoid(c.erase[m])
 
 
 @compiled
@@ -231,13 +230,12 @@ def activate_backward(c, d):
     for h in range(c.key_strength.shape[0]):
         d.key_strength[h] *= ONE - exp(-c.key_strength[h])  # softplus' = sigmoid = 1 - exp(-softplus)
         d.interpolation_gate[h] *= c.interpolation_gate[h] - c.interpolation_gate[h] * c.interpolation_gate[h]
-        s, d_s = c.shift_weighting[h], d.shift_weighting[h]
+        s, d_s = c.shift_weighting[3 * h : 3 * h + 3], d.shift_weighting[3 * h : 3 * h + 3]
         mean = s[0] * d_s[0] + s[1] * d_s[1] + s[2] * d_s[2]
         d_s[0], d_s[1], d_s[2] = s[0] * (d_s[0] - mean), s[1] * (d_s[1] - mean), s[2] * (d_s[2] - mean)
         d.sharpening[h] *= ONE - exp(ONE - c.sharpening[h])
-    for h in range(c.erase.shape[0]):
-        for m in range(c.erase.shape[1]):
-            d.erase[h, m] *= c.erase[h, m] - c.erase[h, m] * c.erase[h, m]
+    for m in range(c.erase.shape[0]):
+        d.erase[m] *= c.erase[m] - c.erase[m] * c.erase[m]
 
 
 # --- Addressing, one head of one sequence --------------------------------------------------------------------------------
@@ -282,30 +280,41 @@ def content_weighting(memory, inverse_norm, key, key_strength, similarity, conte
 
 
 @compiled
-def content_weighting_backward(
-    memory, inverse_norm, key, key_strength, similarity, content, d_content, d_memory, d_key, scratch
-):
-    """Overwrites `d_content`, adds to `d_memory`, sets `d_key`; returns d_key_strength."""
+def content_weighting_backward(inverse_norm, key, key_strength, similarity, content, d_content, direct, along_row):
+    """The gradient of eq. 5, and of eq. 6 up to the products with memory, which `similarity_backward` has.
+
+    With u.v / (|u| |v|) for K: sets `direct`, the gradient of u.v, and adds to `along_row`, that of |v|^2, doubled and
+    negative. Returns d_key_strength and the like of `along_row` for the key.
+    """
     inverse_key_norm = ONE / np.sqrt(dot(key, key) + NORM_EPSILON)
     mean = dot(d_content, content)
-    d_key_strength = mean - mean
-    along_key = mean - mean
-    direct, along_row = d_content, scratch  # gradients of key.row, and of the row through its own norm
+    d_key_strength = along_key = mean - mean
     for n in range(similarity.shape[0]):
         d_logit = content[n] * (d_content[n] - mean)
-        d_similarity = d_logit * key_strength
         d_key_strength += d_logit * similarity[n]
-        along_key += d_similarity * similarity[n]
-        direct[n] = d_similarity * inverse_norm[n] * inverse_key_norm
-        along_row[n] = d_similarity * similarity[n] * inverse_norm[n] * inverse_norm[n]
-    along_key *= inverse_key_norm * inverse_key_norm
-    for m in range(memory.shape[0]):
-        total = mean - mean
-        for n in range(memory.shape[1]):
-            total += direct[n] * memory[m, n]
-            d_memory[m, n] += direct[n] * key[m] - along_row[n] * memory[m, n]
-        d_key[m] = total - along_key * key[m]
-    return d_key_strength
+        along = key_strength * d_logit * similarity[n]
+        along_key += along
+        along_row[n] += along * inverse_norm[n] * inverse_norm[n]
+        direct[n] = key_strength * d_logit * inverse_norm[n] * inverse_key_norm
+    return d_key_strength, along_key * inverse_key_norm * inverse_key_norm
+
+
+@compiled
+def similarity_backward(memory, keys, direct, along_row, along_key, d_memory, d_keys):
+    """The rest of the gradient of eq. 6, all heads, two a pass. Adds to `d_memory`, sets `d_keys`."""
+    width, rows = memory.shape
+    for h in range(0, along_key.shape[0], 2):
+        one, two = direct[h], direct[h + 1]
+        for m in range(width):
+            key_one, key_two = keys[h * width + m], keys[(h + 1) * width + m]
+            total_one = total_two = memory.dtype.type(0)
+            for n in range(rows):
+                total_one += one[n] * memory[m, n]
+                total_two += two[n] * memory[m, n]
+                d_memory[m, n] += one[n] * key_one + two[n] * key_two - along_row[n] * memory[m, n]
+            d_keys[h * width + m] = total_one - along_key[h] * key_one
+            d_keys[(h + 1) * width + m] = total_two - along_key[h + 1] * key_two
+        along_row[:] = memory.dtype.type(0)
 
 
 @compiled
@@ -341,23 +350,14 @@ def shift(gated, s, shifted):
 def shift_backward(gated, s, d_shifted, d_gated, d_s):
     """Sets `d_gated` and `d_s`. The convolution with the mirrored shifts."""
     back, stay, forward, last = s[0], s[1], s[2], gated.shape[0] - 1
-    d_back = d_stay = d_forward = back - back
     for i in range(1, last):
         d_gated[i] = back * d_shifted[i - 1] + stay * d_shifted[i] + forward * d_shifted[i + 1]
-        d_back += d_shifted[i] * gated[i + 1]
-        d_stay += d_shifted[i] * gated[i]
-        d_forward += d_shifted[i] * gated[i - 1]
-    second, before_last = min(1, last), max(last - 1, 0)
-    d_gated[0] = back * d_shifted[last] + stay * d_shifted[0] + forward * d_shifted[second]
-    d_back += d_shifted[0] * gated[second]
-    d_stay += d_shifted[0] * gated[0]
-    d_forward += d_shifted[0] * gated[last]
+    d_gated[0] = back * d_shifted[last] + stay * d_shifted[0] + forward * d_shifted[min(1, last)]
     if last > 0:
-        d_gated[last] = back * d_shifted[before_last] + stay * d_shifted[last] + forward * d_shifted[0]
-        d_back += d_shifted[last] * gated[0]
-        d_stay += d_shifted[last] * gated[last]
-        d_forward += d_shifted[last] * gated[before_last]
-    d_s[0], d_s[1], d_s[2] = d_back, d_stay, d_forward
+        d_gated[last] = back * d_shifted[last - 1] + stay * d_shifted[last] + forward * d_shifted[0]
+    d_s[0] = dot(d_shifted[:last], gated[1:]) + d_shifted[last] * gated[0]
+    d_s[1] = dot(d_shifted, gated)
+    d_s[2] = dot(d_shifted[1:], gated[:last]) + d_shifted[0] * gated[last]
 
 
 @compiled
@@ -408,43 +408,48 @@ def read_backward(memory, weighting, d_reads, d_memory, d_weighting):
 @compiled
 def write(memory, weighting, erase, add, new_memory):
     """eq. 3 and 4."""
-    writers = weighting.shape[0]
-    for m in range(memory.shape[0]):
-        row, new_row = memory[m], new_memory[m]
-        for h in range(1, writers):  # all heads erase ...
-            for n in range(row.shape[0]):
-                new_row[n] = row[n] - row[n] * weighting[h, n] * erase[h, m]
-            row = new_row
-        for n in range(row.shape[0]):  # (the first head erases last and adds first, in one pass)
-            new_row[n] = row[n] + weighting[0, n] * (add[0, m] - row[n] * erase[0, m])
-        for h in range(1, writers):  # ... before any adds
-            for n in range(row.shape[0]):
-                new_row[n] += weighting[h, n] * add[h, m]
+    width, rows = memory.shape
+    erased = memory
+    for h in range(1, weighting.shape[0]):  # all heads erase ...
+        for m in range(width):
+            for n in range(rows):
+                new_memory[m, n] = erased[m, n] - erased[m, n] * weighting[h, n] * erase[h * width + m]
+        erased = new_memory
+    for m in range(width):  # (the first head erases last and adds first, in one pass)
+        for n in range(rows):
+            new_memory[m, n] = erased[m, n] + weighting[0, n] * (add[m] - erased[m, n] * erase[m])
+    for h in range(1, weighting.shape[0]):  # ... before any adds
+        for m in range(width):
+            for n in range(rows):
+                new_memory[m, n] += weighting[h, n] * add[h * width + m]
 
 
 @compiled
 def write_backward(memory, weighting, erase, add, d_memory, d_weighting, d_erase, d_add, scratch):
     """`d_memory` comes in as the gradient of M_t and leaves as that of M_{t-1}. Adds to `d_weighting`."""
-    writers = weighting.shape[0]
-    for m in range(memory.shape[0]):
-        d_row = d_memory[m]
-        for h in range(writers):
-            kept = memory[m]  # what this head found to erase: the row, less what the other heads erased
-            for other in range(writers):
-                if other != h:
-                    for n in range(kept.shape[0]):
-                        scratch[n] = kept[n] - kept[n] * weighting[other, n] * erase[other, m]
-                    kept = scratch
-            total_add = total_erase = d_row[0] - d_row[0]
-            for n in range(kept.shape[0]):
-                total_add += d_row[n] * weighting[h, n]
-                total_erase += d_row[n] * weighting[h, n] * kept[n]
-                d_weighting[h, n] += d_row[n] * (add[h, m] - kept[n] * erase[h, m])
-            d_add[h, m] = total_add
-            d_erase[h, m] = -total_erase
-        for h in range(writers):
-            for n in range(d_row.shape[0]):
-                d_row[n] -= d_row[n] * weighting[h, n] * erase[h, m]
+    (width, rows), writers = memory.shape, weighting.shape[0]
+    for h in range(writers):
+        found = memory  # what this head had to erase: the memory, less what the other heads erased
+        for other in range(writers):
+            if other != h:
+                for m in range(width):
+                    for n in range(rows):
+                        scratch[m, n] = found[m, n] - found[m, n] * weighting[other, n] * erase[other * width + m]
+                found = scratch
+        for m in range(width):
+            erase_m, add_m = erase[h * width + m], add[h * width + m]
+            total_erase = total_add = erase.dtype.type(0)
+            for n in range(rows):
+                d_written = d_memory[m, n] * weighting[h, n]
+                total_add += d_written
+                total_erase += d_written * found[m, n]
+                d_weighting[h, n] += d_memory[m, n] * (add_m - erase_m * found[m, n])
+            d_add[h * width + m] = total_add
+            d_erase[h * width + m] = -total_erase
+    for h in range(writers):
+        for m in range(width):
+            for n in range(rows):
+                d_memory[m, n] -= d_memory[m, n] * weighting[h, n] * erase[h * width + m]
 
 
 # --- The unroll, one group of sequences ----------------------------------------------------------------------------------
@@ -522,9 +527,10 @@ def forward_group(inputs, cell_mask, writers, p, history, logits):
             for h in range(heads):
                 similarity, content = history.similarity[slot, b, h], history.content[slot, b, h]
                 shifted, log_shifted = history.shifted[slot, b, h], history.log_shifted[slot, b, h]
-                content_weighting(memory, inverse_norm, c.key[h], c.key_strength[h], similarity, content)
+                key = c.key[h * width : (h + 1) * width]
+                content_weighting(memory, inverse_norm, key, c.key_strength[h], similarity, content)
                 interpolate(content, previous[h], c.interpolation_gate[h], gated)
-                shift(gated, c.shift_weighting[h], shifted)
+                shift(gated, c.shift_weighting[3 * h : 3 * h + 3], shifted)
                 sharpen(shifted, c.sharpening[h], log_shifted, weighting[h])
             read(memory, weighting[:readers], answer[b, size:])
             write(memory, weighting[readers:], c.erase, c.add, history.memory[next, b])
@@ -563,7 +569,8 @@ def backward_group(cell_mask, writers, p, history, d_logits, d, d_inputs, d_gate
     gated, d_gated, d_content, d_shifted = (
         np.empty(rows, kind), np.empty(rows, kind), np.empty(rows, kind), np.empty(rows, kind)
     )
-    scratch, d_reads = np.empty(rows, kind), np.empty(reads_size, kind)
+    direct, along_row, along_key = np.empty((heads, rows), kind), np.zeros(rows, kind), np.empty(heads, kind)
+    scratch, d_reads = np.empty((width, rows), kind), np.empty(reads_size, kind)
     for t in range(steps - 1, -1, -1):
         np.dot(d_logits[t], p.output, d_answer)
         for b in range(group):
@@ -581,18 +588,20 @@ def backward_group(cell_mask, writers, p, history, d_logits, d, d_inputs, d_gate
             for h in range(heads):
                 similarity, content = history.similarity[t, b, h], history.content[t, b, h]
                 shifted, log_shifted = history.shifted[t, b, h], history.log_shifted[t, b, h]
-                gate, s, key = c.interpolation_gate[h], c.shift_weighting[h], c.key[h]
+                gate, s, d_s = c.interpolation_gate[h], c.shift_weighting[3 * h :], d_c.shift_weighting[3 * h :]
                 interpolate(content, previous[h], gate, gated)
                 d_c.sharpening[h] = sharpen_backward(
                     shifted, c.sharpening[h], log_shifted, weighting[h], d_weighting[h], d_shifted
                 )
-                shift_backward(gated, s, d_shifted, d_gated, d_c.shift_weighting[h])
+                shift_backward(gated, s, d_shifted, d_gated, d_s)
                 d_c.interpolation_gate[h] = interpolate_backward(
                     content, previous[h], gate, d_gated, d_content, d_weighting[h]
                 )
-                d_c.key_strength[h] = content_weighting_backward(
-                    memory, inverse_norm, key, c.key_strength[h], similarity, content, d_content, d_memory, d_c.key[h], scratch
+                d_c.key_strength[h], along_key[h] = content_weighting_backward(
+                    inverse_norm, c.key[h * width : (h + 1) * width], c.key_strength[h], similarity, content,
+                    d_content, direct[h], along_row,
                 )
+            similarity_backward(memory, c.key, direct, along_row, along_key, d_memory, d_c.key)
             activate_backward(c, d_c)
         np.dot(d_controls[t], p.controls, d_hidden)
         for b in range(group):
