@@ -21,13 +21,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg.cython_blas  # noqa: F401  the BLAS behind np.dot in compiled code
 import torch
 from numba import njit, types
 from numba.extending import overload
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ntm.addressing import LOG_EPSILON, NORM_EPSILON
 from ntm.ntm import NTM, NTMState
+
+# Groups have the threads; a product inside one must not start more. (PyTorch has a BLAS of its own.)
+threadpool_limits(limits=1, user_api="blas")
 
 GROUP = 8  # sequences a call: few enough that their history stays in cache, enough to feed a matrix product
 # Sums may be reordered and products fused, which vectorises them; NaN and infinity keep their meaning.

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ntm.backend import Backend, use_fused
 from ntm.controller import LSTMController
 from ntm.heads import Controls, Heads
 from ntm.memory import initial_memory, read, write
@@ -49,6 +50,7 @@ class NTM(nn.Module):
         num_heads: this many read heads and as many write heads.
         cell_dropout: in training, the probability that a cell of the controller forgets, drawn anew for each cell at
             each step. A controller that cannot trust its own memory learns to use the external one. Off in `eval()`.
+        backend: which code runs `forward`; the numbers are the same.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class NTM(nn.Module):
         memory_unit_size: int,
         num_heads: int = 1,
         cell_dropout: float = 0.0,
+        backend: Backend = Backend.AUTO,
     ) -> None:
         super().__init__()
+        self.backend = backend
         self.memory_units = memory_units
         self.cell_dropout = cell_dropout
         reads_size = num_heads * memory_unit_size
@@ -142,11 +146,18 @@ class NTM(nn.Module):
 
         Returns:
             Output logits (T, B, output_size) and the final state.
+
+        Raises:
+            BackendError: the fused path was asked for and cannot be had.
         """
         steps, batch_size, _ = inputs.shape
         if state is None:
             state = self.initial_state(batch_size, memory_units)
         cell_mask = self.draw_cell_mask(steps, batch_size)
+        if use_fused(self.backend, self.initial_hidden):
+            from ntm import fused  # here, so that the readable path does without Numba
+
+            return fused.unroll(self, inputs, state, cell_mask)
         return self.unroll(inputs, state, cell_mask)
 
     def unroll(self, inputs: Tensor, state: NTMState, cell_mask: Tensor | None) -> tuple[Tensor, NTMState]:
