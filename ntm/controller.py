@@ -18,7 +18,9 @@ class LSTMController(nn.Module):
         # One map for the four gates, in the order input, forget, cell, output.
         self.gates_map = nn.Linear(input_size + controller_size, 4 * controller_size)
 
-    def forward(self, x: Tensor, hidden: Tensor, cell: Tensor, cell_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, hidden: Tensor, cell: Tensor, cell_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Take one step.
 
         Args:

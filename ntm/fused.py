@@ -27,6 +27,7 @@ from numba import njit, types
 from numba.extending import overload
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ntm.addressing import LOG_EPSILON, NORM_EPSILON
 from ntm.ntm import NTM, NTMState
@@ -40,14 +41,18 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def compiled(function):
+    """Compile a function with Numba: cached on disk, without Python's global lock."""
     return njit(function, cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy", boundscheck=False)
 
 
-# --- exp and log that vectorise ------------------------------------------------------------------------------------------
+# --- exp and log that vectorise ---------------------------------------------------------------------------------------
 # In float32, polynomials: a call of the C library would keep a loop from being vectorised. In float64, the C library.
 
 LOG2_E = np.float32(1 / math.log(2))
-LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)  # n * LN2_HIGH is exact for |n| < 2^9
+LN2_HIGH, LN2_LOW = (
+    np.float32(0.693359375),
+    np.float32(math.log(2) - 0.693359375),
+)  # n * LN2_HIGH is exact for |n| < 2^9
 EXP_LOW, EXP_HIGH = np.float32(-87), np.float32(88)
 E7, E6, E5, E4, E3 = (np.float32(1 / math.factorial(n)) for n in (7, 6, 5, 4, 3))
 L9, L7, L5, L3 = (np.float32(2 / n) for n in (9, 7, 5, 3))
@@ -56,8 +61,12 @@ HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)  # float32 consta
 BIAS, MANTISSA_BITS, SQRT_HALF_BITS = np.int32(127), np.int32(23), np.float32(math.sqrt(0.5)).view(np.int32)
 
 
-def exp(x): ...
-def log(x): ...
+def exp(x):
+    """e^x, in compiled code only."""
+
+
+def log(x):
+    """The natural logarithm of x > 0, in compiled code only."""
 
 
 @overload(exp)
@@ -109,7 +118,7 @@ def softplus(x):
     return max(x, x - x) + log(ONE + exp(-abs(x)))
 
 
-# --- Products over one memory [M][N] -------------------------------------------------------------------------------------
+# --- Products over one memory [M][N] ----------------------------------------------------------------------------------
 
 
 @compiled
@@ -146,29 +155,34 @@ def add_blend(out, memory, vector):
             out[n] += vector[m] * memory[m, n]
 
 
-# --- The controller ------------------------------------------------------------------------------------------------------
+# --- The controller ---------------------------------------------------------------------------------------------------
 
 
 @compiled
 def lstm(gates, cell, cell_mask, new_cell, tanh_cell, hidden):
     """One step of the LSTM. `gates` (4C) holds sums when it comes in and activations when it leaves."""
     size = cell.shape[0]
-    input, forget, candidate, output = gates[:size], gates[size : 2 * size], gates[2 * size : 3 * size], gates[3 * size :]
+    gate_in, forget, candidate, gate_out = (
+        gates[:size],
+        gates[size : 2 * size],
+        gates[2 * size : 3 * size],
+        gates[3 * size :],
+    )
     for j in range(size):
-        input[j] = sigmoid(input[j])
+        gate_in[j] = sigmoid(gate_in[j])
     for j in range(size):
         forget[j] = sigmoid(forget[j])
     for j in range(size):
         candidate[j] = tanh(candidate[j])
     for j in range(size):
-        output[j] = sigmoid(output[j])
+        gate_out[j] = sigmoid(gate_out[j])
     for j in range(size):
-        new_cell[j] = forget[j] * cell[j] + input[j] * candidate[j]
+        new_cell[j] = forget[j] * cell[j] + gate_in[j] * candidate[j]
     for j in range(cell_mask.shape[0]):  # empty where no cell is made to forget
         new_cell[j] *= cell_mask[j]
     for j in range(size):
         tanh_cell[j] = tanh(new_cell[j])
-        hidden[j] = output[j] * tanh_cell[j]
+        hidden[j] = gate_out[j] * tanh_cell[j]
 
 
 @compiled
@@ -182,14 +196,14 @@ def lstm_backward(gates, cell, cell_mask, tanh_cell, d_hidden, d_cell, d_gates):
     for j in range(cell_mask.shape[0]):
         d_cell[j] *= cell_mask[j]
     for j in range(size):
-        input, forget, candidate = gates[j], gates[size + j], gates[2 * size + j]
-        d_gates[j] = d_cell[j] * candidate * (input - input * input)
+        gate_in, forget, candidate = gates[j], gates[size + j], gates[2 * size + j]
+        d_gates[j] = d_cell[j] * candidate * (gate_in - gate_in * gate_in)
         d_gates[size + j] = d_cell[j] * cell[j] * (forget - forget * forget)
-        d_gates[2 * size + j] = d_cell[j] * (input - input * candidate * candidate)
+        d_gates[2 * size + j] = d_cell[j] * (gate_in - gate_in * candidate * candidate)
         d_cell[j] *= forget
 
 
-# --- The controls --------------------------------------------------------------------------------------------------------
+# --- The controls -----------------------------------------------------------------------------------------------------
 
 
 class Controls(NamedTuple):
@@ -243,7 +257,7 @@ def activate_backward(c, d):
         d.erase[m] *= c.erase[m] - c.erase[m] * c.erase[m]
 
 
-# --- Addressing, one head of one sequence --------------------------------------------------------------------------------
+# --- Addressing, one head of one sequence -----------------------------------------------------------------------------
 
 
 @compiled
@@ -386,7 +400,7 @@ def sharpen_backward(shifted, sharpening, log_shifted, weighting, d_weighting, d
     return d_sharpening
 
 
-# --- Reading and writing, all heads of one sequence ----------------------------------------------------------------------
+# --- Reading and writing, all heads of one sequence -------------------------------------------------------------------
 
 
 @compiled
@@ -457,7 +471,7 @@ def write_backward(memory, weighting, erase, add, d_memory, d_weighting, d_erase
                 d_memory[m, n] -= d_memory[m, n] * weighting[h, n] * erase[h * width + m]
 
 
-# --- The unroll, one group of sequences ----------------------------------------------------------------------------------
+# --- The unroll, one group of sequences -------------------------------------------------------------------------------
 
 
 class Parameters(NamedTuple):
@@ -511,7 +525,7 @@ def forward_group(inputs, cell_mask, writers, p, history, logits):
     slots = history.gates.shape[0]
     gated = np.empty(rows, inputs.dtype)
     for t in range(steps):
-        now, next, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
+        now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
         seen, gates, hidden, answer = history.seen[now], history.gates[slot], history.hidden[slot], history.answer[slot]
         flat_controls = history.controls[slot]
         for b in range(group):
@@ -519,13 +533,13 @@ def forward_group(inputs, cell_mask, writers, p, history, logits):
         np.dot(seen, p.gates_t, gates)
         add_bias(gates, p.gates_bias)
         for b in range(group):
-            cell, new_cell, tanh_cell = history.cell[now, b], history.cell[next, b], history.tanh_cell[slot, b]
+            cell, new_cell, tanh_cell = history.cell[now, b], history.cell[after, b], history.tanh_cell[slot, b]
             lstm(gates[b], cell, cell_mask[t, b], new_cell, tanh_cell, hidden[b])
         np.dot(hidden, p.controls_t, flat_controls)
         add_bias(flat_controls, p.controls_bias)
         for b in range(group):
             memory, inverse_norm = history.memory[now, b], history.inverse_norm[slot, b]
-            previous, weighting = history.weighting[now, b], history.weighting[next, b]
+            previous, weighting = history.weighting[now, b], history.weighting[after, b]
             c = named(flat_controls[b], heads, writers, width)
             activate(c)
             inverse_norms(memory, inverse_norm)
@@ -538,10 +552,10 @@ def forward_group(inputs, cell_mask, writers, p, history, logits):
                 shift(gated, c.shift_weighting[3 * h : 3 * h + 3], shifted)
                 sharpen(shifted, c.sharpening[h], log_shifted, weighting[h])
             read(memory, weighting[:readers], answer[b, size:])
-            write(memory, weighting[readers:], c.erase, c.add, history.memory[next, b])
+            write(memory, weighting[readers:], c.erase, c.add, history.memory[after, b])
             answer[b, :size] = hidden[b]
-            history.seen[next, b, input_size:reads_end] = answer[b, size:]
-            history.seen[next, b, reads_end:] = hidden[b]
+            history.seen[after, b, input_size:reads_end] = answer[b, size:]
+            history.seen[after, b, reads_end:] = hidden[b]
         np.dot(answer, p.output_t, logits[t])
         add_bias(logits[t], p.output_bias)
 
@@ -571,9 +585,7 @@ def backward_group(cell_mask, writers, p, history, d_logits, d, d_inputs, d_gate
     d_answer, d_hidden = np.empty((group, size + reads_size), kind), np.empty((group, size), kind)
     d_seen = np.empty((group, input_size + reads_size + size), kind)
     d_seen[:, input_size:] = d.reads_hidden
-    gated, d_gated, d_content, d_shifted = (
-        np.empty(rows, kind), np.empty(rows, kind), np.empty(rows, kind), np.empty(rows, kind)
-    )
+    gated, d_gated, d_content, d_shifted = np.empty((4, rows), kind)
     direct, along_row, along_key = np.empty((heads, rows), kind), np.zeros(rows, kind), np.empty(heads, kind)
     scratch, d_reads = np.empty((width, rows), kind), np.empty(reads_size, kind)
     for t in range(steps - 1, -1, -1):
@@ -587,7 +599,15 @@ def backward_group(cell_mask, writers, p, history, d_logits, d, d_inputs, d_gate
             for j in range(reads_size):
                 d_reads[j] = d_answer[b, size + j] + d_seen[b, input_size + j]
             write_backward(
-                memory, weighting[readers:], c.erase, c.add, d_memory, d_weighting[readers:], d_c.erase, d_c.add, scratch
+                memory,
+                weighting[readers:],
+                c.erase,
+                c.add,
+                d_memory,
+                d_weighting[readers:],
+                d_c.erase,
+                d_c.add,
+                scratch,
             )
             read_backward(memory, weighting[:readers], d_reads, d_memory, d_weighting[:readers])
             for h in range(heads):
@@ -603,8 +623,14 @@ def backward_group(cell_mask, writers, p, history, d_logits, d, d_inputs, d_gate
                     content, previous[h], gate, d_gated, d_content, d_weighting[h]
                 )
                 d_c.key_strength[h], along_key[h] = content_weighting_backward(
-                    inverse_norm, c.key[h * width : (h + 1) * width], c.key_strength[h], similarity, content,
-                    d_content, direct[h], along_row,
+                    inverse_norm,
+                    c.key[h * width : (h + 1) * width],
+                    c.key_strength[h],
+                    similarity,
+                    content,
+                    d_content,
+                    direct[h],
+                    along_row,
                 )
             similarity_backward(memory, c.key, direct, along_row, along_key, d_memory, d_c.key)
             activate_backward(c, d_c)
@@ -613,39 +639,50 @@ def backward_group(cell_mask, writers, p, history, d_logits, d, d_inputs, d_gate
             for j in range(size):
                 d_hidden[b, j] += d_answer[b, j] + d_seen[b, input_size + reads_size + j]
             lstm_backward(
-                history.gates[t, b], history.cell[t, b], cell_mask[t, b], history.tanh_cell[t, b],
-                d_hidden[b], d.cell[b], d_gates[t, b],
+                history.gates[t, b],
+                history.cell[t, b],
+                cell_mask[t, b],
+                history.tanh_cell[t, b],
+                d_hidden[b],
+                d.cell[b],
+                d_gates[t, b],
             )
         np.dot(d_gates[t], p.gates, d_seen)
         d_inputs[t] = d_seen[:, :input_size]
     d.reads_hidden[:] = d_seen[:, input_size:]
 
 
-# --- The unroll, as PyTorch sees it --------------------------------------------------------------------------------------
+# --- The unroll, a whole batch ----------------------------------------------------------------------------------------
 
 
-def new_history(slots: int, inputs: np.ndarray, start: list[np.ndarray], p: Parameters) -> History:
-    """Make room for a group's history and put the initial state in its first slot.
+class Group(NamedTuple):
+    """What forward leaves for backward of one group."""
+
+    which: slice  # of the batch
+    cell_mask: np.ndarray  # (T, G, C), or (T, G, 0)
+    history: History
+
+
+def new_history(slots: int, inputs: np.ndarray, start: NTMState, p: Parameters) -> History:
+    """Make room for a group's history, and put the initial state in its first slot.
 
     Args:
         slots: the number of steps, or 1 to keep nothing.
         inputs: (T, G, I).
-        start: memory (G, N, M), weighting (G, H, N), reads (G, R, M), hidden (G, C) and cell (G, C).
+        start: the group's initial state, as arrays.
         p: the weights.
     """
-    memory, weighting, reads, hidden, cell = start
-    (_, group, input_size), kind = inputs.shape, inputs.dtype
-    rows, width = memory.shape[1:]
-    heads, size, read_size = weighting.shape[1], hidden.shape[1], reads[0].size
+    (_, group, input_size), (_, rows, width) = inputs.shape, start.memory.shape
+    heads, size, reads_size = start.weighting.shape[1], start.cell.shape[1], start.reads[0].size
 
     def room(*shape: int, carried: bool = False) -> np.ndarray:
-        return np.empty((slots + carried, group, *shape), kind)
+        return np.empty((slots + carried, group, *shape), inputs.dtype)
 
     history = History(
         memory=room(width, rows, carried=True),
         weighting=room(heads, rows, carried=True),
         cell=room(size, carried=True),
-        seen=room(input_size + read_size + size, carried=True),
+        seen=room(input_size + reads_size + size, carried=True),
         gates=room(4 * size),
         tanh_cell=room(size),
         hidden=room(size),
@@ -655,12 +692,12 @@ def new_history(slots: int, inputs: np.ndarray, start: list[np.ndarray], p: Para
         content=room(heads, rows),
         shifted=room(heads, rows),
         log_shifted=room(heads, rows),
-        answer=room(size + read_size),
+        answer=room(size + reads_size),
     )
-    history.memory[0] = memory.transpose(0, 2, 1)
-    history.weighting[0], history.cell[0] = weighting, cell
-    history.seen[0, :, input_size : input_size + read_size] = reads.reshape(group, -1)
-    history.seen[0, :, input_size + read_size :] = hidden
+    history.memory[0] = start.memory.transpose(0, 2, 1)
+    history.weighting[0], history.cell[0] = start.weighting, start.cell
+    history.seen[0, :, input_size:-size] = start.reads.reshape(group, -1)
+    history.seen[0, :, -size:] = start.hidden
     return history
 
 
@@ -675,105 +712,135 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
 
 
-def each_group(batch_size: int, work) -> list:
-    """Call `work(slice)` for each group of a batch, over as many threads as PyTorch uses; results in order."""
+def each(work, parts: list) -> list:
+    """Call `work` on each part, over as many threads as PyTorch uses; results in order."""
     global _pool
-    groups = [slice(b, min(b + GROUP, batch_size)) for b in range(0, batch_size, GROUP)]
-    threads = min(torch.get_num_threads(), len(groups))
+    threads = min(torch.get_num_threads(), len(parts))
     if threads == 1:
-        return [work(group) for group in groups]
+        return [work(part) for part in parts]
     if _pool is None or _pool._max_workers < threads:
         _pool = ThreadPoolExecutor(threads)
-    return list(_pool.map(work, groups))
+    return list(_pool.map(work, parts))
 
 
-class _Unroll(torch.autograd.Function):
+def forward(
+    p: Parameters, writers: int, inputs: np.ndarray, cell_mask: np.ndarray, start: NTMState, keep: bool
+) -> tuple[np.ndarray, NTMState, list[Group]]:
+    """Run a batch: logits (T, B, O), the final state, and, with `keep`, what backward needs."""
+    steps, batch_size, input_size = inputs.shape
+    rows, width = start.memory.shape[1:]
+    size, kind = start.cell.shape[1], inputs.dtype
+    logits = np.empty((steps, batch_size, len(p.output_bias)), kind)
+    end = NTMState(np.empty((batch_size, width, rows), kind).transpose(0, 2, 1), *(np.empty_like(s) for s in start[1:]))
+
+    def run(which: slice) -> Group:
+        group_inputs = np.ascontiguousarray(inputs[:, which])
+        group_mask = np.ascontiguousarray(cell_mask[:, which])
+        history = new_history(steps if keep else 1, group_inputs, NTMState(*(s[which] for s in start)), p)
+        group_logits = np.empty((*group_inputs.shape[:2], logits.shape[2]), kind)
+        forward_group(group_inputs, group_mask, writers, p, history, group_logits)
+        logits[:, which] = group_logits
+        last = steps % len(history.memory)
+        end.memory[which] = history.memory[last].transpose(0, 2, 1)
+        end.weighting[which], end.cell[which] = history.weighting[last], history.cell[last]
+        end.reads[which] = history.seen[last, :, input_size:-size].reshape(end.reads[which].shape)
+        end.hidden[which] = history.seen[last, :, -size:]
+        return Group(which, group_mask, history if keep else None)
+
+    return logits, end, each(run, [slice(b, min(b + GROUP, batch_size)) for b in range(0, batch_size, GROUP)])
+
+
+def backward(
+    p: Parameters, writers: int, groups: list[Group], d_logits: np.ndarray, d_end: NTMState
+) -> tuple[np.ndarray, NTMState, list[np.ndarray]]:
+    """Turn gradients of what `forward` gave into those of inputs, initial state, and weights with their biases."""
+    steps, kind = len(d_logits), d_logits.dtype
+    size, reads_size = d_end.cell.shape[1], d_end.reads[0].size
+    d_inputs = np.empty((steps, d_logits.shape[1], p.gates.shape[1] - reads_size - size), kind)
+    d_start = NTMState(d_end.memory, *(np.empty_like(d) for d in d_end[1:]))
+
+    def run(part: Group) -> list[np.ndarray]:
+        which, history = part.which, part.history
+        group = part.cell_mask.shape[1]
+        d = StateGradients(
+            np.array(d_end.memory[which].transpose(0, 2, 1), order="C"),
+            np.array(d_end.weighting[which], order="C"),
+            np.array(d_end.cell[which], order="C"),
+            np.concatenate((d_end.reads[which].reshape(group, -1), d_end.hidden[which]), axis=1),
+        )
+        d_outputs = np.ascontiguousarray(d_logits[:, which])
+        d_group_inputs = np.empty((steps, group, d_inputs.shape[2]), kind)
+        d_gates = np.empty((steps, group, len(p.gates)), kind)
+        d_controls = np.empty((steps, group, len(p.controls)), kind)
+        backward_group(part.cell_mask, writers, p, history, d_outputs, d, d_group_inputs, d_gates, d_controls)
+        d_inputs[:, which] = d_group_inputs
+        d_start.memory[which] = d.memory.transpose(0, 2, 1)
+        d_start.weighting[which], d_start.cell[which] = d.weighting, d.cell
+        d_start.reads[which] = d.reads_hidden[:, :reads_size].reshape(d_start.reads[which].shape)
+        d_start.hidden[which] = d.reads_hidden[:, reads_size:]
+        # One product over all time steps for each map: sums = source @ weight.T + bias.
+        maps = (d_gates, history.seen[:-1]), (d_controls, history.hidden), (d_outputs, history.answer)
+        flat = [(sums.reshape(-1, sums.shape[2]), source.reshape(-1, source.shape[2])) for sums, source in maps]
+        return [d_weight for sums, source in flat for d_weight in (sums.T @ source, sums.sum(0))]
+
+    total, *others = each(run, groups)
+    for weights in others:
+        for d_weight, more in zip(total, weights, strict=True):
+            d_weight += more
+    return d_inputs, d_start, total
+
+
+class Unroll(torch.autograd.Function):
+    """`forward` and `backward` as PyTorch sees them."""
+
     @staticmethod
     def forward(ctx, keep, writers, cell_mask, inputs, memory, weighting, reads, hidden, cell, *weights):
-        steps, batch_size, input_size = inputs.shape
-        w = [x.detach().numpy() for x in weights]
-        p = Parameters(w[0], w[0].T.copy(), w[1], w[2], w[2].T.copy(), w[3], w[4], w[4].T.copy(), w[5])
-        x, start = inputs.numpy(), [s.numpy() for s in (memory, weighting, reads, hidden, cell)]
-        mask = np.empty((steps, batch_size, 0), x.dtype) if cell_mask is None else cell_mask.numpy()
-        logits = np.empty((steps, batch_size, len(p.output_bias)), x.dtype)
-        end = [np.empty(s.shape, x.dtype) for s in start]
-        end[0] = np.empty((batch_size, memory.shape[2], memory.shape[1]), x.dtype)
-
-        def run(g: slice) -> tuple:
-            group_inputs, group_mask = np.ascontiguousarray(x[:, g]), np.ascontiguousarray(mask[:, g])
-            history = new_history(steps if keep else 1, group_inputs, [s[g] for s in start], p)
-            group_logits = np.empty((steps, group_inputs.shape[1], logits.shape[2]), x.dtype)
-            forward_group(group_inputs, group_mask, writers, p, history, group_logits)
-            last = steps % len(history.memory)
-            read_size = start[2][0].size
-            seen = history.seen[last]
-            logits[:, g] = group_logits
-            end[0][g], end[1][g], end[4][g] = history.memory[last], history.weighting[last], history.cell[last]
-            end[2][g] = seen[:, input_size : input_size + read_size].reshape(end[2][g].shape)
-            end[3][g] = seen[:, input_size + read_size :]
-            return g, group_mask, history
-
-        ctx.groups = each_group(batch_size, run)
-        ctx.p, ctx.writers, ctx.start_shapes = p, writers, [s.shape for s in start]
+        """Return logits and the final state's five tensors."""
+        p = _parameters(weights)
+        start = NTMState(*(s.numpy() for s in (memory, weighting, reads, hidden, cell)))
+        mask = np.empty((*inputs.shape[:2], 0), p.gates.dtype) if cell_mask is None else cell_mask.numpy()
+        logits, end, groups = forward(p, writers, inputs.numpy(), mask, start, keep)
+        ctx.save_for_backward(*weights)  # so that PyTorch notices a weight that changes before backward
+        ctx.writers, ctx.groups, ctx.start_shapes = writers, groups, [s.shape for s in start]
         ctx.set_materialize_grads(False)
-        out = [torch.from_numpy(logits), *map(torch.from_numpy, end)]
-        out[1] = out[1].transpose(1, 2)
-        return tuple(out)
+        return tuple(map(torch.from_numpy, (logits, *end)))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_logits, *d_end):
-        p, writers = ctx.p, ctx.writers
-        steps = ctx.groups[0][1].shape[0]
-        batch_size, rows, width = ctx.start_shapes[0]
-        kind = p.gates.dtype
-        input_size = p.gates.shape[1] - ctx.start_shapes[2][1] * width - p.gates.shape[0] // 4
-        d_logits = np.zeros((steps, batch_size, len(p.output_bias)), kind) if d_logits is None else d_logits.numpy()
-        d_end = [
-            np.zeros(shape, kind) if d is None else d.numpy() for d, shape in zip(d_end, ctx.start_shapes, strict=True)
-        ]
+        """Return a gradient for each argument of `forward`."""
+        p = _parameters(ctx.saved_tensors)
+        groups, kind = ctx.groups, p.gates.dtype
+        batch_size, _, _ = ctx.start_shapes[0]
+        steps = len(groups[0].cell_mask)
+        d_logits = np.zeros((steps, batch_size, len(p.output)), kind) if d_logits is None else d_logits.numpy()
+        d_end = NTMState(
+            *(np.zeros(s, kind) if d is None else d.numpy() for d, s in zip(d_end, ctx.start_shapes, strict=True))
+        )
+        d_inputs, d_start, d_weights = backward(p, ctx.writers, groups, d_logits, d_end)
+        return None, None, None, *map(torch.from_numpy, (d_inputs, *d_start, *d_weights))
 
-        def run(part: tuple) -> tuple:
-            g, mask, history = part
-            group = mask.shape[1]
-            memory, weighting, reads, hidden, cell = (d[g] for d in d_end)
-            d = StateGradients(
-                np.array(memory.transpose(0, 2, 1), order="C"),
-                np.array(weighting, order="C"),
-                np.array(cell, order="C"),
-                np.concatenate((reads.reshape(group, -1), hidden), axis=1),
-            )
-            d_inputs = np.empty((steps, group, input_size), kind)
-            d_gates = np.empty((steps, group, p.gates.shape[0]), kind)
-            d_controls = np.empty((steps, group, p.controls.shape[0]), kind)
-            group_logits = np.ascontiguousarray(d_logits[:, g])
-            backward_group(mask, writers, p, history, group_logits, d, d_inputs, d_gates, d_controls)
-            weights = []
-            for sums, source in ((d_gates, history.seen[:-1]), (d_controls, history.hidden), (group_logits, history.answer)):
-                sums, source = sums.reshape(-1, sums.shape[2]), source.reshape(-1, source.shape[2])
-                weights += [sums.T @ source, sums.sum(0)]
-            return d_inputs, d, weights
 
-        by_slice = {part[0].start: part for part in ctx.groups}
-        results = each_group(batch_size, lambda g: run(by_slice[g.start]))
-        parts, ds, weights = zip(*results, strict=True)
-        d_weights = [torch.from_numpy(sum(w[1:], start=w[0])) for w in zip(*weights, strict=True)]
-        d_inputs = torch.from_numpy(np.concatenate(parts, axis=1))
-        reads_shape = ctx.start_shapes[2]
-        rh = np.concatenate([d.reads_hidden for d in ds])
-        read_size = reads_shape[1] * reads_shape[2]
-        d_memory = np.concatenate([d.memory for d in ds]) if ctx.needs_input_grad[4] else None
-        d_start = [
-            None if d_memory is None else torch.from_numpy(d_memory).transpose(1, 2),
-            torch.from_numpy(np.concatenate([d.weighting for d in ds])) if ctx.needs_input_grad[5] else None,
-            torch.from_numpy(rh[:, :read_size].reshape(reads_shape)),
-            torch.from_numpy(rh[:, read_size:]),
-            torch.from_numpy(np.concatenate([d.cell for d in ds])),
-        ]
-        return None, None, None, d_inputs, *d_start, *d_weights
+def _parameters(weights: tuple[Tensor, ...]) -> Parameters:
+    gates, gates_bias, controls, controls_bias, output, output_bias = (w.detach().numpy() for w in weights)
+    return Parameters(
+        *(gates, gates.T.copy(), gates_bias),
+        *(controls, controls.T.copy(), controls_bias),
+        *(output, output.T.copy(), output_bias),
+    )
 
 
 def unroll(model: NTM, inputs: Tensor, state: NTMState, cell_mask: Tensor | None) -> tuple[Tensor, NTMState]:
-    weights = [*model.controller.parameters(), *model.heads.parameters(), *model.output_map.parameters()]
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *weights))
-    logits, *end = _Unroll.apply(keep, model.heads.num_write, cell_mask, inputs, *state, *weights)
+    """Compute what `NTM.unroll` computes, faster. Twice differentiable it is not.
+
+    Raises:
+        TypeError: inputs, state, mask and weights are not all of one floating-point type on the CPU.
+    """
+    maps = model.controller.gates_map, model.heads.controls_map, model.output_map
+    weights = [tensor for linear in maps for tensor in (linear.weight, linear.bias)]
+    given = [inputs, *state, *weights] + ([] if cell_mask is None else [cell_mask])
+    if any(x.dtype != inputs.dtype or x.device.type != "cpu" for x in given):
+        raise TypeError(f"the fused path needs inputs, state and weights all in {weights[0].dtype} on the CPU")
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    logits, *end = Unroll.apply(keep, model.heads.num_write, cell_mask, inputs, *state, *weights)
     return logits, NTMState(*end)

@@ -8,8 +8,9 @@ INITIAL_VALUE = 1e-6
 
 
 def initial_memory(batch_size: int, memory_units: int, memory_unit_size: int, like: Tensor) -> Tensor:
-    """Make M_0, every cell at `INITIAL_VALUE`: (B, N, M), with the dtype and on the device of `like`."""
-    return torch.full((batch_size, memory_units, memory_unit_size), INITIAL_VALUE, dtype=like.dtype, device=like.device)
+    """Make M_0, every cell at `INITIAL_VALUE`: (B, N, M), of the dtype and on the device of `like`."""
+    value = torch.tensor(INITIAL_VALUE, dtype=like.dtype, device=like.device)
+    return value.expand(batch_size, memory_units, memory_unit_size)
 
 
 def read(memory: Tensor, weighting: Tensor) -> Tensor:

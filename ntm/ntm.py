@@ -1,7 +1,8 @@
 """The Neural Turing Machine of Graves, Wayne and Danihelka 2014 (arXiv 1410.5401).
 
-Glossary: the paper's symbol, the name in this code, its shape, its equation. B sequences in a batch, T steps, N rows of
-memory (`memory_units`), M the width of a row (`memory_unit_size`), R read and W write heads, H = R + W, C controller cells.
+Glossary: the paper's symbol, the name in this code, its shape, its equation. B sequences in a batch, T steps, N rows
+of memory (`memory_units`), M the width of a row (`memory_unit_size`), R read and W write heads, H = R + W, C cells of
+the controller.
 
     M_t      memory              (B, N, M)   eq. 3-4     ntm/memory.py
     w_t      weighting           (B, H, N)   eq. 1, 9    ntm/addressing.py (read heads first, then write heads)

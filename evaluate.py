@@ -1,0 +1,167 @@
+#!/usr/bin/env python
+"""Score and draw a trained Neural Turing Machine.
+
+    python evaluate.py -config m2d3
+
+prints wrong bits and exact sequences by length, and writes the table and pictures into log/.
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from experiment import plots
+from experiment.checkpoint import load_model
+from experiment.configuration import NAMES, ROOT, Configuration
+from experiment.errors import InputError, Parser, number, run_script
+from experiment.scoring import EVALUATION, Score, generator, sample_lengths, score, trace
+from ntm import NTM, Backend, BackendError
+from ntm.backend import use_fused
+from tasks import Task
+
+LENGTHS = (20, 30, 50, 75, 100, 120)
+MISTAKES_SHOWN = 3
+SHOWN_LENGTH = 30  # of the sequence in the picture, or the longest trained length where that is less
+
+
+def lengths_type(text: str) -> list[int]:
+    """Read '10,20,50' as lengths."""
+    return sorted({number(int, 1, 1_000_000)(part) for part in text.split(",")})
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(__doc__)
+    parser.add("config", default="m1d1", metavar="NAME", help=f"one of {', '.join(NAMES)}; or all")
+    parser.add("saved_model", type=Path, metavar="PATH", help="the model; none: saved_model/reverse_<config>.pt")
+    parser.add(
+        "lengths", type=lengths_type, metavar="L,L,...", help="lengths to score; none: trained ones, and up to 120"
+    )
+    parser.add("num_sequences", type=number(int, 1, 10**7), default=256, help="sequences a length")
+    parser.add("memory_units", type=number(int, 1, 10**6), help="rows of memory; none: as configured")
+    parser.add("seed", type=number(int, 0, 2**63 - 1), default=0, help="of the test sequences")
+    parser.add("device", default="cpu", help="cpu or cuda")
+    parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
+    options = parser.parse_args()
+    if options.config not in (*NAMES, "all"):
+        raise InputError(f"-config {options.config}: no such configuration; choose one of {', '.join(NAMES)}, or all")
+    if options.config == "all" and options.saved_model:
+        raise InputError("-saved_model names one model; it does not go with -config all")
+    return options
+
+
+def default_lengths(configuration: Configuration) -> list[int]:
+    """The bottom, middle and top of the trained range, and longer ones."""
+    low, high = configuration.data.min_seq_len, configuration.data.max_seq_len
+    return sorted({low, (low + high) // 2, high, *LENGTHS})
+
+
+def evaluate(
+    model: NTM, configuration: Configuration, options: argparse.Namespace
+) -> tuple[dict[int, Score], list[str]]:
+    """Score a model at each length, with a bar; also a few mistakes, drawn as bits."""
+    task = configuration.make_task()
+    source = generator(options.seed, EVALUATION)
+    scores, mistakes = {}, []
+    for length in tqdm(
+        options.lengths or default_lengths(configuration), desc=configuration.name, leave=False, disable=None
+    ):
+        batches = sample_lengths(task, [length], options.num_sequences, source)
+        scores[length], wrong = score(model, task, batches, options.memory_units)
+        for batch, batch_wrong in zip(batches, wrong, strict=True):
+            for b in torch.nonzero(batch_wrong)[: MISTAKES_SHOWN - len(mistakes), 0].tolist():
+                mistakes.append(show_mistake(model, task, batch, b, length, options.memory_units))
+    return scores, mistakes
+
+
+@torch.no_grad()
+def show_mistake(model: NTM, task: Task, batch, b: int, length: int, memory_units: int | None) -> str:
+    """Draw the first wrong vectors of a sequence's answer as bits, a wrong bit marked below."""
+    one = type(batch)(*(part[:, b : b + 1] for part in batch)).to(model.initial_hidden.device)
+    logits, _ = model(one.inputs, memory_units=memory_units)
+    answer = (logits[:, 0] > 0).int()[one.mask[:, 0] > 0].tolist()
+    target = one.targets[:, 0].int()[one.mask[:, 0] > 0].tolist()
+    bad = [i for i, (said, meant) in enumerate(zip(answer, target, strict=True)) if said != meant]
+    lines = [f"a sequence of length {length} with {len(bad)} wrong vectors, the first of them:"]
+    for i in bad[:4]:
+        marks = "".join("^" if said != meant else " " for said, meant in zip(answer[i], target[i], strict=True))
+        said, meant = ("".join(map(str, bits[i])) for bits in (answer, target))
+        lines.append(f"  answer step {i + 1:4d}  target {meant}  answer {said}")
+        lines.append(f"{'':42s}{marks}".rstrip())
+    return "\n".join(lines)
+
+
+def print_table(scores: dict[int, Score], rows: int) -> None:
+    """Print one model's scores, a line a length."""
+    print(
+        f"{'length':>8}{'rows':>7}{'sequences':>11}{'wrong bits a sequence':>25}{'exact':>10}{'(at least)':>12}{'loss':>11}"
+    )
+    for length, s in scores.items():
+        bits = f"{s.bits:.3f} +- {s.bits_interval:.3f}"
+        print(f"{length:8d}{rows:7d}{s.sequences:11d}{bits:>25}{s.exact:10.2%}{s.exact_low:12.2%}{s.loss:11.6f}")
+
+
+def write_files(name: str, scores: dict[int, Score], rows: int, options: argparse.Namespace) -> None:
+    """Write a model's table as JSON and CSV into log/."""
+    table = [{"length": length, "memory_units": rows, **s._asdict()} for length, s in scores.items()]
+    document = {"name": name, "seed": options.seed, "scores": table}
+    (ROOT / "log" / f"{name}_scores.json").write_text(json.dumps(document, indent=1) + "\n")
+    with open(ROOT / "log" / f"{name}_scores.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration, dict[int, Score]]:
+    """Load, score, print and draw one model."""
+    model, configuration = load_model(path, options.device, Backend(options.backend))
+    try:
+        use_fused(model.backend, model.initial_hidden)
+    except BackendError as error:
+        raise InputError(f"-backend {options.backend}: {error}") from error
+    rows = options.memory_units or configuration.network.memory_units
+    scores, mistakes = evaluate(model, configuration, options)
+    print(f"{configuration.name} ({path.name}), seed {options.seed} of the test sequences")
+    print_table(scores, rows)
+    print("\n".join(mistakes))
+    (ROOT / "log").mkdir(exist_ok=True)
+    name, data = configuration.name, configuration.data
+    write_files(name, scores, rows, options)
+    plots.accuracy_by_length(
+        {name: scores}, {name: (data.min_seq_len, data.max_seq_len)}, ROOT / "log" / f"{name}_accuracy.png"
+    )
+    length = min(SHOWN_LENGTH, data.max_seq_len)
+    shown = trace(
+        model, configuration.make_task().sample(1, length, generator(options.seed, EVALUATION)), options.memory_units
+    )
+    plots.machine(
+        shown, f"{name}: reversing {length} vectors with {rows} rows of memory", ROOT / "log" / f"{name}_machine.png"
+    )
+    return configuration, scores
+
+
+def main() -> None:
+    """Evaluate one model, or all nine."""
+    options = parse_options()
+    if options.device != "cpu" and not torch.cuda.is_available():
+        raise InputError(f"-device {options.device}: no such device here; try cpu")
+    names = NAMES if options.config == "all" else (options.config,)
+    paths = {name: options.saved_model or ROOT / "saved_model" / f"reverse_{name}.pt" for name in names}
+    results = {name: evaluate_one(path, options) for name, path in paths.items()}
+    if len(results) == 1:
+        return
+    scores = {name: by_length for name, (_, by_length) in results.items()}
+    trained = {name: (c.data.min_seq_len, c.data.max_seq_len) for name, (c, _) in results.items()}
+    lengths = sorted({length for by_length in scores.values() for length in by_length})
+    print("wrong bits a sequence, by length\n" + f"{'':8}" + "".join(f"{length:>9d}" for length in lengths))
+    for name, by_length in scores.items():
+        print(f"{name:8}" + "".join(f"{by_length[n].bits:9.3f}" if n in by_length else f"{'-':>9}" for n in lengths))
+    plots.accuracy_by_length(scores, trained, ROOT / "log" / "all_accuracy.png")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,219 @@
+"""What a run is: a network, a data set, and a recipe to train one on the other."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiment.errors import InputError
+from ntm import NTM, Backend
+from tasks import TASKS, Task
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+NETWORKS = ("m1", "m2", "m3")
+DATA_SETS = ("d1", "d2", "d3")
+NAMES = tuple(network + data for network in NETWORKS for data in DATA_SETS)
+
+MAX_SIZE = 1_000_000  # of any number in a configuration file
+MAX_MEMORY_CELLS = 100_000_000  # of one sequence's memory, rows times width
+MAX_WEIGHTS = 100_000_000
+MAX_FILE_BYTES = 100_000
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network configurations m1, m2, m3: sizes of an `NTM`."""
+
+    controller_size: int  # LSTM cells
+    memory_units: int  # rows of memory, N
+    memory_unit_size: int  # width of a row, M
+    num_heads: int  # read heads, and as many write heads
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data configurations d1, d2, d3: a task and its lengths, each range inclusive at both ends."""
+
+    task: str
+    seq_width: int  # bits in a vector
+    min_seq_len: int
+    max_seq_len: int
+    longer_min_seq_len: int  # the range of the longer test, never trained on
+    longer_max_seq_len: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. The defaults are the recipe that works best; every field is a flag of train.py."""
+
+    batch_size: int = 16
+    num_iters: int = 16_000
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    lr_schedule: str = "cosine"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.1
+    momentum: float = 0.9
+    alpha: float = 0.95
+    clip_norm: float = 1.0
+    clip_value: float = 0.0
+    cell_dropout: float = 0.15
+    curriculum: float = 0.5
+    full_tape: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """All that determines a run but the machine it runs on."""
+
+    name: str
+    network: Network
+    data: Data
+    recipe: Recipe
+
+    @property
+    def title(self) -> str:
+        """Task and name, as in `reverse_m1d1`: what the run's files are called."""
+        return f"{self.data.task}_{self.name}"
+
+    def make_task(self) -> Task:
+        """Build the task."""
+        return TASKS[self.data.task](self.data.seq_width)
+
+    def make_model(self, backend: Backend = Backend.AUTO) -> NTM:
+        """Build the network for the task, its weights drawn from torch's default generator."""
+        task = self.make_task()
+        return NTM(
+            input_size=task.input_size,
+            output_size=task.output_size,
+            **dataclasses.asdict(self.network),
+            cell_dropout=self.recipe.cell_dropout,
+            backend=backend,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Turn into plain containers, for a checkpoint; `from_dict` is the way back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any], source: str) -> "Configuration":
+        """Rebuild from `as_dict`, checking every value as a file's.
+
+        Raises:
+            InputError: something is missing, unknown or impossible; the message begins with `source`.
+        """
+        fields = _checked_keys(fields, {"name": str, "network": dict, "data": dict, "recipe": dict}, source)
+        recipe = _checked_keys(fields["recipe"], _types(Recipe), f"{source}: recipe")
+        network, data = network_and_data({**fields["network"], **fields["data"]}, source)
+        return cls(fields["name"], network, data, Recipe(**recipe))
+
+
+def load_configuration(name: str, recipe: Recipe) -> Configuration:
+    """Read one of the nine configurations by name, such as m1d1.
+
+    Raises:
+        InputError: there is no such configuration, or its files are wrong.
+    """
+    if name not in NAMES:
+        raise InputError(f"-config {name}: no such configuration; choose one of {', '.join(NAMES)}")
+    paths = CONFIGS / f"{name[:2]}.json", CONFIGS / f"{name[2:]}.json"
+    network = Network(**_checked(_read_json(paths[0]), Network, str(paths[0])))
+    data = Data(**_checked(_read_json(paths[1]), Data, str(paths[1])))
+    _check_together(network, data, f"{paths[0]}, {paths[1]}")
+    return Configuration(name, network, data, recipe)
+
+
+def load_task_json(path: Path, recipe: Recipe) -> Configuration:
+    """Read a file that holds the keys of `Network` and `Data` together; the run is named after the file.
+
+    Raises:
+        InputError: the file cannot be read or is wrong.
+    """
+    network, data = network_and_data(_read_json(path), str(path))
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", path.stem):
+        raise InputError(f"{path}: a run is named after its file; use letters, digits, '_', '-' and '.', 64 at most")
+    return Configuration(path.stem, network, data, recipe)
+
+
+def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network, Data]:
+    """Check the keys of `Network` and `Data` together and build both.
+
+    Raises:
+        InputError: a key is missing, unknown, of a wrong type, or impossible.
+    """
+    fields = _checked_keys(fields, {**_types(Network), **_types(Data)}, source)
+    parts = [kind(**_checked({key: fields[key] for key in _types(kind)}, kind, source)) for kind in (Network, Data)]
+    _check_together(*parts, source)
+    return tuple(parts)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise InputError(f"{path}: larger than {MAX_FILE_BYTES} characters, which no configuration is")
+        fields = json.loads(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: holds no JSON object {{...}}")
+    return fields
+
+
+def _types(kind: type) -> dict[str, type]:
+    return {field.name: field.type for field in dataclasses.fields(kind)}
+
+
+def _checked_keys(fields: dict[str, Any], types: dict[str, type], source: str) -> dict[str, Any]:
+    """Check that exactly the keys of `types` are there, each of its type."""
+    for key in fields:
+        if key not in types:
+            raise InputError(f"{source}: unknown key {key!r}; allowed are {', '.join(types)}")
+    for key, kind in types.items():
+        if key not in fields:
+            raise InputError(f"{source}: key {key!r} is missing")
+        value = fields[key]
+        if kind is float and type(value) is int:
+            fields = {**fields, key: float(value)}
+        elif type(value) is not kind:  # and not isinstance, for which True is an int
+            nouns = {
+                int: "a whole number",
+                float: "a number",
+                str: "a string",
+                bool: "true or false",
+                dict: "an object",
+            }
+            shown = json.dumps(value, default=str)[:40]
+            raise InputError(f"{source}: {key!r} must be {nouns[kind]}, not {shown}")
+    return fields
+
+
+def _checked(fields: dict[str, Any], kind: type, source: str) -> dict[str, Any]:
+    fields = _checked_keys(fields, _types(kind), source)
+    for key, value in fields.items():
+        if isinstance(value, int) and not 1 <= value <= MAX_SIZE:
+            raise InputError(f"{source}: {key!r} is {value}; allowed is 1 to {MAX_SIZE}")
+        if key == "task" and value not in TASKS:
+            raise InputError(f"{source}: 'task' is {value!r}; allowed are {', '.join(TASKS)}")
+    for low, high in (("min_seq_len", "max_seq_len"), ("longer_min_seq_len", "longer_max_seq_len")):
+        if low in fields and fields[low] > fields[high]:
+            raise InputError(f"{source}: {low!r} ({fields[low]}) must be at most {high!r} ({fields[high]})")
+    return fields
+
+
+def _check_together(network: Network, data: Data, source: str) -> None:
+    if network.memory_units * network.memory_unit_size > MAX_MEMORY_CELLS:
+        raise InputError(f"{source}: memory_units * memory_unit_size must be at most {MAX_MEMORY_CELLS}")
+    reads = network.num_heads * network.memory_unit_size
+    seen = data.seq_width + 2 + reads + network.controller_size
+    controls = network.num_heads * (4 * network.memory_unit_size + 12)
+    if network.controller_size * (4 * seen + controls) > MAX_WEIGHTS:
+        raise InputError(f"{source}: a network of this size has more than {MAX_WEIGHTS} weights, the most allowed")

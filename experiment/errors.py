@@ -1,0 +1,57 @@
+"""Bad input ends a script with one line on standard error and exit code 2, never a traceback."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class InputError(Exception):
+    """Something that the user gave cannot be used. The message names it, what is wrong, and what is allowed."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose errors are one line, that shows defaults, and that guesses no abbreviations."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+
+    def add(self, flag: str, **options) -> None:
+        """Add `-flag`, which `--flag` spells as well."""
+        self.add_argument(f"-{flag}", f"--{flag}", **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line and leave with code 2."""
+        raise InputError(message)
+
+
+def number(kind: type, low: float, high: float, low_open: bool = False) -> Callable[[str], float]:
+    """Make an argparse type: a number of a kind (int or float) from `low` (excluded if `low_open`) to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+            good = (low < value if low_open else low <= value) and value <= high
+        except ValueError:
+            good = False
+        if not good:
+            noun = "a whole number" if kind is int else "a number"
+            bounds = f"{'above' if low_open else 'of at least'} {low:g}" + (
+                f" and at most {high:g}" if high < 1e18 else ""
+            )
+            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {bounds}")
+        return value
+
+    return parse
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Call a script's `main`; turn an `InputError` into its one line and exit code 2."""
+    try:
+        main()
+    except InputError as error:
+        print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)

@@ -1,0 +1,158 @@
+"""Pictures: accuracy by length, and one sequence's way through the machine. One style for all."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from experiment.scoring import Score, Trace
+
+# Okabe & Ito's colours, which colour-blind readers can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442")
+MARKERS = "osD^vP*Xh"
+STYLE = {
+    "figure.dpi": 130,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "image.interpolation": "nearest",
+    "image.cmap": "viridis",
+}
+
+
+def accuracy_by_length(scores: dict[str, dict[int, Score]], trained: dict[str, tuple[int, int]], path: Path) -> None:
+    """Draw the share of exact sequences and the wrong bits a sequence over length, a line a model.
+
+    Args:
+        scores: by model name, then by length.
+        trained: by model name, the lengths that it was trained on, first and last.
+        path: the PNG file to write.
+    """
+    with plt.rc_context(STYLE):
+        figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.2, 5.2), sharex=True, layout="constrained")
+        lengths = sorted({length for by_length in scores.values() for length in by_length})
+        one = len(scores) == 1
+        for i, (name, by_length) in enumerate(scores.items()):
+            x = sorted(by_length)
+            style = {"color": COLOURS[i % 9], "marker": MARKERS[i % 9], "markersize": 5, "clip_on": False, "zorder": 3}
+            style |= {"linewidth": 1.5, "alpha": 1 if one else 0.85}
+            top.plot(x, [100 * by_length[n].exact for n in x], label=name, **style)
+            bottom.errorbar(
+                x, [by_length[n].bits for n in x], [by_length[n].bits_interval for n in x], capsize=2, **style
+            )
+        for first, last in sorted(set(trained.values())):
+            for axes in (top, bottom):
+                axes.axvspan(first, last, color="#000000", alpha=0.07, linewidth=0)
+        top.text(min(lengths), 4, " trained lengths", fontsize=8, color="#555555")
+        top.set(ylabel="exact sequences (%)", ylim=(0, 103))
+        bottom.set(ylabel="wrong bits a sequence", xlabel="length of the sequence (vectors)")
+        bottom.set_ylim(0, max(1.0, 1.08 * bottom.get_ylim()[1]))
+        sequences = min(score.sequences for by_length in scores.values() for score in by_length.values())
+        which = f"{next(iter(scores))}: a" if one else "A"
+        top.set_title(
+            f"{which}ccuracy by length, {sequences:,} fresh sequences a point, bars: 95% interval", loc="left"
+        )
+        if not one:
+            top.legend(ncols=3, loc="lower right", fontsize=8)
+        for axes in (top, bottom):
+            axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def machine(shown: Trace, title: str, path: Path) -> None:
+    """Draw one sequence's way through the machine, after Figures 3 and 6 of the paper.
+
+    Left, what goes in and out; right, what is added and read, and where. Only rows that a head ever visits are drawn.
+
+    Args:
+        shown: from `experiment.scoring.trace`; the first read head and the first write head are drawn.
+        title: of the whole picture.
+        path: the PNG file to write.
+    """
+    answering = np.flatnonzero(shown.mask)
+    visited = np.flatnonzero(np.maximum(shown.write_weighting[:, 0], shown.read_weighting[:, 0]).max(0) > 0.05)
+    order = _visited_window(visited, shown.memory.shape[0])
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(
+            4, 2, figsize=(9.6, 8.4), sharex=True, layout="constrained", height_ratios=(2, 2, 2, 4)
+        )
+        wrong = np.abs((shown.outputs > 0.5) - shown.targets) * shown.mask[:, None]
+        masked = np.where(shown.mask[:, None] > 0, shown.outputs, np.nan)
+        targets = np.where(shown.mask[:, None] > 0, shown.targets, np.nan)
+        left = (
+            (panels[0, 0], shown.inputs, "inputs (bits, start and end marks)", "channel", (0, 1)),
+            (panels[1, 0], targets, "targets", "bit", (0, 1)),
+            (panels[2, 0], masked, f"outputs ({int(wrong.sum())} wrong bits)", "bit", (0, 1)),
+        )
+        for axes, values, name, label, limits in left:
+            _heat(figure, axes, values.T, name, label, limits)
+        _heat(figure, panels[0, 1], shown.erases[:, 0].T, "erase vector, e", "column", (0, 1))
+        right = ((panels[1, 1], shown.adds[:, 0], "add vector, a"), (panels[2, 1], shown.reads[:, 0], "read vector, r"))
+        for axes, values, name in right:
+            limit = max(1e-6, float(np.abs(values).max()))
+            _heat(figure, axes, values.T, name, "column", (-limit, limit), "PuOr")
+        for axes, values, name in (
+            (panels[3, 0], shown.write_weighting[:, 0], "write weighting, w"),
+            (panels[3, 1], shown.read_weighting[:, 0], "read weighting, w"),
+        ):
+            _heat(figure, axes, values[:, order].T, name, f"row ({len(order)} of {shown.memory.shape[0]})", (0, 1))
+            ticks = np.linspace(0, len(order) - 1, min(8, len(order))).round().astype(int)
+            axes.set_yticks(ticks, [str(order[i]) for i in ticks])
+            axes.set_xlabel("time (steps)")
+        for axes in panels.flat:
+            if len(answering):
+                axes.axvline(answering[0] - 0.5, color="#D55E00", linewidth=1)
+        figure.suptitle(title + "\n(right of the orange line, the machine answers)")
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def _visited_window(visited: np.ndarray, rows: int) -> np.ndarray:
+    """Order the rows of the circular memory so that those visited stand together: the shortest arc that holds them."""
+    if len(visited) == 0:
+        return np.arange(rows)
+    gaps = np.diff(np.append(visited, visited[0] + rows))
+    start = visited[(gaps.argmax() + 1) % len(visited)]
+    length = rows - int(gaps.max()) + 1
+    margin = min(2, (rows - length) // 2)
+    return (start - margin + np.arange(length + 2 * margin)) % rows
+
+
+def _heat(
+    figure, axes: Axes, values, name: str, label: str, limits: tuple[float, float], colours: str = "viridis"
+) -> None:
+    image = axes.imshow(values, aspect="auto", vmin=limits[0], vmax=limits[1], cmap=colours, origin="lower")
+    axes.set_title(name, loc="left")
+    axes.set_ylabel(label)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+
+
+def trace_images(shown: Trace) -> dict[str, np.ndarray]:
+    """Make tensorboard images (3, height, width) of a trace: outputs over targets, weightings, the final memory."""
+    gap = np.full((1, shown.mask.size), np.nan)
+    answer = np.vstack(
+        (np.where(shown.mask > 0, shown.outputs.T, np.nan), gap, np.where(shown.mask > 0, shown.targets.T, np.nan))
+    )
+    limit = max(1e-6, float(np.abs(shown.memory).max()))
+    return {
+        "answer_above_target": _pixels(answer, 8),
+        "read_weighting": _pixels(shown.read_weighting[:, 0].T, 4),
+        "write_weighting": _pixels(shown.write_weighting[:, 0].T, 4),
+        "memory": _pixels(shown.memory.T / limit / 2 + 0.5, 6, "PuOr"),
+    }
+
+
+def _pixels(values: np.ndarray, zoom: int, colours: str = "viridis") -> np.ndarray:
+    """Colour values in [0, 1], (rows, columns); NaN becomes white."""
+    colour_map = matplotlib.colormaps[colours].with_extremes(bad="white")
+    image = colour_map(np.ma.masked_invalid(values), bytes=True)[..., :3]
+    return image.repeat(zoom, 0).repeat(zoom, 1).transpose(2, 0, 1)

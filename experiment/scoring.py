@@ -1,0 +1,110 @@
+"""Unroll and score: the one loop over test sequences, and one sequence looked at closely."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ntm import NTM
+from tasks import Batch, Task
+
+BATCH = 64  # sequences at a time
+# Independent random streams of one seed. Weights and cell masks come from torch's default generator.
+BATCHES, HELD_OUT, EVALUATION = range(3)
+
+
+def generator(seed: int, stream: int) -> torch.Generator:
+    """Make the generator of one of a seed's independent streams."""
+    state = np.random.SeedSequence((seed, stream)).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+
+
+class Score(NamedTuple):
+    """How a model did on a number of sequences. Intervals are 95%."""
+
+    sequences: int
+    loss: float  # binary cross-entropy a bit, nats
+    bits: float  # wrong bits a sequence
+    bits_interval: float  # half width of the interval of `bits` (normal approximation)
+    exact: float  # share of sequences without a wrong bit
+    exact_low: float  # lower end of the interval of `exact` (Wilson)
+
+
+def summarise(losses: list[float], wrong: Tensor) -> Score:
+    """Turn the losses of batches of equal size and the wrong bits of each sequence, (sequences,), into a score."""
+    n, exact, z = len(wrong), (wrong == 0).double().mean().item(), 1.96
+    spread = wrong.double().std(correction=1).item() if n > 1 else math.nan
+    margin = z * math.sqrt(exact * (1 - exact) / n + z * z / (4 * n * n))
+    return Score(
+        sequences=n,
+        loss=sum(losses) / len(losses),
+        bits=wrong.double().mean().item(),
+        bits_interval=z * spread / math.sqrt(n),
+        exact=exact,
+        exact_low=max(0.0, (exact + z * z / (2 * n) - margin) / (1 + z * z / n)),
+    )
+
+
+@torch.no_grad()
+def score(model: NTM, task: Task, batches: list[Batch], memory_units: int | None = None) -> tuple[Score, list[Tensor]]:
+    """Score a model on given batches, with its regulariser off.
+
+    Args:
+        memory_units: rows of memory; None for the configured number.
+
+    Returns:
+        The score, and for each batch its wrong bits by sequence, (B,).
+    """
+    was_training, device = model.training, model.initial_hidden.device
+    model.eval()
+    losses, wrong = [], []
+    for batch in batches:
+        batch = batch.to(device)
+        logits, _ = model(batch.inputs, memory_units=memory_units)
+        losses.append(task.loss(logits, batch).item())
+        wrong.append(task.wrong_bits(logits, batch).cpu())
+    model.train(was_training)
+    return summarise(losses, torch.cat(wrong)), wrong
+
+
+def sample_lengths(task: Task, lengths: list[int], sequences: int, source: torch.Generator) -> list[Batch]:
+    """Draw `sequences` sequences of each length, in batches of at most `BATCH`."""
+    sizes = [min(BATCH, sequences - done) for done in range(0, sequences, BATCH)]
+    return [task.sample(size, length, source) for length in lengths for size in sizes]
+
+
+def spread_lengths(low: int, high: int, count: int) -> list[int]:
+    """Spread up to `count` different lengths evenly from `low` to `high`, both included."""
+    return sorted({round(low + (high - low) * i / (count - 1)) for i in range(count)})
+
+
+class Trace(NamedTuple):
+    """One sequence's way through the machine: arrays over T steps."""
+
+    inputs: np.ndarray  # (T, input_size)
+    targets: np.ndarray  # (T, output_size)
+    mask: np.ndarray  # (T)
+    outputs: np.ndarray  # (T, output_size), probabilities
+    erases: np.ndarray  # (T, W, M)
+    adds: np.ndarray  # (T, W, M)
+    reads: np.ndarray  # (T, R, M)
+    read_weighting: np.ndarray  # (T, R, N)
+    write_weighting: np.ndarray  # (T, W, N)
+    memory: np.ndarray  # (N, M), after the last step
+
+
+@torch.no_grad()
+def trace(model: NTM, batch: Batch, memory_units: int | None = None) -> Trace:
+    """Take the first sequence of a batch through the readable model and keep what the heads did."""
+    device, readers = model.initial_hidden.device, model.heads.num_read
+    state = model.initial_state(1, memory_units)
+    steps = []
+    for x in batch.inputs[:, :1].to(device):
+        logits, state, controls = model.explained_step(x, state)
+        reading, writing = state.weighting[:, :readers], state.weighting[:, readers:]
+        steps.append((logits.sigmoid(), controls.erase, controls.add, state.reads, reading, writing))
+    by_step = (torch.cat(part).cpu().numpy() for part in zip(*steps, strict=True))
+    given = (batch.inputs[:, 0].numpy(), batch.targets[:, 0].numpy(), batch.mask[:, 0].numpy())
+    return Trace(*given, *by_step, state.memory[0].cpu().numpy())
