@@ -88,21 +88,28 @@ def show_mistake(model: NTM, task: Task, batch, b: int, length: int, memory_unit
     bad = [i for i, (said, meant) in enumerate(zip(answer, target, strict=True)) if said != meant]
     lines = [f"a sequence of length {length} with {len(bad)} wrong vectors, the first of them:"]
     for i in bad[:4]:
-        marks = "".join("^" if said != meant else " " for said, meant in zip(answer[i], target[i], strict=True))
         said, meant = ("".join(map(str, bits[i])) for bits in (answer, target))
-        lines.append(f"  answer step {i + 1:4d}  target {meant}  answer {said}")
-        lines.append(f"{'':42s}{marks}".rstrip())
+        start = f"  answer step {i + 1:4d}  target {meant}  answer "
+        marks = "".join(" " if x == y else "^" for x, y in zip(said, meant, strict=True))
+        lines += [start + said, " " * len(start) + marks]
     return "\n".join(lines)
 
 
 def print_table(scores: dict[int, Score], rows: int) -> None:
     """Print one model's scores, a line a length."""
-    print(
-        f"{'length':>8}{'rows':>7}{'sequences':>11}{'wrong bits a sequence':>25}{'exact':>10}{'(at least)':>12}{'loss':>11}"
-    )
+    columns = {
+        "length": 8,
+        "rows": 7,
+        "sequences": 11,
+        "wrong bits a sequence": 25,
+        "exact": 10,
+        "at least": 11,
+        "loss": 11,
+    }
+    print("".join(f"{name:>{width}}" for name, width in columns.items()))
     for length, s in scores.items():
         bits = f"{s.bits:.3f} +- {s.bits_interval:.3f}"
-        print(f"{length:8d}{rows:7d}{s.sequences:11d}{bits:>25}{s.exact:10.2%}{s.exact_low:12.2%}{s.loss:11.6f}")
+        print(f"{length:8d}{rows:7d}{s.sequences:11d}{bits:>25}{s.exact:10.2%}{s.exact_low:11.2%}{s.loss:11.6f}")
 
 
 def write_files(name: str, scores: dict[int, Score], rows: int, options: argparse.Namespace) -> None:

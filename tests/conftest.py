@@ -1,0 +1,58 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ntm import NTM, NTMState
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def lively_model(heads=1, dtype=torch.float64, memory_units=7, width=5, controller_size=6, scale=0.7, **options):
+    """A small model whose weights are large enough for sharp, moving weightings."""
+    model = NTM(5, 3, controller_size, memory_units, width, heads, **options).to(dtype)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=scale)
+    return model
+
+
+def lively_state(model, batch_size, memory_units=None):
+    """A state with nothing at its default: random memory, sharp weightings."""
+    default = model.initial_state(batch_size, memory_units)
+    memory, weighting, *rest = (torch.randn(part.shape, dtype=part.dtype) for part in default)
+    return NTMState(memory, torch.softmax(4 * weighting, -1), *rest)
+
+
+class Repository:
+    """A copy of the scripts in a folder of its own, to run them for real."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("ntm", "tasks", "configs", "experiment"):
+            shutil.copytree(ROOT / name, folder / name)
+        for name in ("train.py", "evaluate.py"):
+            shutil.copy2(ROOT / name, folder / name)
+
+    def run(self, *words, code=0):
+        """Run `python words...`; the exit code must be as expected."""
+        done = subprocess.run([sys.executable, *map(str, words)], cwd=self.folder, capture_output=True, text=True)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    def files(self):
+        """All files that a run could have made or changed, with their contents."""
+        made = (path for top in ("saved_model", "runs", "log") for path in (self.folder / top).rglob("*"))
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in made if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    return Repository(tmp_path_factory.mktemp("repository") / "copy")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

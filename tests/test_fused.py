@@ -1,0 +1,222 @@
+"""The fast path against the readable model: numbers, gradients, and use under stress."""
+
+import copy
+import multiprocessing
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from conftest import lively_model, lively_state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ntm import Backend, NTMState
+from ntm.memory import INITIAL_VALUE
+
+settings.register_profile("fused", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("fused")
+
+
+def both_paths(model, inputs, state):
+    """Outputs and all gradients of a random projection of all outputs, on each path."""
+    free = [part.detach().clone().requires_grad_() for part in (inputs, *state)]
+    results = []
+    for backend in (Backend.REFERENCE, Backend.FUSED):
+        model.backend = backend
+        torch.manual_seed(7)  # the cell mask, and the projection
+        logits, end = model(free[0], NTMState(*free[1:]))
+        outputs = (logits, *end)
+        loss = sum((out * torch.randn(out.shape, dtype=out.dtype)).sum() for out in outputs)
+        wanted = [*free, *(p for name, p in model.named_parameters() if not name.startswith("initial"))]
+        results.append((*outputs, *torch.autograd.grad(loss, wanted)))
+    return zip(*results, strict=True)
+
+
+def assert_close(theirs, ours, tolerance):
+    """Equal to within `tolerance` of the largest element."""
+    scale = theirs.abs().max().item() + 1e-30
+    assert (theirs - ours).abs().max().item() <= tolerance * scale
+
+
+sizes = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 19),
+        "steps": st.integers(1, 12),
+        "rows": st.integers(1, 37),
+        "width": st.integers(1, 23),
+        "controller": st.integers(1, 20),
+        "heads": st.integers(1, 3),
+        "dropout": st.sampled_from([0.0, 0.2]),
+        "scale": st.sampled_from([0.1, 0.5, 1.0]),
+    }
+)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@given(size=sizes)
+def test_any_shape(dtype, tolerance, size):
+    torch.manual_seed(1)
+    model = lively_model(
+        size["heads"], torch.float64, size["rows"], size["width"], size["controller"], size["scale"],
+        cell_dropout=size["dropout"],
+    )  # fmt: skip
+    inputs, state = torch.rand(size["steps"], size["batch"], 5), lively_state(model, size["batch"])
+    model, state = model.to(dtype), NTMState(*(part.to(dtype) for part in state))
+    for theirs, ours in both_paths(model, inputs.to(dtype), state):
+        assert_close(theirs, ours, tolerance)
+
+
+@pytest.mark.parametrize("value", [0.0, INITIAL_VALUE])
+def test_empty_memory_and_one_hot_weightings(value):
+    model = lively_model(memory_units=20, scale=0.3)
+    state = model.initial_state(9)._replace(memory=torch.full((9, 20, 5), value, dtype=torch.float64))
+    for theirs, ours in both_paths(model, torch.rand(15, 9, 5, dtype=torch.float64), state):
+        assert ours.isfinite().all()
+        assert_close(theirs, ours, 1e-8)
+
+
+def test_sharp_weightings_as_after_training():
+    model = lively_model(memory_units=24, controller_size=16)
+    with torch.no_grad():  # push key strength, sharpening and gate towards sure decisions
+        bias, heads, width = model.heads.controls_map.bias, 2, 5
+        bias[heads * width : heads * width + heads] += 8
+        bias[heads * width + 5 * heads : heads * width + 6 * heads] += 12
+    for theirs, ours in both_paths(model, torch.rand(20, 4, 5, dtype=torch.float64), model.initial_state(4)):
+        assert_close(theirs, ours, 1e-8)
+
+
+def test_fifty_training_steps_agree():
+    from experiment.configuration import Recipe, load_configuration
+    from experiment.training import clip_gradients, make_optimizer
+
+    losses = {}
+    for backend in (Backend.REFERENCE, Backend.FUSED):
+        torch.manual_seed(3)
+        recipe = Recipe()
+        configuration = load_configuration("m1d2", recipe)
+        model, task = configuration.make_model(backend), configuration.make_task()
+        optimizer, source = make_optimizer(recipe, model.parameters()), torch.Generator().manual_seed(3)
+        losses[backend] = []
+        for step in range(50):
+            batch = task.sample(4, 1 + step % 3, source)
+            loss = task.loss(model(batch.inputs, memory_units=9)[0], batch)
+            optimizer.zero_grad()
+            loss.backward()
+            clip_gradients(recipe, list(model.parameters()))
+            optimizer.step()
+            losses[backend].append(loss.item())
+    assert losses[Backend.FUSED][-1] < losses[Backend.FUSED][0]
+    torch.testing.assert_close(*(torch.tensor(values) for values in losses.values()), rtol=2e-3, atol=1e-5)
+
+
+def gradients(model, inputs):
+    model.zero_grad()
+    model(inputs)[0].square().sum().backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+def test_no_result_depends_on_the_number_of_threads():
+    model, inputs = lively_model(dtype=torch.float32, backend=Backend.FUSED), torch.rand(6, 40, 5)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            results.append([model(inputs)[0].detach(), *gradients(model, inputs)])
+    finally:
+        torch.set_num_threads(threads)
+    for one, two, three in zip(*results, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+
+
+def test_two_forwards_before_a_backward_and_two_models_at_once():
+    models = [lively_model(backend=Backend.FUSED) for _ in range(2)]
+    inputs = [torch.rand(t, b, 5, dtype=torch.float64) for t, b in ((6, 3), (6, 3), (9, 11))]
+    expected = [gradients(model, x) for model in models for x in inputs]
+    runs = [(model, model(x)[0]) for model in models for x in inputs]
+    for (model, logits), wanted in zip(runs, expected, strict=True):
+        for ours, theirs in zip(torch.autograd.grad(logits.square().sum(), model.parameters()), wanted, strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_backward_twice_through_a_kept_graph_gives_the_same():
+    model = lively_model(backend=Backend.FUSED)
+    loss = model(torch.rand(4, 2, 5, dtype=torch.float64))[0].square().sum()
+    first = torch.autograd.grad(loss, model.parameters(), retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(loss, model.parameters()), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_weight_changed_before_backward_is_noticed():
+    model = lively_model(backend=Backend.FUSED)
+    loss = model(torch.rand(4, 2, 5, dtype=torch.float64))[0].sum()
+    with torch.no_grad():
+        model.output_map.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_calls_from_threads():
+    model, inputs = lively_model(backend=Backend.FUSED), torch.rand(6, 20, 5, dtype=torch.float64)
+    expected = model(inputs)[0].detach()
+    with ThreadPoolExecutor(4) as pool:
+        for ours in pool.map(lambda _: model(inputs)[0].detach(), range(16)):
+            assert torch.equal(ours, expected)
+
+
+def _in_child(model, inputs, pipe):
+    pipe.send(model(inputs)[0].detach().tolist())
+
+
+def test_after_a_fork():
+    model, inputs = lively_model(backend=Backend.FUSED), torch.rand(6, 20, 5, dtype=torch.float64)
+    expected = model(inputs)[0].detach()  # starts this process's threads
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_in_child, args=(model, inputs, theirs))
+    child.start()
+    assert ours.poll(60), "the child process hangs"
+    assert torch.equal(torch.tensor(ours.recv(), dtype=torch.float64), expected)
+    child.join()
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_are_independent(duplicate):
+    model, inputs = lively_model(backend=Backend.FUSED), torch.rand(4, 2, 5, dtype=torch.float64)
+    twin = duplicate(model)
+    assert torch.equal(twin(inputs)[0], model(inputs)[0])
+    with torch.no_grad():
+        twin.output_map.bias.add_(1)
+    torch.testing.assert_close(twin(inputs)[0], model(inputs)[0] + 1)
+
+
+def test_nothing_is_kept_without_gradients():
+    model, inputs = lively_model(backend=Backend.FUSED), torch.rand(50, 2, 5, dtype=torch.float64)
+    with torch.no_grad():
+        logits, _ = model(inputs)
+    assert logits.grad_fn is None
+    assert torch.equal(logits, model(inputs)[0])
+
+
+def test_extreme_parameters_stay_finite():
+    for backend in (Backend.REFERENCE, Backend.FUSED):
+        model = lively_model(dtype=torch.float32, memory_units=20, scale=30.0, backend=backend)
+        inputs = torch.rand(10, 3, 5)
+        for out in (model(inputs)[0], *model(inputs)[1], *gradients(model, inputs)):
+            assert out.isfinite().all()
+
+
+def test_not_a_number_in_gives_not_a_number_out():
+    model, inputs = lively_model(dtype=torch.float32, backend=Backend.FUSED), torch.rand(4, 2, 5)
+    inputs[1, 0, 0] = float("nan")
+    logits, _ = model(inputs)
+    assert logits[1:, 0].isnan().all()
+    assert logits[:, 1].isfinite().all()
+
+
+def test_mixed_types_are_refused():
+    model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
+    with pytest.raises(TypeError, match="float32"):
+        model(torch.rand(4, 2, 5, dtype=torch.float64))

@@ -1,0 +1,122 @@
+"""The whole machine: against the oracle, and what must hold for any such machine."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from conftest import lively_model, lively_state
+from torch.autograd import gradcheck
+
+from experiment.configuration import NAMES, Recipe, load_configuration
+from ntm import NTM, Backend, BackendError, NTMState
+
+BACKENDS = [Backend.REFERENCE, Backend.FUSED]
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_unroll_is_the_paper(heads, backend):
+    model = lively_model(heads, cell_dropout=0.3, backend=backend)
+    inputs, state = torch.rand(6, 3, 5, dtype=torch.float64), lively_state(model, 3)
+    torch.manual_seed(5)
+    mask = model.draw_cell_mask(6, 3)
+    torch.manual_seed(5)
+    logits, end = model(inputs, state)
+    assert 0 < mask.mean() < 1
+    for b in range(3):
+        theirs, their_end = oracle.unroll(model, inputs[:, b].numpy(), [part[b] for part in state], mask[:, b].numpy())
+        np.testing.assert_allclose(logits[:, b].detach(), theirs, rtol=1e-9, atol=1e-12)
+        for ours, other in zip(end, their_end, strict=True):
+            np.testing.assert_allclose(ours[b].detach(), other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_an_unroll(heads, backend):
+    model = lively_model(heads, memory_units=4, width=3, controller_size=4, backend=backend)
+    inputs, state = torch.rand(3, 2, 5, dtype=torch.float64), lively_state(model, 2)
+    parameters = dict(model.named_parameters())
+
+    def run(inputs, *parts):
+        state, weights = NTMState(*parts[:5]), dict(zip(parameters, parts[5:], strict=True))
+        logits, end = torch.func.functional_call(model, weights, (inputs, state))
+        return (logits, *end)
+
+    free = [part.detach().clone().requires_grad_() for part in (inputs, *state, *parameters.values())]
+    assert gradcheck(run, free, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_default_state_and_rows_at_call_time(backend):
+    model = lively_model(memory_units=7, backend=backend)
+    inputs = torch.rand(5, 2, 5, dtype=torch.float64)
+    for rows in (1, 2, 7, 30):
+        logits, end = model(inputs, memory_units=rows)
+        assert end.memory.shape == (2, rows, 5)
+        again, _ = model(inputs, model.initial_state(2, rows))
+        assert torch.equal(logits, again)
+    assert model(inputs)[1].memory.shape == (2, 7, 5)
+
+
+def test_the_initial_state_is_one_hot_on_row_0_and_the_constant():
+    state = lively_model().initial_state(2)
+    assert (state.weighting == torch.eye(7)[0]).all()
+    assert (state.memory == 1e-6).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_halves_are_the_whole(backend):
+    model = lively_model(backend=backend)
+    inputs = torch.rand(8, 2, 5, dtype=torch.float64)
+    whole, end = model(inputs)
+    first, middle = model(inputs[:3])
+    second, end_again = model(inputs[3:], middle)
+    torch.testing.assert_close(torch.cat((first, second)), whole)
+    for a, b in zip(end, end_again, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_batch_of_16_is_16_batches_of_one(backend):
+    model = lively_model(backend=backend)
+    inputs = torch.rand(5, 16, 5, dtype=torch.float64)
+    together, _ = model(inputs)
+    alone = torch.cat([model(inputs[:, b : b + 1])[0] for b in range(16)], dim=1)
+    torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("d1")])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_parameter_gets_a_gradient(name, backend):
+    configuration = load_configuration(name, Recipe())
+    model, task = configuration.make_model(backend), configuration.make_task()
+    batch = task.sample(4, 3, torch.Generator().manual_seed(0))
+    task.loss(model(batch.inputs)[0], batch).backward()
+    for parameter in model.parameters():
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.abs().max() > 0
+
+
+def test_parameter_counts_do_not_depend_on_rows():
+    counts = {sum(p.numel() for p in NTM(10, 8, 100, rows, 20).parameters()) for rows in (8, 128, 1024)}
+    assert counts == {62_880}
+
+
+def test_cell_dropout_is_off_in_eval_and_follows_the_generator_in_training():
+    model = lively_model(cell_dropout=0.5)
+    inputs = torch.rand(5, 2, 5, dtype=torch.float64)
+
+    def run(seed):
+        torch.manual_seed(seed)
+        return model(inputs)[0]
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+    model.eval()
+    assert torch.equal(run(1), run(2))
+
+
+def test_asking_for_the_fused_path_where_it_cannot_be_had_is_an_error():
+    model = lively_model(dtype=torch.float16, backend=Backend.FUSED)
+    with pytest.raises(BackendError, match="float32 or float64"):
+        model(torch.rand(2, 1, 5, dtype=torch.float16))
