@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         InputError: there is no such file, or it is not one of ours.
     """
     try:
-        contents = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's own, about files that are refused anyway
+            contents = torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # torch.load has no common type for what a damaged or foreign file makes it raise

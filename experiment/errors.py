@@ -22,6 +22,9 @@ class Parser(argparse.ArgumentParser):
         """Add `-flag`, which `--flag` spells as well."""
         self.add_argument(f"-{flag}", f"--{flag}", **options)
 
+    def _get_option_tuples(self, option_string: str) -> list:
+        return []  # `allow_abbrev` does not reach flags of one dash
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line and leave with code 2."""
         raise InputError(message)
@@ -48,9 +51,12 @@ def number(kind: type, low: float, high: float, low_open: bool = False) -> Calla
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Call a script's `main`; turn an `InputError` into its one line and exit code 2."""
+    """Call a script's `main`; turn an `InputError` into its one line and exit code 2, and Ctrl-C into 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
+        sys.exit(130)
     except InputError as error:
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(2)

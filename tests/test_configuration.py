@@ -1,0 +1,87 @@
+"""Configuration files: the nine, and everything that can be wrong with one."""
+
+import json
+
+import pytest
+
+from experiment.configuration import NAMES, Configuration, Recipe, load_configuration, load_task_json
+from experiment.errors import InputError
+
+GOOD = {
+    "controller_size": 8, "memory_units": 16, "memory_unit_size": 4, "num_heads": 1,
+    "task": "reverse", "seq_width": 3, "min_seq_len": 1, "max_seq_len": 4,
+    "longer_min_seq_len": 4, "longer_max_seq_len": 8,
+}  # fmt: skip
+
+
+def test_the_nine():
+    sizes = {"m1": (100, 128, 20, 1), "m2": (200, 128, 20, 1), "m3": (100, 128, 40, 1)}
+    ranges = {"d1": (1, 20, 20, 100), "d2": (1, 10, 10, 100), "d3": (1, 30, 30, 100)}
+    assert len(NAMES) == 9
+    for name in NAMES:
+        configuration = load_configuration(name, Recipe())
+        network, data = configuration.network, configuration.data
+        assert tuple(vars(network).values()) == sizes[name[:2]]
+        assert tuple(vars(data).values()) == ("reverse", 8, *ranges[name[2:]])
+        assert Configuration.from_dict(configuration.as_dict(), "here") == configuration
+
+
+@pytest.mark.parametrize("name", ["m4d1", "m1", "", "m1d1d1", "../m1d1", "M1D1"])
+def test_unknown_names(name):
+    with pytest.raises(InputError, match="m1d1, m1d2"):
+        load_configuration(name, Recipe())
+
+
+def test_a_task_file(tmp_path):
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(GOOD))
+    configuration = load_task_json(path, Recipe())
+    assert (configuration.name, configuration.title) == ("tiny", "reverse_tiny")
+    assert configuration.make_task().input_size == 5
+
+
+BAD = {
+    "unknown key": ({**GOOD, "depth": 3}, "unknown key 'depth'"),
+    "missing key": ({k: v for k, v in GOOD.items() if k != "num_heads"}, "'num_heads' is missing"),
+    "text for a number": ({**GOOD, "seq_width": "8"}, "'seq_width' must be a whole number"),
+    "a fraction": ({**GOOD, "seq_width": 1.5}, "'seq_width' must be a whole number"),
+    "true for a number": ({**GOOD, "num_heads": True}, "'num_heads' must be a whole number"),
+    "zero": ({**GOOD, "memory_units": 0}, "'memory_units' is 0; allowed is 1"),
+    "negative": ({**GOOD, "min_seq_len": -1}, "'min_seq_len' is -1"),
+    "too many rows": ({**GOOD, "memory_units": 10**12}, "'memory_units' is 1000000000000"),
+    "too much memory": ({**GOOD, "memory_units": 10**6, "memory_unit_size": 10**6}, "memory_units \\* memory_unit"),
+    "too many weights": ({**GOOD, "controller_size": 10**6}, "weights"),
+    "range upside down": ({**GOOD, "min_seq_len": 5}, "'min_seq_len' \\(5\\) must be at most 'max_seq_len'"),
+    "longer range upside down": ({**GOOD, "longer_max_seq_len": 1}, "must be at most 'longer_max_seq_len'"),
+    "no such task": ({**GOOD, "task": "sort"}, "allowed are reverse"),
+    "a list": ([GOOD], "no JSON object"),
+    "null": (None, "no JSON object"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_fields_are_named(tmp_path, case):
+    fields, message = BAD[case]
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=message) as error:
+        load_task_json(path, Recipe())
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "contents", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"seq_width": NaN}', b" " * 200_000, b"1" * 5000]
+)
+def test_junk_is_refused_in_one_line(tmp_path, contents):
+    path = tmp_path / "junk.json"
+    path.write_bytes(contents)
+    with pytest.raises(InputError, match=r"junk\.json") as error:
+        load_task_json(path, Recipe())
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_not_there_or_not_files(tmp_path):
+    for path in (tmp_path / "missing.json", tmp_path):
+        with pytest.raises(InputError, match="cannot be read"):
+            load_task_json(path, Recipe())

@@ -1,0 +1,276 @@
+"""train.py and evaluate.py, run for real in a copy of the repository."""
+
+import csv
+import json
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_configuration import GOOD
+
+from experiment.checkpoint import load_model, save
+from experiment.configuration import NAMES
+from experiment.errors import InputError
+from ntm import Backend
+
+TAGS = {"loss", "bits", "exact"}
+
+
+def curves(folder, name):
+    """All points of a run's curves: by curve and tag, (step, value) in order."""
+    points = {}
+    for curve in ("train", "test", "test_longer"):
+        events = EventAccumulator(str(folder / "runs" / name / curve)).Reload()
+        for tag in events.Tags()["scalars"]:
+            points[curve, tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    return points
+
+
+@pytest.fixture(scope="session")
+def tiny(repository):
+    """A small task file in the copy, and one finished run of it."""
+    (repository.folder / "tiny.json").write_text(json.dumps(GOOD))
+    flags = ("-task_json", "tiny.json", "-num_iters", 60, "-report_every", 20, "-batch_size", 4)
+    done = repository.run("train.py", *flags)
+    model = torch.load(repository.folder / "saved_model" / "reverse_tiny.pt", weights_only=True)["model"]
+    return flags, done, model, curves(repository.folder, "tiny")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_configuration_trains_saves_and_evaluates(repository, name):
+    repository.run("train.py", "-config", name, "-num_iters", 50)
+    saved = repository.folder / "saved_model" / f"reverse_{name}.pt"
+    model, configuration = load_model(saved)
+    assert not model.training
+    assert configuration.name == name
+    assert configuration.recipe.num_iters == 50
+    out = repository.run("evaluate.py", "-config", name, "-num_sequences", 5, "-lengths", "1,3").stdout
+    assert re.search(r"^ +3 +128 +5 ", out, re.MULTILINE)
+
+
+def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
+    _, done, _, points = tiny
+    assert "fused on cpu" in done.stdout
+    for curve in ("train", "test", "test_longer"):
+        for tag in TAGS:
+            assert [step for step, _ in points[curve, tag]] == [20, 40, 60]
+    assert {"learning_rate", "gradient_norm", "sequences_per_second"} <= {t for c, t in points if c == "train"}
+    images = EventAccumulator(str(repository.folder / "runs" / "tiny" / "test")).Reload().Tags()["images"]
+    assert {"read_weighting", "write_weighting", "memory"} <= set(images)
+    log = (repository.folder / "log" / "tiny.log").read_text()
+    for key in ("command: python train.py -task_json", "network", "recipe", "commit", "versions", "hardware"):
+        assert f"# {key}" in log
+    assert len(re.findall(r"^iteration ", log, re.MULTILINE)) == 3
+    assert not list((repository.folder / "runs").rglob("checkpoint*"))
+    assert not list((repository.folder / "saved_model").glob(".*"))
+
+
+def test_the_same_seed_gives_the_same_model_however_often_it_reports(repository, tiny):
+    flags, _, model, _ = tiny
+    other = ("-saved_model", "elsewhere/again.pt")
+    repository.run("train.py", *flags, "-report_every", 7, *other)
+    again = torch.load(repository.folder / "elsewhere" / "again.pt", weights_only=True)["model"]
+    assert all(torch.equal(model[name], again[name]) for name in model)
+    repository.run("train.py", *flags, "-seed", 1, *other)
+    different = torch.load(repository.folder / "elsewhere" / "again.pt", weights_only=True)["model"]
+    assert not torch.equal(model["output_map.weight"], different["output_map.weight"])
+
+
+def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
+    flags, _, _, _ = tiny
+    flags = (*flags[:2], "-num_iters", 3000, "-report_every", 250, "-batch_size", 4)
+    one, other = repository.folder / "saved_model" / "one.pt", repository.folder / "saved_model" / "other.pt"
+    repository.run("train.py", *flags, "-saved_model", one)
+    whole = curves(repository.folder, "tiny")
+    log = repository.folder / "log" / "tiny.log"
+    whole_log = [re.sub(r" +\S+ s  ", " ", line) for line in log.read_text().splitlines() if line.startswith("iter")]
+
+    log.unlink()
+    command = [sys.executable, "train.py", *map(str, flags), "-saved_model", str(other)]
+    process = subprocess.Popen(
+        command, cwd=repository.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and (not log.exists() or "iteration    500" not in log.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    stopped = int(re.search(r"stopped at iteration (\d+); to go on: python train.py .* -resume", out)[1])
+    assert 500 <= stopped < 3000
+    assert not other.exists()
+    assert (repository.folder / "runs" / "tiny" / "checkpoint.pt").exists()
+
+    wrong = repository.run("train.py", *flags, "-lr", 0.5, "-resume", code=2).stderr
+    assert "other flags" in wrong
+    repository.run("train.py", *flags, "-saved_model", other, "-resume")
+    a, b = (torch.load(path, weights_only=True)["model"] for path in (one, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    resumed = curves(repository.folder, "tiny")
+    for key in whole:
+        if key[1] != "sequences_per_second":
+            assert resumed[key] == whole[key]
+    log_lines = [re.sub(r" +\S+ s  ", " ", line) for line in log.read_text().splitlines() if line.startswith("iter")]
+    assert log_lines == whole_log
+    assert "no " in repository.run("train.py", *flags, "-resume", code=2).stderr
+
+
+def test_both_paths_train_alike(repository, tiny):
+    flags, _, model, _ = tiny
+    done = repository.run("train.py", *flags, "-backend", "reference", "-saved_model", "elsewhere/slow.pt")
+    assert "reference on cpu" in done.stdout
+    slow = torch.load(repository.folder / "elsewhere" / "slow.pt", weights_only=True)["model"]
+    for name in model:
+        torch.testing.assert_close(model[name], slow[name], rtol=0.05, atol=2e-3)
+
+
+def test_the_papers_own_setting_learns(repository):
+    flags = "-optimizer rmsprop -momentum 0.9 -lr 1e-4 -lr_schedule constant -clip_norm 0 -clip_value 10 -batch_size 1"
+    flags += " -full_tape -curriculum 0 -cell_dropout 0 -num_iters 600 -report_every 100"
+    repository.run("train.py", "-config", "m1d2", *flags.split(), "-saved_model", "elsewhere/paper.pt")
+    losses = [value for _, value in curves(repository.folder, "m1d2")["train", "loss"]]
+    assert losses[-1] < losses[0] - 0.005
+    _, configuration = load_model(repository.folder / "elsewhere" / "paper.pt")
+    assert configuration.recipe.optimizer == "rmsprop"
+    assert configuration.recipe.clip_value == 10
+
+
+def test_evaluate_writes_its_table_and_pictures(repository, tiny):
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    out = repository.run("evaluate.py", "-saved_model", saved, "-num_sequences", 70, "-memory_units", 40).stdout
+    document = json.loads((repository.folder / "log" / "tiny_scores.json").read_text())
+    lengths = [row["length"] for row in document["scores"]]
+    assert lengths == [1, 2, 4, 20, 30, 50, 75, 100, 120]
+    assert all(row["sequences"] == 70 and row["memory_units"] == 40 for row in document["scores"])
+    with open(repository.folder / "log" / "tiny_scores.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["bits"]) for row in rows] == [row["bits"] for row in document["scores"]]
+    for picture in ("accuracy", "machine"):
+        with Image.open(repository.folder / "log" / f"tiny_{picture}.png") as image:
+            assert image.width > 600
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 20
+    # a mistake is drawn with a mark below each wrong bit
+    target, answer, marks = re.search(r"target ([01]+)  answer ([01]+)\n +([ ^]*)\n", out).groups()
+    assert len(target) == 3
+    assert target != answer
+    assert marks.count("^") == sum(a != b for a, b in zip(target, answer, strict=True))
+
+
+def test_evaluate_gives_the_same_table_on_either_path_and_again(repository, tiny):
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    flags = ("evaluate.py", "-saved_model", saved, "-num_sequences", 30, "-lengths", "1,4")
+    table = repository.run(*flags).stdout
+    assert repository.run(*flags).stdout == table
+    assert repository.run(*flags, "-seed", 1).stdout != table
+    slow = repository.run(*flags, "-backend", "reference").stdout
+    assert [line.split()[:7] for line in slow.splitlines()] == [line.split()[:7] for line in table.splitlines()]
+
+
+WRONG = {
+    "unknown network": ("train.py -config m4d1", "m1d1, m1d2"),
+    "half a name": ("train.py -config m1", "m1d1, m1d2"),
+    "missing file": ("train.py -task_json missing.json", "missing.json"),
+    "unknown key": ("train.py -task_json unknown.json", "'depth'"),
+    "batch of none": ("train.py -batch_size 0", "-batch_size"),
+    "no iterations": ("train.py -num_iters 0", "-num_iters"),
+    "text for a number": ("train.py -lr fast", "'fast' is not a number above 0"),
+    "infinite rate": ("train.py -lr inf", "-lr"),
+    "rate not a number": ("train.py -lr nan", "-lr"),
+    "momentum with adam": ("train.py -momentum 0.9", "-optimizer rmsprop"),
+    "beta with rmsprop": ("train.py -optimizer rmsprop -beta1 0.5", "-optimizer adam"),
+    "unknown optimizer": ("train.py -optimizer sgd", "adam"),
+    "unknown flag": ("train.py -learning_rate 1", "-learning_rate"),
+    "abbreviated flag": ("train.py -conf m1d1", "-conf"),
+    "no such device": ("train.py -device tpu", "-device tpu"),
+    "nothing to resume": ("train.py -config m2d2 -resume", "-resume"),
+    "a text file as model": ("evaluate.py -saved_model text.pt", "text.pt"),
+    "a pickle as model": ("evaluate.py -saved_model pickle.pt", "pickle.pt"),
+    "an empty model": ("evaluate.py -saved_model empty.pt", "empty.pt"),
+    "half a model": ("evaluate.py -saved_model half.pt", "half.pt"),
+    "a foreign model": ("evaluate.py -saved_model foreign.pt", "foreign.pt"),
+    "a missing model": ("evaluate.py -saved_model missing.pt", "missing.pt"),
+    "a folder as model": ("evaluate.py -saved_model ntm", "ntm"),
+    "evaluate an unknown name": ("evaluate.py -config m9d9", "m1d1, m1d2"),
+    "all, and one": ("evaluate.py -config all -saved_model x.pt", "-config all"),
+    "length of none": ("evaluate.py -lengths 0,5", "-lengths"),
+    "lengths not numbers": ("evaluate.py -lengths 1,x", "-lengths"),
+    "no rows": ("evaluate.py -memory_units 0", "-memory_units"),
+}
+
+
+class Attack:
+    def __reduce__(self):
+        return open, ("attacked", "w")
+
+
+@pytest.fixture(scope="session")
+def bad_files(repository, tiny):
+    folder = repository.folder
+    (folder / "unknown.json").write_text(json.dumps({**GOOD, "depth": 3}))
+    (folder / "text.pt").write_text("not a model\n")
+    (folder / "pickle.pt").write_bytes(pickle.dumps(Attack()))
+    (folder / "empty.pt").write_bytes(b"")
+    whole = (folder / "saved_model" / "reverse_tiny.pt").read_bytes()
+    (folder / "half.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"weights": torch.zeros(3)}, folder / "foreign.pt")
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.usefixtures("bad_files")
+def test_bad_input_gets_one_line_and_code_2_and_changes_nothing(repository, case):
+    command, said = WRONG[case]
+    before = repository.files()
+    done = repository.run(*command.split(), code=2)
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert repository.files() == before
+    assert not (repository.folder / "attacked").exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help_names_each_flag_with_its_default(repository, script):
+    text = repository.run(script, "-h").stdout
+    flags = set(re.findall(r"^  (-\w+)", text, re.MULTILINE))
+    assert {"-config", "-saved_model", "-seed", "-device", "-backend"} <= flags
+    assert repository.run(script, "--help").stdout == text
+    if script == "train.py":
+        assert {
+            "-task_json",
+            "-batch_size",
+            "-num_iters",
+            "-lr",
+            "-optimizer",
+            "-momentum",
+            "-alpha",
+            "-resume",
+        } <= flags
+        assert "(default: 0.001)" in text
+
+
+def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "model.pt"
+    save(path, {"a": 1})
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="pickle"):
+        save(path, {"a": lambda: 0})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_weights_that_do_not_fit_are_refused(repository, tiny, tmp_path):
+    contents = torch.load(repository.folder / "saved_model" / "reverse_tiny.pt", weights_only=True)
+    contents["configuration"]["network"]["controller_size"] = 9
+    torch.save(contents, tmp_path / "odd.pt")
+    with pytest.raises(InputError, match="do not fit"):
+        load_model(tmp_path / "odd.pt")
+    torch.save({**contents, "format": 99}, tmp_path / "odd.pt")
+    with pytest.raises(InputError, match="format"):
+        load_model(tmp_path / "odd.pt")
+    assert load_model(repository.folder / "saved_model" / "reverse_tiny.pt", backend=Backend.REFERENCE)

@@ -1,0 +1,115 @@
+"""The reverse task, its scoring, and the lengths and tapes that training draws."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from experiment.configuration import NAMES, Recipe, load_configuration
+from experiment.scoring import generator, sample_lengths, score, spread_lengths, summarise
+from experiment.training import draw_length_and_tape, learning_rate, longest_length
+from tasks import TASKS, Reverse
+
+
+def test_the_worked_example_of_the_docstring():
+    batch = Reverse(2).batch(torch.tensor([[[1.0, 0]], [[1, 1]]]))
+    assert batch.inputs[:, 0].T.tolist() == [
+        [0, 1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0],
+    ]
+    assert batch.targets[:, 0].T.tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 1, 0]]
+    assert batch.mask[:, 0].tolist() == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("length", [1, 2, 20])
+def test_samples_are_reversed_random_and_reproducible(length):
+    task = TASKS["reverse"](8)
+    batch = task.sample(64, length, torch.Generator().manual_seed(1))
+    assert batch.inputs.shape == (2 * length + 2, 64, 10)
+    assert torch.equal(batch.targets[length + 2 :].flip(0), batch.inputs[1 : length + 1, :, :8])
+    assert batch.inputs[length + 2 :].sum() == 0
+    assert batch.mask.sum() == 64 * length
+    assert 0.4 < batch.inputs[1 : length + 1, :, :8].mean() < 0.6
+    again = task.sample(64, length, torch.Generator().manual_seed(1))
+    assert torch.equal(batch.inputs, again.inputs)
+    assert not torch.equal(batch.inputs, task.sample(64, length, torch.Generator().manual_seed(2)).inputs)
+
+
+def test_scoring_counts_only_what_the_mask_marks():
+    task = Reverse(2)
+    batch = task.batch(torch.tensor([[[1.0, 0], [0, 0]], [[1, 1], [0, 1]]]))
+    perfect = torch.where(batch.targets > 0.5, 20.0, -20.0)
+    noise = torch.where(batch.mask.unsqueeze(-1) > 0, perfect, 99.0)
+    assert task.wrong_bits(noise, batch).tolist() == [0, 0]
+    assert task.loss(noise, batch) < 1e-6
+    noise[-1, 1] *= -1
+    assert task.wrong_bits(noise, batch).tolist() == [0, 2]
+    assert task.loss(noise, batch).item() == pytest.approx(2 * 20 / 8, rel=1e-6)
+    assert task.loss(torch.zeros_like(noise), batch).item() == pytest.approx(math.log(2))
+    noise[-1, 0] = float("nan")
+    assert task.wrong_bits(noise, batch).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
+    configuration = load_configuration(name, Recipe())
+    source, data = generator(0, 0), configuration.data
+    drawn = [draw_length_and_tape(Recipe(), data, 128, 15_000, source) for _ in range(3000)]
+    lengths, rows = (sorted(set(values)) for values in zip(*drawn, strict=True))
+    assert lengths == list(range(data.min_seq_len, data.max_seq_len + 1))
+    assert rows[0] == data.max_seq_len + 4
+    assert rows[-1] <= 128
+    assert rows[-1] > 120
+    full = {draw_length_and_tape(Recipe(full_tape=True), data, 128, 15_000, source)[1] for _ in range(100)}
+    assert full == {128}
+
+
+def test_the_curriculum_grows_from_short_to_the_whole_range():
+    data = load_configuration("m1d3", Recipe()).data
+    recipe = Recipe(num_iters=1000, curriculum=0.5)
+    longest = [longest_length(recipe, data, step) for step in range(1000)]
+    assert longest[0] == 3
+    assert longest == sorted(longest)
+    assert longest[499] == 30 == longest[500] == longest[999]
+    assert longest_length(Recipe(curriculum=0), data, 0) == 30
+
+
+def test_learning_rate():
+    recipe = Recipe(num_iters=100, lr=1e-2)
+    assert learning_rate(recipe, 0) == 1e-2
+    assert learning_rate(recipe, 50) == pytest.approx(5e-3)
+    assert 0 < learning_rate(recipe, 99) < 1e-5
+    assert learning_rate(Recipe(num_iters=100, lr=1e-2, lr_schedule="constant"), 99) == 1e-2
+
+
+def test_spread_lengths_has_both_ends():
+    assert spread_lengths(1, 20, 8)[0] == 1
+    assert spread_lengths(1, 20, 8)[-1] == 20
+    assert spread_lengths(4, 4, 8) == [4]
+
+
+def test_summary_intervals():
+    wrong = torch.tensor([0.0] * 98 + [3.0, 5.0])
+    result = summarise([0.1, 0.3], wrong)
+    assert result.exact == pytest.approx(0.98)
+    assert result.bits == pytest.approx(0.08)
+    assert result.bits_interval == pytest.approx(1.96 * np.std(wrong.numpy(), ddof=1) / 10, rel=1e-6)
+    assert result.exact_low == pytest.approx(0.9300, abs=1e-4)  # Wilson, from a published calculator's formula
+    assert summarise([0.0], torch.zeros(256)).exact_low == pytest.approx(256 / (256 + 1.96**2), abs=1e-6)
+
+
+def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():
+    configuration = load_configuration("m1d2", Recipe())
+    model, task = configuration.make_model(), configuration.make_task()
+    batches = sample_lengths(task, [2, 3], 70, generator(0, 1))
+    assert [b.inputs.shape[1] for b in batches] == [64, 6, 64, 6]
+    state = torch.get_rng_state()
+    first, wrong = score(model, task, batches)
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert first.sequences == 140 == sum(map(len, wrong))
+    assert score(model, task, batches)[0] == first
+    assert first.bits == pytest.approx((2 + 3) / 2 * 4, rel=0.2)  # an untrained model guesses
