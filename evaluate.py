@@ -15,12 +15,12 @@ import torch
 from tqdm import tqdm
 
 from experiment import plots
+from experiment.backend import choose_device, start_backend
 from experiment.checkpoint import load_model
 from experiment.configuration import NAMES, ROOT, Configuration
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.scoring import EVALUATION, Score, generator, sample_lengths, score, trace
-from ntm import NTM, Backend, BackendError
-from ntm.backend import use_fused
+from ntm import NTM, Backend
 from tasks import Task
 
 LENGTHS = (20, 30, 50, 75, 100, 120)
@@ -44,7 +44,7 @@ def parse_options() -> argparse.Namespace:
     parser.add("num_sequences", type=number(int, 1, 10**7), default=256, help="sequences a length")
     parser.add("memory_units", type=number(int, 1, 10**6), help="rows of memory; none: as configured")
     parser.add("seed", type=number(int, 0, 2**63 - 1), default=0, help="of the test sequences")
-    parser.add("device", default="cpu", help="cpu or cuda")
+    parser.add("device", default="auto", help="cpu or cuda; auto: cuda if there is one")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     options = parser.parse_args()
     if options.config not in (*NAMES, "all"):
@@ -125,11 +125,8 @@ def write_files(name: str, scores: dict[int, Score], rows: int, options: argpars
 
 def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration, dict[int, Score]]:
     """Load, score, print and draw one model."""
-    model, configuration = load_model(path, options.device, Backend(options.backend))
-    try:
-        use_fused(model.backend, model.initial_hidden)
-    except BackendError as error:
-        raise InputError(f"-backend {options.backend}: {error}") from error
+    model, configuration = load_model(path, choose_device(options.device), Backend(options.backend))
+    start_backend(model)
     rows = options.memory_units or configuration.network.memory_units
     scores, mistakes = evaluate(model, configuration, options)
     print(f"{configuration.name} ({path.name}), seed {options.seed} of the test sequences")
@@ -154,8 +151,6 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
 def main() -> None:
     """Evaluate one model, or all nine."""
     options = parse_options()
-    if options.device != "cpu" and not torch.cuda.is_available():
-        raise InputError(f"-device {options.device}: no such device here; try cpu")
     names = NAMES if options.config == "all" else (options.config,)
     paths = {name: options.saved_model or ROOT / "saved_model" / f"reverse_{name}.pt" for name in names}
     results = {name: evaluate_one(path, options) for name, path in paths.items()}

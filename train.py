@@ -19,13 +19,13 @@ import torch
 from tqdm import tqdm
 
 from experiment import checkpoint, plots
+from experiment.backend import choose_device, start_backend
 from experiment.configuration import NAMES, ROOT, Configuration, Recipe, load_configuration, load_task_json
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.runlog import RunLog, commit
 from experiment.scoring import BATCHES, HELD_OUT, generator, sample_lengths, score, spread_lengths, trace
 from experiment.training import clip_gradients, draw_length_and_tape, learning_rate, longest_length, make_optimizer
-from ntm import Backend, BackendError
-from ntm.backend import use_fused
+from ntm import Backend
 
 OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "weight_decay"), "rmsprop": ("momentum", "alpha")}
 REPORTS_AN_IMAGE = 8
@@ -78,17 +78,6 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     return options, load_task_json(options.task_json, recipe)
 
 
-def choose_device(name: str) -> torch.device:
-    """Turn the -device flag into a device that is there."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"-device {name}: no such device here; try cpu") from error
-    return torch.device(name)
-
-
 class StopAsked:
     """Becomes true at the first Ctrl-C, which ends the run after its current iteration; a second ends it at once."""
 
@@ -117,10 +106,7 @@ def main() -> None:
     batches = generator(recipe.seed, BATCHES)
     task = configuration.make_task()
     model = configuration.make_model(Backend(options.backend)).to(device)
-    try:
-        fused = use_fused(model.backend, model.initial_hidden)
-    except BackendError as error:
-        raise InputError(f"-backend {options.backend}: {error}") from error
+    path = start_backend(model)
     parameters = list(model.parameters())
     optimizer = make_optimizer(recipe, parameters)
     progress = {
@@ -158,7 +144,6 @@ def main() -> None:
     shown = task.sample(1, data.max_seq_len, held_out)
 
     log = RunLog(configuration, ROOT / "log", ROOT / "runs", options.resume, progress["step"], progress["log_size"])
-    path = f"{'fused' if fused else 'reference'} on {device}"
     if not options.resume:
         log.write_header("python " + shlex.join(sys.argv), configuration, path)
     print(f"{configuration.name}: {sum(p.numel() for p in parameters):,} parameters, {path}, seed {recipe.seed}")

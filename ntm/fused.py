@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ntm.addressing import LOG_EPSILON, NORM_EPSILON
+from ntm import addressing
 from ntm.ntm import NTM, NTMState
 
 # Groups have the threads; a product inside one must not start more. (PyTorch has a BLAS of its own.)
@@ -41,8 +41,12 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
 def compiled(function):
-    """Compile a function with Numba: cached on disk, without Python's global lock."""
-    return njit(function, cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy", boundscheck=False)
+    """Compile a function with Numba: cached on disk where that can be written, without Python's global lock."""
+    options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
+    try:
+        return njit(function, cache=True, **options)
+    except RuntimeError:  # Numba found no folder for its cache
+        return njit(function, **options)
 
 
 # --- exp and log that vectorise ---------------------------------------------------------------------------------------
@@ -56,7 +60,9 @@ LN2_HIGH, LN2_LOW = (
 EXP_LOW, EXP_HIGH = np.float32(-87), np.float32(88)
 E7, E6, E5, E4, E3 = (np.float32(1 / math.factorial(n)) for n in (7, 6, 5, 4, 3))
 L9, L7, L5, L3 = (np.float32(2 / n) for n in (9, 7, 5, 3))
-NORM_EPSILON, LOG_EPSILON = np.float32(NORM_EPSILON), np.float32(LOG_EPSILON)
+# Written out: Numba's cache notices a change in this file, and would not notice one in ntm/addressing.py.
+NORM_EPSILON, LOG_EPSILON = np.float32(2.0**-20), np.float32(2.0**-53)
+assert (NORM_EPSILON, LOG_EPSILON) == (addressing.NORM_EPSILON, addressing.LOG_EPSILON)
 HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)  # float32 constants leave float64 sums in float64
 BIAS, MANTISSA_BITS, SQRT_HALF_BITS = np.int32(127), np.int32(23), np.float32(math.sqrt(0.5)).view(np.int32)
 
@@ -844,3 +850,10 @@ def unroll(model: NTM, inputs: Tensor, state: NTMState, cell_mask: Tensor | None
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
     logits, *end = Unroll.apply(keep, model.heads.num_write, cell_mask, inputs, *state, *weights)
     return logits, NTMState(*end)
+
+
+def warm_up(model: NTM) -> None:
+    """Compile what a model needs, or load it from the cache, by taking a step and going back."""
+    inputs = model.initial_hidden.new_zeros(1, 1, model.input_size)
+    logits, _ = unroll(model, inputs, model.initial_state(1), None)
+    torch.autograd.grad(logits.sum(), model.output_map.weight)

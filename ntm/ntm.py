@@ -66,6 +66,7 @@ class NTM(nn.Module):
         backend: Backend = Backend.AUTO,
     ) -> None:
         super().__init__()
+        self.input_size = input_size
         self.backend = backend
         self.memory_units = memory_units
         self.cell_dropout = cell_dropout

@@ -57,7 +57,7 @@ def test_each_configuration_trains_saves_and_evaluates(repository, name):
 
 def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
     _, done, _, points = tiny
-    assert "fused on cpu" in done.stdout
+    assert "fused path on cpu" in done.stdout
     for curve in ("train", "test", "test_longer"):
         for tag in TAGS:
             assert [step for step, _ in points[curve, tag]] == [20, 40, 60]
@@ -124,7 +124,7 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
 def test_both_paths_train_alike(repository, tiny):
     flags, _, model, _ = tiny
     done = repository.run("train.py", *flags, "-backend", "reference", "-saved_model", "elsewhere/slow.pt")
-    assert "reference on cpu" in done.stdout
+    assert "reference path on cpu" in done.stdout
     slow = torch.load(repository.folder / "elsewhere" / "slow.pt", weights_only=True)["model"]
     for name in model:
         torch.testing.assert_close(model[name], slow[name], rtol=0.05, atol=2e-3)

@@ -1,0 +1,49 @@
+"""Bring up the code that runs a model, and say which it is."""
+
+import sys
+import threading
+
+import torch
+
+from experiment.errors import InputError
+from ntm import NTM, BackendError
+from ntm.backend import use_fused
+
+PATIENCE = 1.5  # seconds before a user is told what takes so long
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn a -device flag into a device that is there; auto is cuda if there is one, else cpu.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"-device {name}: no such device here; try cpu") from error
+    return torch.device(name)
+
+
+def start_backend(model: NTM) -> str:
+    """Compile the fast path if the model runs on it, or load it from its cache; returns the path in words.
+
+    Raises:
+        InputError: the model asks for the fused path, and it cannot be had.
+    """
+    device = model.initial_hidden.device
+    try:
+        if not use_fused(model.backend, model.initial_hidden):
+            return f"reference path on {device}"
+    except BackendError as error:
+        raise InputError(f"-backend {model.backend.value}: {error}") from error
+    line = "compiling the fast path: once, about half a minute; later runs find it on disk"
+    notice = threading.Timer(PATIENCE, print, (line,), {"file": sys.stderr, "flush": True})
+    notice.start()
+    from ntm import fused  # here, so that the readable path does without Numba
+
+    fused.warm_up(model)
+    notice.cancel()
+    return f"fused path on {device}, {torch.get_num_threads()} threads"
