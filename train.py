@@ -24,7 +24,7 @@ from experiment.configuration import NAMES, ROOT, Configuration, Recipe, load_co
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.runlog import RunLog, commit
 from experiment.scoring import BATCHES, HELD_OUT, generator, sample_lengths, score, spread_lengths, trace
-from experiment.training import clip_gradients, draw_length_and_tape, learning_rate, longest_length, make_optimizer
+from experiment.training import Clipper, draw_length_and_tape, learning_rate, longest_length, make_optimizer
 from ntm import Backend
 
 OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "weight_decay"), "rmsprop": ("momentum", "alpha")}
@@ -61,6 +61,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("momentum", "rmsprop: momentum", type=below_one)
     recipe_flag("alpha", "rmsprop: decay of the square's mean", type=below_one)
     recipe_flag("clip_norm", "clip the gradient's norm; 0: off", type=not_negative)
+    recipe_flag("clip_spike", "clip the norm to this many times its running mean; 0: off", type=not_negative)
     recipe_flag("clip_value", "clip each of its elements; 0: off", type=not_negative)
     recipe_flag("cell_dropout", "chance that a controller cell forgets", type=below_one)
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
@@ -108,7 +109,7 @@ def main() -> None:
     model = configuration.make_model(Backend(options.backend)).to(device)
     path = start_backend(model)
     parameters = list(model.parameters())
-    optimizer = make_optimizer(recipe, parameters)
+    optimizer, clipper = make_optimizer(recipe, parameters), Clipper(recipe)
     progress = {
         "step": 0,
         "seconds": 0.0,
@@ -132,7 +133,7 @@ def main() -> None:
         if device.type == "cuda" and stored["cuda_generator"] is not None:
             torch.cuda.set_rng_state(stored["cuda_generator"])
         batches.set_state(stored["batches_generator"])
-        progress = stored["progress"]
+        clipper.log_typical, progress = stored["log_typical_norm"], stored["progress"]
 
     held_out = generator(recipe.seed, HELD_OUT)
     tests = {
@@ -158,6 +159,7 @@ def main() -> None:
             "default_generator": torch.get_rng_state(),
             "cuda_generator": torch.cuda.get_rng_state() if device.type == "cuda" else None,
             "batches_generator": batches.get_state(),
+            "log_typical_norm": clipper.log_typical,
             "progress": progress,
         }
         checkpoint.save(checkpoint_path, contents)
@@ -197,7 +199,7 @@ def main() -> None:
         loss = task.loss(logits, batch)
         optimizer.zero_grad()
         loss.backward()
-        norm = clip_gradients(recipe, parameters)
+        norm = clipper.clip(parameters)
         if not math.isfinite(norm):
             log.line(f"iteration {step + 1}: the loss is {loss.item()} and the gradient's norm {norm}; stopped")
             raise InputError(

@@ -60,6 +60,7 @@ class Recipe:
     momentum: float = 0.9
     alpha: float = 0.95
     clip_norm: float = 1.0
+    clip_spike: float = 3.0
     clip_value: float = 0.0
     cell_dropout: float = 0.15
     curriculum: float = 0.5

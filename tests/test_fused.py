@@ -88,7 +88,7 @@ def test_sharp_weightings_as_after_training():
 
 def test_fifty_training_steps_agree():
     from experiment.configuration import Recipe, load_configuration
-    from experiment.training import clip_gradients, make_optimizer
+    from experiment.training import Clipper, make_optimizer
 
     losses = {}
     for backend in (Backend.REFERENCE, Backend.FUSED):
@@ -96,14 +96,15 @@ def test_fifty_training_steps_agree():
         recipe = Recipe()
         configuration = load_configuration("m1d2", recipe)
         model, task = configuration.make_model(backend), configuration.make_task()
-        optimizer, source = make_optimizer(recipe, model.parameters()), torch.Generator().manual_seed(3)
+        optimizer, clipper = make_optimizer(recipe, model.parameters()), Clipper(recipe)
+        source = torch.Generator().manual_seed(3)
         losses[backend] = []
         for step in range(50):
             batch = task.sample(4, 1 + step % 3, source)
             loss = task.loss(model(batch.inputs, memory_units=9)[0], batch)
             optimizer.zero_grad()
             loss.backward()
-            clip_gradients(recipe, list(model.parameters()))
+            clipper.clip(list(model.parameters()))
             optimizer.step()
             losses[backend].append(loss.item())
     assert losses[Backend.FUSED][-1] < losses[Backend.FUSED][0]

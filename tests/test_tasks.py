@@ -8,7 +8,7 @@ import torch
 
 from experiment.configuration import NAMES, Recipe, load_configuration
 from experiment.scoring import generator, sample_lengths, score, spread_lengths, summarise
-from experiment.training import draw_length_and_tape, learning_rate, longest_length
+from experiment.training import Clipper, draw_length_and_tape, learning_rate, longest_length
 from tasks import TASKS, Reverse
 
 
@@ -113,3 +113,25 @@ def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():
     assert first.sequences == 140 == sum(map(len, wrong))
     assert score(model, task, batches)[0] == first
     assert first.bits == pytest.approx((2 + 3) / 2 * 4, rel=0.2)  # an untrained model guesses
+
+
+def test_clipping():
+    weights = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2))]
+
+    def clipped(clipper, *values):
+        for weight, value in zip(weights, values, strict=True):
+            weight.grad = torch.full_like(weight, value)
+        norm = clipper.clip(weights)
+        return norm, torch.cat([w.grad for w in weights]).norm().item()
+
+    clipper = Clipper(Recipe(clip_norm=1.0, clip_spike=3.0))
+    assert clipped(clipper, 0.01, 0.01)[1] == pytest.approx(0.01 * 5**0.5)  # small ones pass
+    norm, after = clipped(clipper, 10.0, 10.0)
+    assert norm == pytest.approx(10 * 5**0.5)
+    assert after == pytest.approx(3 * 0.01 * 5**0.5, rel=1e-4)  # a spike is cut to three times the typical norm
+    before = clipper.log_typical
+    assert not math.isfinite(clipped(clipper, float("nan"), 1.0)[0])
+    assert clipper.log_typical == before
+    assert clipped(Clipper(Recipe(clip_norm=1.0, clip_spike=0.0)), 10.0, 10.0)[1] == pytest.approx(1.0, rel=1e-4)
+    by_value = Clipper(Recipe(clip_norm=0.0, clip_spike=0.0, clip_value=2.0))
+    assert clipped(by_value, 10.0, -10.0)[1] == pytest.approx(2 * 5**0.5)

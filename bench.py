@@ -1,0 +1,161 @@
+#!/usr/bin/env python
+"""Measure how fast the machine runs: the readable path and the fused one, in turn, in one process.
+
+    python bench.py
+
+prints, for one training step (forward, backward, clipping, optimizer) and for a forward without gradients, the median
+milliseconds, sequences a second, the ratio to the readable path in the same run, and the share of this machine's own
+measured peak that the matrix products alone account for.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+
+from experiment.backend import choose_device, start_backend
+from experiment.configuration import ROOT, Configuration, Recipe, load_configuration
+from experiment.errors import InputError, Parser, number, run_script
+from experiment.runlog import processor
+from experiment.training import Clipper, make_optimizer
+from ntm import NTM, Backend
+
+PEAK_SIZE = 1024
+
+
+def milliseconds(work: Callable[[], None], seconds: float, device: torch.device) -> float:
+    """Run `work` for about so many seconds, after a warm-up; the median time of a call in milliseconds."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    once()
+    times, end = [once() for _ in range(3)], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        times.append(once())
+    return 1e3 * statistics.median(times)
+
+
+def peak_flops(device: torch.device) -> float:
+    """Measure the machine's float32 matrix product rate, in operations a second."""
+    a = torch.rand(PEAK_SIZE, PEAK_SIZE, device=device)
+    return 2 * PEAK_SIZE**3 / (1e-3 * milliseconds(lambda: torch.mm(a, a), 0.5, device))
+
+
+def products(model: NTM, steps: int) -> int:
+    """Count the operations of the matrix products in one sequence's forward pass."""
+    maps = model.controller.gates_map, model.heads.controls_map, model.output_map
+    return 2 * steps * sum(linear.weight.numel() for linear in maps)
+
+
+def training_step(configuration: Configuration, model: NTM, batch_size: int, length: int) -> Callable[[], None]:
+    """Make the work of one training iteration, on one fixed batch."""
+    task, recipe = configuration.make_task(), configuration.recipe
+    batch = task.sample(batch_size, length, torch.Generator().manual_seed(0)).to(model.initial_hidden.device)
+    parameters = list(model.parameters())
+    optimizer, clipper = make_optimizer(recipe, parameters), Clipper(recipe)
+
+    def work() -> None:
+        logits, _ = model(batch.inputs)
+        loss = task.loss(logits, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        clipper.clip(parameters)
+        optimizer.step()
+
+    return work
+
+
+def forward_only(configuration: Configuration, model: NTM, batch_size: int, length: int) -> Callable[[], None]:
+    """Make the work of one forward pass without gradients."""
+    task = configuration.make_task()
+    batch = task.sample(batch_size, length, torch.Generator().manual_seed(0)).to(model.initial_hidden.device)
+
+    @torch.no_grad()
+    def work() -> None:
+        model.eval()
+        model(batch.inputs)
+
+    return work
+
+
+def start_up() -> None:
+    """Print what the fast path adds to the start of a program, cached and cold, and a long run's peak memory."""
+    code = "import time, torch, ntm; from experiment.configuration import *; from experiment.backend import *;"
+    code += "m = load_configuration('m1d1', Recipe()).make_model(); t = time.perf_counter(); start_backend(m);"
+    code += "print(time.perf_counter() - t)"
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("cold", "cached"):
+            environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+            done = subprocess.run(
+                [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+            )
+            print(f"start of the fused path, {name}: {float(done.stdout):.1f} s")
+    code = "import resource, torch, ntm; from experiment.configuration import *; m ="
+    code += " load_configuration('m1d1', Recipe()).make_model(); peak = lambda: resource.getrusage(0).ru_maxrss / 1024;"
+    code += "m(torch.zeros(4, 64, 10))[0].sum().backward(); before = peak();"
+    code += "m(torch.zeros(202, 64, 10))[0].sum().backward(); print(peak() - before)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    print(f"memory to train m1 on 64 sequences of length 100: {float(done.stdout):.0f} MiB")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = Parser(__doc__)
+    parser.add("configs", default="m1d1,m2d1,m3d1", help="configurations to measure")
+    parser.add("batch_sizes", default="1,16,64", help="sequences a batch")
+    parser.add("length", type=number(int, 1, 100_000), default=10, help="of a sequence")
+    parser.add("threads", default="1,2", help="numbers of threads")
+    parser.add("seconds", type=number(float, 0, 1000), default=2.0, help="time for each measurement")
+    parser.add("device", default="cpu", help="cpu or cuda")
+    options = parser.parse_args()
+    device, whole = choose_device(options.device), number(int, 1, 10**6)
+    try:
+        batch_sizes, threads = ([whole(n) for n in text.split(",")] for text in (options.batch_sizes, options.threads))
+    except Exception as error:
+        raise InputError(f"-batch_sizes and -threads: {error}") from error
+    configurations = [load_configuration(name, Recipe()) for name in options.configs.split(",")]
+    backends = [Backend.REFERENCE] + ([Backend.FUSED] if device.type == "cpu" else [])
+    name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
+    print(f"{name}, torch {torch.__version__}, length {options.length}, medians of {options.seconds:g} s each")
+
+    for n in threads:
+        torch.set_num_threads(n)
+        peak = peak_flops(device)
+        print(f"\n{n} thread{'s' * (n > 1)}; float32 matrix products at {peak / 1e9:.0f} GFLOP/s")
+        columns = {"": 6, "batch": 6, " path": -11, "step ms": 9, "seq/s": 9, "ratio": 7, "products": 10}
+        columns |= {"forward ms": 12, "forward ratio": 15}
+        print("".join(f"{name:{'<' if width < 0 else '>'}{abs(width)}}" for name, width in columns.items()))
+        for configuration in configurations:
+            for batch_size in batch_sizes:
+                slow: tuple[float, float] | None = None
+                for backend in backends:
+                    model = configuration.make_model(backend).to(device)
+                    start_backend(model)
+                    step = milliseconds(
+                        training_step(configuration, model, batch_size, options.length), options.seconds, device
+                    )
+                    forward = milliseconds(
+                        forward_only(configuration, model, batch_size, options.length), options.seconds / 2, device
+                    )
+                    slow = slow or (step, forward)
+                    share = 3 * products(model, 2 * options.length + 2) * batch_size / peak / (1e-3 * step)
+                    line = f"{configuration.name[:2]:6}{batch_size:6d} {backend.value:10}{step:9.2f}"
+                    line += f"{1e3 * batch_size / step:9.0f}{slow[0] / step:7.1f}{share:10.0%}"
+                    print(line + f"{forward:12.2f}{slow[1] / forward:15.1f}", flush=True)
+    if device.type == "cpu":
+        print()
+        start_up()
+
+
+if __name__ == "__main__":
+    run_script(main)
