@@ -36,17 +36,27 @@ from ntm.ntm import NTM, NTMState
 threadpool_limits(limits=1, user_api="blas")
 
 GROUP = 8  # sequences a call: few enough that their history stays in cache, enough to feed a matrix product
+SMALL_PRODUCT = 1_000_000  # multiplications: beyond it, OpenBLAS packs its operands first, which costs more here
 # Sums may be reordered and products fused, which vectorises them; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def compiled(function):
-    """Compile a function with Numba: cached on disk where that can be written, without Python's global lock."""
-    options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
+def compiled(function, counted: bool = False):
+    """Compile a function with Numba: cached on disk where that can be written, without Python's global lock.
+
+    Unless `counted`, arrays are not reference-counted, which costs more than the arithmetic where a loop makes many
+    small views; such a function can take views of the arrays that it is given, and make no array of its own.
+    """
+    options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy", "_nrt": counted}
     try:
         return njit(function, cache=True, **options)
     except RuntimeError:  # Numba found no folder for its cache
         return njit(function, **options)
+
+
+def compiled_with_counts(function):
+    """Compile a function that calls BLAS or makes arrays."""
+    return compiled(function, counted=True)
 
 
 # --- exp and log that vectorise ---------------------------------------------------------------------------------------
@@ -520,49 +530,81 @@ def add_bias(sums, bias):
             sums[b, j] += bias[j]
 
 
+@compiled_with_counts
+def product(a, b, out):
+    """`np.dot(a, b, out)`, in pieces small enough for the kernels that OpenBLAS has for small products."""
+    pieces = -(-a.shape[0] * b.size // SMALL_PRODUCT)
+    rows = -(-a.shape[0] // pieces)
+    for row in range(0, a.shape[0], rows):
+        np.dot(a[row : row + rows], b, out[row : row + rows])
+
+
 @compiled
+def see(inputs, seen):
+    """Put one step's inputs (G, I) where the controller sees them."""
+    for b in range(inputs.shape[0]):
+        for j in range(inputs.shape[1]):
+            seen[b, j] = inputs[b, j]
+
+
+@compiled
+def controller_step(gates_bias, cell_mask, history, t, now, after, slot):
+    """From the gates' sums to the controller's output, each sequence of the group."""
+    add_bias(history.gates[slot], gates_bias)
+    for b in range(history.cell.shape[1]):
+        lstm(
+            history.gates[slot, b],
+            history.cell[now, b],
+            cell_mask[t, b],
+            history.cell[after, b],
+            history.tanh_cell[slot, b],
+            history.hidden[slot, b],
+        )
+
+
+@compiled
+def memory_step(controls_bias, writers, history, now, after, slot, gated):
+    """From the controls' sums to new memory, weightings and reads, each sequence of the group."""
+    heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
+    readers = heads - writers
+    add_bias(history.controls[slot], controls_bias)
+    for b in range(history.cell.shape[1]):
+        memory, inverse_norm = history.memory[now, b], history.inverse_norm[slot, b]
+        previous, weighting = history.weighting[now, b], history.weighting[after, b]
+        c = named(history.controls[slot, b], heads, writers, width)
+        activate(c)
+        inverse_norms(memory, inverse_norm)
+        for h in range(heads):
+            similarity, content = history.similarity[slot, b, h], history.content[slot, b, h]
+            shifted, log_shifted = history.shifted[slot, b, h], history.log_shifted[slot, b, h]
+            key = c.key[h * width : (h + 1) * width]
+            content_weighting(memory, inverse_norm, key, c.key_strength[h], similarity, content)
+            interpolate(content, previous[h], c.interpolation_gate[h], gated)
+            shift(gated, c.shift_weighting[3 * h : 3 * h + 3], shifted)
+            sharpen(shifted, c.sharpening[h], log_shifted, weighting[h])
+        hidden, answer, seen = history.hidden[slot, b], history.answer[slot, b], history.seen[after, b]
+        read(memory, weighting[:readers], answer[size:])
+        write(memory, weighting[readers:], c.erase, c.add, history.memory[after, b])
+        reads_at, hidden_at = seen.shape[0] - size - readers * width, seen.shape[0] - size
+        for j in range(size):
+            answer[j] = seen[hidden_at + j] = hidden[j]
+        for j in range(readers * width):
+            seen[reads_at + j] = answer[size + j]
+
+
+@compiled_with_counts
 def forward_group(inputs, cell_mask, writers, p, history, logits):
     """Run a group of sequences: inputs (T, G, I) to logits (T, G, O). The first slot of `history` holds the start."""
-    steps, group, input_size = inputs.shape
-    heads, rows = history.weighting.shape[2:]
-    size, width = history.cell.shape[2], history.memory.shape[2]
-    readers = heads - writers
-    reads_end = input_size + readers * width
     slots = history.gates.shape[0]
-    gated = np.empty(rows, inputs.dtype)
-    for t in range(steps):
+    gated = np.empty(history.weighting.shape[3], inputs.dtype)
+    for t in range(inputs.shape[0]):
         now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
-        seen, gates, hidden, answer = history.seen[now], history.gates[slot], history.hidden[slot], history.answer[slot]
-        flat_controls = history.controls[slot]
-        for b in range(group):
-            seen[b, :input_size] = inputs[t, b]
-        np.dot(seen, p.gates_t, gates)
-        add_bias(gates, p.gates_bias)
-        for b in range(group):
-            cell, new_cell, tanh_cell = history.cell[now, b], history.cell[after, b], history.tanh_cell[slot, b]
-            lstm(gates[b], cell, cell_mask[t, b], new_cell, tanh_cell, hidden[b])
-        np.dot(hidden, p.controls_t, flat_controls)
-        add_bias(flat_controls, p.controls_bias)
-        for b in range(group):
-            memory, inverse_norm = history.memory[now, b], history.inverse_norm[slot, b]
-            previous, weighting = history.weighting[now, b], history.weighting[after, b]
-            c = named(flat_controls[b], heads, writers, width)
-            activate(c)
-            inverse_norms(memory, inverse_norm)
-            for h in range(heads):
-                similarity, content = history.similarity[slot, b, h], history.content[slot, b, h]
-                shifted, log_shifted = history.shifted[slot, b, h], history.log_shifted[slot, b, h]
-                key = c.key[h * width : (h + 1) * width]
-                content_weighting(memory, inverse_norm, key, c.key_strength[h], similarity, content)
-                interpolate(content, previous[h], c.interpolation_gate[h], gated)
-                shift(gated, c.shift_weighting[3 * h : 3 * h + 3], shifted)
-                sharpen(shifted, c.sharpening[h], log_shifted, weighting[h])
-            read(memory, weighting[:readers], answer[b, size:])
-            write(memory, weighting[readers:], c.erase, c.add, history.memory[after, b])
-            answer[b, :size] = hidden[b]
-            history.seen[after, b, input_size:reads_end] = answer[b, size:]
-            history.seen[after, b, reads_end:] = hidden[b]
-        np.dot(answer, p.output_t, logits[t])
+        see(inputs[t], history.seen[now])
+        product(history.seen[now], p.gates_t, history.gates[slot])
+        controller_step(p.gates_bias, cell_mask, history, t, now, after, slot)
+        product(history.hidden[slot], p.controls_t, history.controls[slot])
+        memory_step(p.controls_bias, writers, history, now, after, slot, gated)
+        product(history.answer[slot], p.output_t, logits[t])
         add_bias(logits[t], p.output_bias)
 
 
@@ -575,87 +617,97 @@ class StateGradients(NamedTuple):
     reads_hidden: np.ndarray  # (G, R M + C)
 
 
+class Scratch(NamedTuple):
+    """Room for the gradients of one time step."""
+
+    answer: np.ndarray  # (G, C + R M)
+    hidden: np.ndarray  # (G, C)
+    seen: np.ndarray  # (G, I + R M + C)
+    reads: np.ndarray  # (R M)
+    gated: np.ndarray  # (N): the value, made again
+    d_gated: np.ndarray  # (N)
+    content: np.ndarray  # (N)
+    shifted: np.ndarray  # (N)
+    direct: np.ndarray  # (H, N)
+    along_row: np.ndarray  # (N), zero between uses
+    along_key: np.ndarray  # (H)
+    found: np.ndarray  # (M, N)
+
+
 @compiled
-def backward_group(cell_mask, writers, p, history, d_logits, d, d_inputs, d_gates, d_controls):
+def memory_step_backward(writers, history, t, d, d_controls, r):
+    """The way back through `memory_step`."""
+    heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
+    readers = heads - writers
+    reads_at = r.seen.shape[1] - size - readers * width
+    for b in range(history.cell.shape[1]):
+        memory, inverse_norm = history.memory[t, b], history.inverse_norm[t, b]
+        previous, weighting = history.weighting[t, b], history.weighting[t + 1, b]
+        d_memory, d_weighting = d.memory[b], d.weighting[b]
+        c = named(history.controls[t, b], heads, writers, width)
+        d_c = named(d_controls[t, b], heads, writers, width)
+        for j in range(readers * width):
+            r.reads[j] = r.answer[b, size + j] + r.seen[b, reads_at + j]
+        write_backward(
+            memory, weighting[readers:], c.erase, c.add, d_memory, d_weighting[readers:], d_c.erase, d_c.add, r.found
+        )
+        read_backward(memory, weighting[:readers], r.reads, d_memory, d_weighting[:readers])
+        for h in range(heads):
+            similarity, content = history.similarity[t, b, h], history.content[t, b, h]
+            shifted, log_shifted = history.shifted[t, b, h], history.log_shifted[t, b, h]
+            gate, s, d_s = c.interpolation_gate[h], c.shift_weighting[3 * h :], d_c.shift_weighting[3 * h :]
+            interpolate(content, previous[h], gate, r.gated)
+            d_c.sharpening[h] = sharpen_backward(
+                shifted, c.sharpening[h], log_shifted, weighting[h], d_weighting[h], r.shifted
+            )
+            shift_backward(r.gated, s, r.shifted, r.d_gated, d_s)
+            d_c.interpolation_gate[h] = interpolate_backward(
+                content, previous[h], gate, r.d_gated, r.content, d_weighting[h]
+            )
+            key = c.key[h * width : (h + 1) * width]
+            d_c.key_strength[h], r.along_key[h] = content_weighting_backward(
+                inverse_norm, key, c.key_strength[h], similarity, content, r.content, r.direct[h], r.along_row
+            )
+        similarity_backward(memory, c.key, r.direct, r.along_row, r.along_key, d_memory, d_c.key)
+        activate_backward(c, d_c)
+
+
+@compiled
+def controller_step_backward(cell_mask, history, t, d, d_gates, r):
+    """The way back through `controller_step`; `r.hidden` comes with what the controls hand back."""
+    size = history.cell.shape[2]
+    hidden_at = r.seen.shape[1] - size
+    for b in range(history.cell.shape[1]):
+        for j in range(size):
+            r.hidden[b, j] += r.answer[b, j] + r.seen[b, hidden_at + j]
+        lstm_backward(
+            history.gates[t, b],
+            history.cell[t, b],
+            cell_mask[t, b],
+            history.tanh_cell[t, b],
+            r.hidden[b],
+            d.cell[b],
+            d_gates[t, b],
+        )
+
+
+@compiled_with_counts
+def backward_group(cell_mask, writers, p, history, d_logits, d, r, d_inputs, d_gates, d_controls):
     """Go back through the time steps of `forward_group`.
 
     Turns `d` from the final state's gradients into the initial state's, and sets `d_inputs` (T, G, I), `d_gates`
     (T, G, 4C) and `d_controls` (T, G, P), from which the gradients of the weights follow.
     """
-    steps, group, input_size = d_inputs.shape
-    heads, rows = history.weighting.shape[2:]
-    size, width = history.cell.shape[2], history.memory.shape[2]
-    readers = heads - writers
-    reads_size = readers * width
-    kind = d_logits.dtype
-    d_answer, d_hidden = np.empty((group, size + reads_size), kind), np.empty((group, size), kind)
-    d_seen = np.empty((group, input_size + reads_size + size), kind)
-    d_seen[:, input_size:] = d.reads_hidden
-    gated, d_gated, d_content, d_shifted = np.empty((4, rows), kind)
-    direct, along_row, along_key = np.empty((heads, rows), kind), np.zeros(rows, kind), np.empty(heads, kind)
-    scratch, d_reads = np.empty((width, rows), kind), np.empty(reads_size, kind)
-    for t in range(steps - 1, -1, -1):
-        np.dot(d_logits[t], p.output, d_answer)
-        for b in range(group):
-            memory, inverse_norm = history.memory[t, b], history.inverse_norm[t, b]
-            previous, weighting = history.weighting[t, b], history.weighting[t + 1, b]
-            d_memory, d_weighting = d.memory[b], d.weighting[b]
-            c = named(history.controls[t, b], heads, writers, width)
-            d_c = named(d_controls[t, b], heads, writers, width)
-            for j in range(reads_size):
-                d_reads[j] = d_answer[b, size + j] + d_seen[b, input_size + j]
-            write_backward(
-                memory,
-                weighting[readers:],
-                c.erase,
-                c.add,
-                d_memory,
-                d_weighting[readers:],
-                d_c.erase,
-                d_c.add,
-                scratch,
-            )
-            read_backward(memory, weighting[:readers], d_reads, d_memory, d_weighting[:readers])
-            for h in range(heads):
-                similarity, content = history.similarity[t, b, h], history.content[t, b, h]
-                shifted, log_shifted = history.shifted[t, b, h], history.log_shifted[t, b, h]
-                gate, s, d_s = c.interpolation_gate[h], c.shift_weighting[3 * h :], d_c.shift_weighting[3 * h :]
-                interpolate(content, previous[h], gate, gated)
-                d_c.sharpening[h] = sharpen_backward(
-                    shifted, c.sharpening[h], log_shifted, weighting[h], d_weighting[h], d_shifted
-                )
-                shift_backward(gated, s, d_shifted, d_gated, d_s)
-                d_c.interpolation_gate[h] = interpolate_backward(
-                    content, previous[h], gate, d_gated, d_content, d_weighting[h]
-                )
-                d_c.key_strength[h], along_key[h] = content_weighting_backward(
-                    inverse_norm,
-                    c.key[h * width : (h + 1) * width],
-                    c.key_strength[h],
-                    similarity,
-                    content,
-                    d_content,
-                    direct[h],
-                    along_row,
-                )
-            similarity_backward(memory, c.key, direct, along_row, along_key, d_memory, d_c.key)
-            activate_backward(c, d_c)
-        np.dot(d_controls[t], p.controls, d_hidden)
-        for b in range(group):
-            for j in range(size):
-                d_hidden[b, j] += d_answer[b, j] + d_seen[b, input_size + reads_size + j]
-            lstm_backward(
-                history.gates[t, b],
-                history.cell[t, b],
-                cell_mask[t, b],
-                history.tanh_cell[t, b],
-                d_hidden[b],
-                d.cell[b],
-                d_gates[t, b],
-            )
-        np.dot(d_gates[t], p.gates, d_seen)
-        d_inputs[t] = d_seen[:, :input_size]
-    d.reads_hidden[:] = d_seen[:, input_size:]
+    input_size = d_inputs.shape[2]
+    r.seen[:, input_size:] = d.reads_hidden
+    for t in range(d_inputs.shape[0] - 1, -1, -1):
+        product(d_logits[t], p.output, r.answer)
+        memory_step_backward(writers, history, t, d, d_controls, r)
+        product(d_controls[t], p.controls, r.hidden)
+        controller_step_backward(cell_mask, history, t, d, d_gates, r)
+        product(d_gates[t], p.gates, r.seen)
+        see(r.seen[:, :input_size], d_inputs[t])
+    d.reads_hidden[:] = r.seen[:, input_size:]
 
 
 # --- The unroll, a whole batch ----------------------------------------------------------------------------------------
@@ -705,6 +757,25 @@ def new_history(slots: int, inputs: np.ndarray, start: NTMState, p: Parameters) 
     history.seen[0, :, input_size:-size] = start.reads.reshape(group, -1)
     history.seen[0, :, -size:] = start.hidden
     return history
+
+
+def new_scratch(history: History, d: StateGradients) -> Scratch:
+    """Make room for a group's way back."""
+    kind, heads, (width, rows) = history.memory.dtype, d.weighting.shape[1], d.memory.shape[1:]
+    return Scratch(
+        answer=np.empty_like(history.answer[0]),
+        hidden=np.empty_like(history.hidden[0]),
+        seen=np.empty_like(history.seen[0]),
+        reads=np.empty(history.answer.shape[2] - history.cell.shape[2], kind),
+        gated=np.empty(rows, kind),
+        d_gated=np.empty(rows, kind),
+        content=np.empty(rows, kind),
+        shifted=np.empty(rows, kind),
+        direct=np.empty((heads, rows), kind),
+        along_row=np.zeros(rows, kind),
+        along_key=np.empty(heads, kind),
+        found=np.empty((width, rows), kind),
+    )
 
 
 _pool: ThreadPoolExecutor | None = None
@@ -774,11 +845,12 @@ def backward(
             np.array(d_end.cell[which], order="C"),
             np.concatenate((d_end.reads[which].reshape(group, -1), d_end.hidden[which]), axis=1),
         )
+        r = new_scratch(history, d)
         d_outputs = np.ascontiguousarray(d_logits[:, which])
         d_group_inputs = np.empty((steps, group, d_inputs.shape[2]), kind)
         d_gates = np.empty((steps, group, len(p.gates)), kind)
         d_controls = np.empty((steps, group, len(p.controls)), kind)
-        backward_group(part.cell_mask, writers, p, history, d_outputs, d, d_group_inputs, d_gates, d_controls)
+        backward_group(part.cell_mask, writers, p, history, d_outputs, d, r, d_group_inputs, d_gates, d_controls)
         d_inputs[:, which] = d_group_inputs
         d_start.memory[which] = d.memory.transpose(0, 2, 1)
         d_start.weighting[which], d_start.cell[which] = d.weighting, d.cell
