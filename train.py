@@ -24,7 +24,7 @@ from experiment.configuration import NAMES, ROOT, Configuration, Recipe, load_co
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.runlog import RunLog, commit
 from experiment.scoring import BATCHES, HELD_OUT, generator, sample_lengths, score, spread_lengths, trace
-from experiment.training import Clipper, draw_length_and_tape, learning_rate, longest_length, make_optimizer
+from experiment.training import Clipper, draw_batch, longest_length, make_optimizer, set_schedule
 from ntm import Backend
 
 OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "weight_decay"), "rmsprop": ("momentum", "alpha")}
@@ -39,6 +39,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     parser.add(
         "saved_model", type=Path, metavar="PATH", help="the finished model; none: saved_model/reverse_<config>.pt"
     )
+    parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/, runs/ and log/")
     parser.add("resume", action="store_true", help="go on from the run's last checkpoint")
     parser.add("device", default="auto", help="cpu or cuda; auto: cuda if there is one")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
@@ -54,7 +55,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("num_iters", "iterations", type=whole)
     recipe_flag("optimizer", "which one", choices=list(OPTIMIZER_FLAGS))
     recipe_flag("lr", "learning rate", type=positive)
-    recipe_flag("lr_schedule", "how the rate goes on", choices=["cosine", "constant"])
+    recipe_flag("lr_schedule", "how the rate goes on, and cell dropout with it", choices=["cosine", "constant"])
     recipe_flag("beta1", "adam: decay of the gradient's mean", type=below_one)
     recipe_flag("beta2", "adam: decay of its square's mean", type=below_one)
     recipe_flag("weight_decay", "adam: decoupled weight decay", type=not_negative)
@@ -65,6 +66,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("clip_value", "clip each of its elements; 0: off", type=not_negative)
     recipe_flag("cell_dropout", "chance that a controller cell forgets", type=below_one)
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
+    recipe_flag("uneven", "share of batches whose sequences are not half ones", type=share)
     recipe_flag("full_tape", "always train on all rows of memory", action="store_true")
     recipe_flag("seed", "everything random follows from it", type=number(int, 0, 2**63 - 1))
     options = parser.parse_args()
@@ -99,8 +101,8 @@ def main() -> None:
     options, configuration = parse_options()
     recipe, data, memory_units = configuration.recipe, configuration.data, configuration.network.memory_units
     device = choose_device(options.device)
-    saved_model = options.saved_model or ROOT / "saved_model" / f"{configuration.title}.pt"
-    checkpoint_path = ROOT / "runs" / configuration.name / "checkpoint.pt"
+    saved_model = options.saved_model or options.output / "saved_model" / f"{configuration.title}.pt"
+    checkpoint_path = options.output / "runs" / configuration.name / "checkpoint.pt"
 
     # Everything random: weights and cell masks from torch's own generator, batches and held-out sets from theirs.
     torch.manual_seed(recipe.seed)
@@ -144,7 +146,14 @@ def main() -> None:
     }
     shown = task.sample(1, data.max_seq_len, held_out)
 
-    log = RunLog(configuration, ROOT / "log", ROOT / "runs", options.resume, progress["step"], progress["log_size"])
+    log = RunLog(
+        configuration,
+        options.output / "log",
+        options.output / "runs",
+        options.resume,
+        progress["step"],
+        progress["log_size"],
+    )
     if not options.resume:
         log.write_header("python " + shlex.join(sys.argv), configuration, path)
     print(f"{configuration.name}: {sum(p.numel() for p in parameters):,} parameters, {path}, seed {recipe.seed}")
@@ -189,12 +198,9 @@ def main() -> None:
     seconds_before, started = progress["seconds"], time.perf_counter()
     bar = tqdm(total=recipe.num_iters, initial=step, unit="it", dynamic_ncols=True, disable=None)
     while step < recipe.num_iters and not stop:
-        lr = learning_rate(recipe, step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        length, rows = draw_length_and_tape(recipe, data, memory_units, step, batches)
-        batch = task.sample(recipe.batch_size, length, batches).to(device)
-
+        lr = set_schedule(recipe, step, optimizer, model)
+        batch, rows = draw_batch(recipe, data, task, memory_units, step, batches)
+        batch = batch.to(device)
         logits, _ = model(batch.inputs, memory_units=rows)
         loss = task.loss(logits, batch)
         optimizer.zero_grad()

@@ -46,4 +46,5 @@ def start_backend(model: NTM) -> str:
 
     fused.warm_up(model)
     notice.cancel()
-    return f"fused path on {device}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"fused path on {device}, {threads} thread{'s' * (threads > 1)}"

@@ -1,5 +1,6 @@
 """Files that hold models: written atomically, read without running any code from them."""
 
+import io
 import os
 import tempfile
 import warnings
@@ -15,8 +16,8 @@ from ntm import NTM, Backend
 FORMAT = 1
 
 
-def save(path: Path, contents: dict[str, Any]) -> None:
-    """Write tensors and plain containers, so that `path` holds the old contents or the new, never a part.
+def write_atomically(path: Path, contents: bytes) -> None:
+    """Write a file so that `path` holds the old contents or the new, never a part.
 
     Raises:
         OSError: the file cannot be written; what was there stays.
@@ -25,7 +26,7 @@ def save(path: Path, contents: dict[str, Any]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            torch.save({"format": FORMAT, **contents}, file)
+            file.write(contents)
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -35,6 +36,17 @@ def save(path: Path, contents: dict[str, Any]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def save(path: Path, contents: dict[str, Any]) -> None:
+    """Write tensors and plain containers atomically, with the number of this format.
+
+    Raises:
+        OSError: the file cannot be written; what was there stays.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **contents}, buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from experiment.configuration import Data, Recipe
+from ntm import NTM
+from tasks import Batch, Task
 
 SPARE_ROWS = 4  # the tightest tape has this many rows more than the longest sequence
 FIRST_LENGTH = 3  # where the curriculum begins
@@ -20,11 +22,18 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.
     return torch.optim.RMSprop(parameters, recipe.lr, recipe.alpha, momentum=recipe.momentum)
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """The rate at `step` of `num_iters`: constant, or half a cosine from `lr` down to 0."""
-    if recipe.lr_schedule == "constant":
-        return recipe.lr
-    return recipe.lr * 0.5 * (1 + math.cos(math.pi * step / recipe.num_iters))
+def falling(schedule: str, step: int, num_iters: int) -> float:
+    """The share of the learning rate left at `step`: always 1 (constant), or half a cosine from 1 down to 0."""
+    return 1.0 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / num_iters))
+
+
+def set_schedule(recipe: Recipe, step: int, optimizer: torch.optim.Optimizer, model: NTM) -> float:
+    """Set the learning rate and the cell dropout of a step, which fall together; returns the rate."""
+    share = falling(recipe.lr_schedule, step, recipe.num_iters)
+    for group in optimizer.param_groups:
+        group["lr"] = share * recipe.lr
+    model.cell_dropout = share * recipe.cell_dropout
+    return share * recipe.lr
 
 
 def longest_length(recipe: Recipe, data: Data, step: int) -> int:
@@ -36,24 +45,29 @@ def longest_length(recipe: Recipe, data: Data, step: int) -> int:
     return round(first + (data.max_seq_len - first) * step / growing)
 
 
-def draw_length_and_tape(
-    recipe: Recipe, data: Data, memory_units: int, step: int, source: torch.Generator
-) -> tuple[int, int]:
-    """Draw a batch's length, and the rows of memory that it gets.
+def draw_tape(recipe: Recipe, longest: int, memory_units: int, source: torch.Generator) -> int:
+    """Draw the rows of memory that a batch gets.
 
     A tape hardly longer than the longest sequence punishes a machine that wanders; longer ones keep content addressing
     honest. So half the batches get the tightest tape, the others one between it and the configured memory, uniform in
     the logarithm. No weight depends on the number of rows.
     """
-    longest = longest_length(recipe, data, step)
-    length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
     tight, where = torch.rand(2, generator=source).tolist()
     tightest = min(longest + SPARE_ROWS, memory_units)
     if recipe.full_tape:
-        return length, memory_units
-    if tight < 0.5:
-        return length, tightest
-    return length, round(tightest * (memory_units / tightest) ** where)
+        return memory_units
+    return tightest if tight < 0.5 else round(tightest * (memory_units / tightest) ** where)
+
+
+def draw_batch(
+    recipe: Recipe, data: Data, task: Task, memory_units: int, step: int, source: torch.Generator
+) -> tuple[Batch, int]:
+    """Draw a training batch of one length, and the rows of memory that it gets."""
+    longest = longest_length(recipe, data, step)
+    length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
+    rows = draw_tape(recipe, longest, memory_units, source)
+    uneven = torch.rand((), generator=source).item() < recipe.uneven
+    return task.sample(recipe.batch_size, length, source, uneven), rows
 
 
 class Clipper:

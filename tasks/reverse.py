@@ -27,10 +27,18 @@ class Reverse(Task):
         self.input_size = seq_width + 2
         self.output_size = seq_width
 
-    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
-        """Draw `batch_size` sequences of `length` >= 1 vectors: inputs (2 L + 2, B, seq_width + 2)."""
-        bits = torch.randint(0, 2, (length, batch_size, self.seq_width), generator=generator)
-        return self.batch(bits.float())
+    def sample(self, batch_size: int, length: int, generator: torch.Generator, uneven: bool = False) -> Batch:
+        """Draw `batch_size` sequences of `length` >= 1 vectors: inputs (2 L + 2, B, seq_width + 2).
+
+        Args:
+            uneven: each sequence has its own share of ones, uniform in (0, 1), instead of one half. Many then hold runs
+                of vectors with hardly a bit set, which look like the silence in which the machine is to answer.
+        """
+        size = (length, batch_size, self.seq_width)
+        if uneven:
+            share = torch.rand(1, batch_size, 1, generator=generator)
+            return self.batch((torch.rand(size, generator=generator) < share).float())
+        return self.batch(torch.randint(0, 2, size, generator=generator).float())
 
     def batch(self, bits: torch.Tensor) -> Batch:
         """Lay out given vectors, (L, B, seq_width) of 0 and 1, as `sample` does its random ones."""

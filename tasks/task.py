@@ -27,8 +27,12 @@ class Task(ABC):
     output_size: int
 
     @abstractmethod
-    def sample(self, batch_size: int, length: int, generator: torch.Generator) -> Batch:
-        """Draw a batch of sequences of one length; all randomness comes from `generator`."""
+    def sample(self, batch_size: int, length: int, generator: torch.Generator, uneven: bool = False) -> Batch:
+        """Draw a batch of sequences of one length; all randomness comes from `generator`.
+
+        Args:
+            uneven: a variant for training, in which what is rare in the task is common; tests never use it.
+        """
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Binary cross-entropy in nats, averaged over the bits of the steps that count: a scalar."""

@@ -8,7 +8,7 @@ import torch
 
 from experiment.configuration import NAMES, Recipe, load_configuration
 from experiment.scoring import generator, sample_lengths, score, spread_lengths, summarise
-from experiment.training import Clipper, draw_length_and_tape, learning_rate, longest_length
+from experiment.training import Clipper, draw_batch, longest_length, make_optimizer, set_schedule
 from tasks import TASKS, Reverse
 
 
@@ -56,15 +56,34 @@ def test_scoring_counts_only_what_the_mask_marks():
 @pytest.mark.parametrize("name", NAMES)
 def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
     configuration = load_configuration(name, Recipe())
-    source, data = generator(0, 0), configuration.data
-    drawn = [draw_length_and_tape(Recipe(), data, 128, 15_000, source) for _ in range(3000)]
-    lengths, rows = (sorted(set(values)) for values in zip(*drawn, strict=True))
+    source, data, task = generator(0, 0), configuration.data, configuration.make_task()
+
+    def draw(recipe):
+        batch, rows = draw_batch(recipe, data, task, 128, 15_000, source)
+        return len(batch.inputs) // 2 - 1, rows
+
+    lengths, rows = (
+        sorted(set(values)) for values in zip(*(draw(Recipe(batch_size=1)) for _ in range(2000)), strict=True)
+    )
     assert lengths == list(range(data.min_seq_len, data.max_seq_len + 1))
     assert rows[0] == data.max_seq_len + 4
     assert rows[-1] <= 128
     assert rows[-1] > 120
-    full = {draw_length_and_tape(Recipe(full_tape=True), data, 128, 15_000, source)[1] for _ in range(100)}
-    assert full == {128}
+    assert {draw(Recipe(batch_size=1, full_tape=True))[1] for _ in range(100)} == {128}
+
+
+def test_uneven_sequences_are_drawn_as_often_as_asked():
+    configuration = load_configuration("m1d3", Recipe())
+    task, source = configuration.make_task(), generator(0, 0)
+
+    def spread(uneven):
+        recipe = Recipe(batch_size=64, uneven=uneven, curriculum=0)
+        batches = [draw_batch(recipe, configuration.data, task, 128, 0, source)[0] for _ in range(50)]
+        return [b.targets.sum((0, 2)).div(b.mask.sum(0) * 8).std().item() > 0.2 for b in batches if b.mask.sum() > 640]
+
+    assert not any(spread(0.0))
+    assert all(spread(1.0))
+    assert 0.2 < sum(half := spread(0.5)) / len(half) < 0.8
 
 
 def test_the_curriculum_grows_from_short_to_the_whole_range():
@@ -77,12 +96,17 @@ def test_the_curriculum_grows_from_short_to_the_whole_range():
     assert longest_length(Recipe(curriculum=0), data, 0) == 30
 
 
-def test_learning_rate():
-    recipe = Recipe(num_iters=100, lr=1e-2)
-    assert learning_rate(recipe, 0) == 1e-2
-    assert learning_rate(recipe, 50) == pytest.approx(5e-3)
-    assert 0 < learning_rate(recipe, 99) < 1e-5
-    assert learning_rate(Recipe(num_iters=100, lr=1e-2, lr_schedule="constant"), 99) == 1e-2
+def test_learning_rate_and_cell_dropout_fall_together():
+    recipe = Recipe(num_iters=100, lr=1e-2, cell_dropout=0.2)
+    model = load_configuration("m1d1", recipe).make_model()
+    optimizer = make_optimizer(recipe, model.parameters())
+    for step, left in ((0, 1.0), (50, 0.5), (100, 0.0)):
+        assert set_schedule(recipe, step, optimizer, model) == pytest.approx(1e-2 * left)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * left)
+        assert model.cell_dropout == pytest.approx(0.2 * left)
+    constant = Recipe(num_iters=100, lr=1e-2, lr_schedule="constant")
+    assert set_schedule(constant, 99, optimizer, model) == 1e-2
+    assert model.cell_dropout == constant.cell_dropout
 
 
 def test_spread_lengths_has_both_ends():
