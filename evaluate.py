@@ -116,8 +116,8 @@ def write_files(name: str, scores: dict[int, Score], rows: int, options: argpars
     """Write a model's table as JSON and CSV into log/."""
     table = [{"length": length, "memory_units": rows, **s._asdict()} for length, s in scores.items()]
     document = {"name": name, "seed": options.seed, "scores": table}
-    (ROOT / "log" / f"{name}_scores.json").write_text(json.dumps(document, indent=1) + "\n")
-    with open(ROOT / "log" / f"{name}_scores.csv", "w", newline="", encoding="utf-8") as file:
+    (options.output / "log" / f"{name}_scores.json").write_text(json.dumps(document, indent=1) + "\n")
+    with open(options.output / "log" / f"{name}_scores.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
@@ -132,18 +132,20 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
     print(f"{configuration.name} ({path.name}), seed {options.seed} of the test sequences")
     print_table(scores, rows)
     print("\n".join(mistakes))
-    (ROOT / "log").mkdir(exist_ok=True)
+    (options.output / "log").mkdir(parents=True, exist_ok=True)
     name, data = configuration.name, configuration.data
     write_files(name, scores, rows, options)
     plots.accuracy_by_length(
-        {name: scores}, {name: (data.min_seq_len, data.max_seq_len)}, ROOT / "log" / f"{name}_accuracy.png"
+        {name: scores}, {name: (data.min_seq_len, data.max_seq_len)}, options.output / "log" / f"{name}_accuracy.png"
     )
     length = min(SHOWN_LENGTH, data.max_seq_len)
     shown = trace(
         model, configuration.make_task().sample(1, length, generator(options.seed, EVALUATION)), options.memory_units
     )
     plots.machine(
-        shown, f"{name}: reversing {length} vectors with {rows} rows of memory", ROOT / "log" / f"{name}_machine.png"
+        shown,
+        f"{name}: reversing {length} vectors with {rows} rows of memory",
+        options.output / "log" / f"{name}_machine.png",
     )
     return configuration, scores
 
@@ -152,7 +154,7 @@ def main() -> None:
     """Evaluate one model, or all nine."""
     options = parse_options()
     names = NAMES if options.config == "all" else (options.config,)
-    paths = {name: options.saved_model or ROOT / "saved_model" / f"reverse_{name}.pt" for name in names}
+    paths = {name: options.saved_model or options.output / "saved_model" / f"reverse_{name}.pt" for name in names}
     results = {name: evaluate_one(path, options) for name, path in paths.items()}
     if len(results) == 1:
         return
@@ -162,7 +164,7 @@ def main() -> None:
     print("wrong bits a sequence, by length\n" + f"{'':8}" + "".join(f"{length:>9d}" for length in lengths))
     for name, by_length in scores.items():
         print(f"{name:8}" + "".join(f"{by_length[n].bits:9.3f}" if n in by_length else f"{'-':>9}" for n in lengths))
-    plots.accuracy_by_length(scores, trained, ROOT / "log" / "all_accuracy.png")
+    plots.accuracy_by_length(scores, trained, options.output / "log" / "all_accuracy.png")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Repository:
         self.folder = folder
         for name in ("ntm", "tasks", "configs", "experiment"):
             shutil.copytree(ROOT / name, folder / name)
-        for name in ("train.py", "evaluate.py"):
+        for name in ("train.py", "evaluate.py", "reproduce.py"):
             shutil.copy2(ROOT / name, folder / name)
 
     def run(self, *words, code=0):

@@ -239,7 +239,7 @@ def test_bad_input_gets_one_line_and_code_2_and_changes_nothing(repository, case
 def test_help_names_each_flag_with_its_default(repository, script):
     text = repository.run(script, "-h").stdout
     flags = set(re.findall(r"^  (-\w+)", text, re.MULTILINE))
-    assert {"-config", "-saved_model", "-seed", "-device", "-backend"} <= flags
+    assert {"-config", "-saved_model", "-seed", "-device", "-backend", "-output"} <= flags
     assert repository.run(script, "--help").stdout == text
     if script == "train.py":
         assert {
@@ -275,3 +275,14 @@ def test_weights_that_do_not_fit_are_refused(repository, tiny, tmp_path):
     with pytest.raises(InputError, match="format"):
         load_model(tmp_path / "odd.pt")
     assert load_model(repository.folder / "saved_model" / "reverse_tiny.pt", backend=Backend.REFERENCE)
+
+
+def test_reproduce_trains_scores_and_says_the_same_again(repository):
+    flags = ("reproduce.py", "-configs", "m1d2", "-seeds", 3, "-flags", "-num_iters 20", "-table", "log/table.json")
+    first = repository.run(*flags).stdout
+    assert re.search(r"^\| m1d2 \| 0/1 \|", first, re.MULTILINE)
+    assert "0 of 1 runs without any wrong sequence" in first
+    (result,) = json.loads((repository.folder / "log" / "table.json").read_text())
+    assert result["seed"] == 3
+    assert result["wrong_sequences"]["120"] == 1000
+    assert repository.run(*flags).stdout == first
