@@ -38,6 +38,7 @@ def parse_options() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add("config", default="m1d1", metavar="NAME", help=f"one of {', '.join(NAMES)}; or all")
     parser.add("saved_model", type=Path, metavar="PATH", help="the model; none: saved_model/reverse_<config>.pt")
+    parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/ and log/")
     parser.add(
         "lengths", type=lengths_type, metavar="L,L,...", help="lengths to score; none: trained ones, and up to 120"
     )
