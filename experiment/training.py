@@ -10,8 +10,8 @@ from experiment.configuration import Data, Recipe
 from ntm import NTM
 from tasks import Batch, Task
 
-SPARE_ROWS = 4  # the tightest tape has this many rows more than the longest sequence
-FIRST_LENGTH = 3  # where the curriculum begins
+SPARE_ROWS = 2  # the tightest tape has this many rows more than the sequence has vectors
+FIRST_LENGTH = 10  # where the curriculum begins: from shorter ones, the machine learns to put two vectors on one row
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -45,18 +45,20 @@ def longest_length(recipe: Recipe, data: Data, step: int) -> int:
     return round(first + (data.max_seq_len - first) * step / growing)
 
 
-def draw_tape(recipe: Recipe, longest: int, memory_units: int, source: torch.Generator) -> int:
+def draw_tape(recipe: Recipe, length: int, longest: int, memory_units: int, source: torch.Generator) -> int:
     """Draw the rows of memory that a batch gets.
 
-    A tape hardly longer than the longest sequence punishes a machine that wanders; longer ones keep content addressing
-    honest. So half the batches get the tightest tape, the others one between it and the configured memory, uniform in
-    the logarithm. No weight depends on the number of rows.
+    Half the batches get hardly more rows than their sequences have vectors: with rows to spare, a machine that wanders,
+    or that parks its write head on whatever rows are blank, is never punished. The others get up to the configured
+    number, uniform in the logarithm, which keeps content addressing honest. No weight depends on the number of rows.
     """
     tight, where = torch.rand(2, generator=source).tolist()
-    tightest = min(longest + SPARE_ROWS, memory_units)
     if recipe.full_tape:
         return memory_units
-    return tightest if tight < 0.5 else round(tightest * (memory_units / tightest) ** where)
+    if tight < 0.5:
+        return min(length + SPARE_ROWS, memory_units)
+    shortest = min(longest + SPARE_ROWS, memory_units)
+    return round(shortest * (memory_units / shortest) ** where)
 
 
 def draw_batch(
@@ -65,7 +67,7 @@ def draw_batch(
     """Draw a training batch of one length, and the rows of memory that it gets."""
     longest = longest_length(recipe, data, step)
     length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
-    rows = draw_tape(recipe, longest, memory_units, source)
+    rows = draw_tape(recipe, length, longest, memory_units, source)
     uneven = torch.rand((), generator=source).item() < recipe.uneven
     return task.sample(recipe.batch_size, length, source, uneven), rows
 
