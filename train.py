@@ -66,7 +66,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("clip_value", "clip each of its elements; 0: off", type=not_negative)
     recipe_flag("cell_dropout", "chance that a controller cell forgets", type=below_one)
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
-    recipe_flag("uneven", "share of batches whose sequences are not half ones", type=share)
+    recipe_flag("uneven", "share of batches with any share of ones and repeated vectors", type=share)
     recipe_flag("full_tape", "always train on all rows of memory", action="store_true")
     recipe_flag("seed", "everything random follows from it", type=number(int, 0, 2**63 - 1))
     options = parser.parse_args()

@@ -31,14 +31,18 @@ class Reverse(Task):
         """Draw `batch_size` sequences of `length` >= 1 vectors: inputs (2 L + 2, B, seq_width + 2).
 
         Args:
-            uneven: each sequence has its own share of ones, uniform in (0, 1), instead of one half. Many then hold runs
-                of vectors with hardly a bit set, which look like the silence in which the machine is to answer.
+            uneven: each sequence has its own share of ones, uniform in (0, 1) instead of one half, and its own alphabet
+                of 1 to L vectors. Runs of vectors with hardly a bit set look like the silence in which the machine is
+                to answer; a vector that comes again misleads a machine that finds its place by content.
         """
         size = (length, batch_size, self.seq_width)
-        if uneven:
-            share = torch.rand(1, batch_size, 1, generator=generator)
-            return self.batch((torch.rand(size, generator=generator) < share).float())
-        return self.batch(torch.randint(0, 2, size, generator=generator).float())
+        if not uneven:
+            return self.batch(torch.randint(0, 2, size, generator=generator).float())
+        share = torch.rand(1, batch_size, 1, generator=generator)
+        alphabet = (torch.rand(size, generator=generator) < share).float()
+        letters = torch.randint(1, length + 1, (batch_size,), generator=generator)
+        drawn = (torch.rand(length, batch_size, generator=generator) * letters).long()
+        return self.batch(alphabet.gather(0, drawn.unsqueeze(-1).expand(size)))
 
     def batch(self, bits: torch.Tensor) -> Batch:
         """Lay out given vectors, (L, B, seq_width) of 0 and 1, as `sample` does its random ones."""

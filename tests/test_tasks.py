@@ -38,6 +38,18 @@ def test_samples_are_reversed_random_and_reproducible(length):
     assert not torch.equal(batch.inputs, task.sample(64, length, torch.Generator().manual_seed(2)).inputs)
 
 
+def test_uneven_sequences_have_any_share_of_ones_and_repeated_vectors():
+    batch = Reverse(8).sample(500, 12, torch.Generator().manual_seed(1), uneven=True)
+    vectors = batch.inputs[1:13, :, :8]
+    assert torch.equal(batch.targets[14:].flip(0), vectors)
+    shares = vectors.mean((0, 2))
+    assert shares.min() < 0.05
+    assert shares.max() > 0.95
+    different = torch.tensor([len(torch.unique(vectors[:, b], dim=0)) for b in range(500)])
+    assert different.min() == 1
+    assert different.max() > 8
+
+
 def test_scoring_counts_only_what_the_mask_marks():
     task = Reverse(2)
     batch = task.batch(torch.tensor([[[1.0, 0], [0, 0]], [[1, 1], [0, 1]]]))
