@@ -116,7 +116,7 @@ def main() -> None:
     parser.add("length", type=number(int, 1, 100_000), default=10, help="of a sequence")
     parser.add("threads", default="1,2", help="numbers of threads")
     parser.add("seconds", type=number(float, 0, 1000), default=2.0, help="time for each measurement")
-    parser.add("device", default="cpu", help="cpu or cuda")
+    parser.add("device", default="cpu", metavar="NAME", help="cpu or cuda")
     options = parser.parse_args()
     device, whole = choose_device(options.device), number(int, 1, 10**6)
     try:

@@ -37,15 +37,15 @@ def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     parser.add("config", default="m1d1", metavar="NAME", help=f"one of {', '.join(NAMES)}; or all")
-    parser.add("saved_model", type=Path, metavar="PATH", help="the model; none: saved_model/reverse_<config>.pt")
-    parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/ and log/")
+    parser.add("saved_model", type=Path, metavar="PATH", help="the model (default: saved_model/reverse_<config>.pt)")
+    parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/ and log/ (default: here)")
     parser.add(
-        "lengths", type=lengths_type, metavar="L,L,...", help="lengths to score; none: trained ones, and up to 120"
+        "lengths", type=lengths_type, metavar="L,L,...", help="lengths to score (default: trained ones, and up to 120)"
     )
     parser.add("num_sequences", type=number(int, 1, 10**7), default=256, help="sequences a length")
-    parser.add("memory_units", type=number(int, 1, 10**6), help="rows of memory; none: as configured")
+    parser.add("memory_units", type=number(int, 1, 10**6), help="rows of memory (default: as configured)")
     parser.add("seed", type=number(int, 0, 2**63 - 1), default=0, help="of the test sequences")
-    parser.add("device", default="auto", help="cpu or cuda; auto: cuda if there is one")
+    parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: cuda if there is one")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     options = parser.parse_args()
     if options.config not in (*NAMES, "all"):

@@ -37,17 +37,20 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     parser.add("config", default="m1d1", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add("task_json", type=Path, metavar="FILE", help="a JSON file with network and data, instead of -config")
     parser.add(
-        "saved_model", type=Path, metavar="PATH", help="the finished model; none: saved_model/reverse_<config>.pt"
+        "saved_model", type=Path, metavar="PATH", help="the finished model (default: saved_model/reverse_<config>.pt)"
     )
-    parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/, runs/ and log/")
+    parser.add(
+        "output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/, runs/ and log/ (default: here)"
+    )
     parser.add("resume", action="store_true", help="go on from the run's last checkpoint")
-    parser.add("device", default="auto", help="cpu or cuda; auto: cuda if there is one")
+    parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: cuda if there is one")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     parser.add("report_every", type=number(int, 1, 10**9), default=500, help="iterations between test points")
 
     def recipe_flag(name: str, help: str, **options) -> None:
         default = getattr(Recipe, name)
-        parser.add(name, default=argparse.SUPPRESS, help=f"{help} (default: {default})", **options)
+        shown = "" if default is False else f" (default: {default})"
+        parser.add(name, default=argparse.SUPPRESS, help=help + shown, **options)
 
     whole, share, positive = number(int, 1, 10**9), number(float, 0, 1), number(float, 0, 1e18, low_open=True)
     below_one, not_negative = number(float, 0, 0.999999), number(float, 0, 1e18)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -10,16 +11,29 @@ class InputError(Exception):
     """Something that the user gave cannot be used. The message names it, what is wrong, and what is allowed."""
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Shows each flag once, with its default where that says something."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.nargs == 0:
+            return action.option_strings[0]
+        return f"{action.option_strings[0]} {self._format_args(action, action.dest)}"
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        plain = action.default is None or action.default is False or isinstance(action.default, Path)
+        return action.help if plain else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose errors are one line, that shows defaults, and that guesses no abbreviations."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        super().__init__(description=description, usage="%(prog)s [flags]", allow_abbrev=False, formatter_class=_Help)
 
     def add(self, flag: str, **options) -> None:
         """Add `-flag`, which `--flag` spells as well."""
+        if "type" in options:
+            options.setdefault("metavar", "X")
         self.add_argument(f"-{flag}", f"--{flag}", **options)
 
     def _get_option_tuples(self, option_string: str) -> list:
