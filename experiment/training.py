@@ -66,7 +66,8 @@ def draw_batch(
 ) -> tuple[Batch, int]:
     """Draw a training batch of one length, and the rows of memory that it gets."""
     longest = longest_length(recipe, data, step)
-    length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
+    # The longer of two: who meets many sequences of two vectors learns to keep two vectors on one row, and goes on so.
+    length = int(torch.randint(data.min_seq_len, longest + 1, (2,), generator=source).max())
     rows = draw_tape(recipe, length, longest, memory_units, source)
     uneven = torch.rand((), generator=source).item() < recipe.uneven
     return task.sample(recipe.batch_size, length, source, uneven), rows
