@@ -66,8 +66,10 @@ def draw_batch(
 ) -> tuple[Batch, int]:
     """Draw a training batch of one length, and the rows of memory that it gets."""
     longest = longest_length(recipe, data, step)
-    # The longer of two: who meets many sequences of two vectors learns to keep two vectors on one row, and goes on so.
-    length = int(torch.randint(data.min_seq_len, longest + 1, (2,), generator=source).max())
+    lengths = torch.randint(data.min_seq_len, longest + 1, (2,), generator=source)
+    # While lengths grow, the longer of two draws: who meets many sequences of two vectors at first learns to keep two
+    # vectors on one row, and goes on so.
+    length = int(lengths.max() if step < recipe.curriculum * recipe.num_iters else lengths[0])
     rows = draw_tape(recipe, length, longest, memory_units, source)
     uneven = torch.rand((), generator=source).item() < recipe.uneven
     return task.sample(recipe.batch_size, length, source, uneven), rows
