@@ -66,12 +66,11 @@ def draw_batch(
 ) -> tuple[Batch, int]:
     """Draw a training batch of one length, and the rows of memory that it gets."""
     longest = longest_length(recipe, data, step)
-    lengths = torch.randint(data.min_seq_len, longest + 1, (2,), generator=source)
-    # While lengths grow, the longer of two draws: who meets many sequences of two vectors at first learns to keep two
-    # vectors on one row, and goes on so.
-    length = int(lengths.max() if step < recipe.curriculum * recipe.num_iters else lengths[0])
+    length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
     rows = draw_tape(recipe, length, longest, memory_units, source)
-    uneven = torch.rand((), generator=source).item() < recipe.uneven
+    # Not while lengths still grow: two vectors of few different bits fit on one row, and a machine that begins so, stays.
+    grown = step >= recipe.curriculum * recipe.num_iters
+    uneven = torch.rand((), generator=source).item() < recipe.uneven and grown
     return task.sample(recipe.batch_size, length, source, uneven), rows
 
 
