@@ -68,7 +68,7 @@ def draw_batch(
     longest = longest_length(recipe, data, step)
     length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
     rows = draw_tape(recipe, length, longest, memory_units, source)
-    # Not while lengths still grow: two vectors of few different bits fit on one row, and a machine that begins so, stays.
+    # Not while lengths grow: two vectors with little in them fit on one row, and a machine that begins so stays so.
     grown = step >= recipe.curriculum * recipe.num_iters
     uneven = torch.rand((), generator=source).item() < recipe.uneven and grown
     return task.sample(recipe.batch_size, length, source, uneven), rows
