@@ -50,7 +50,7 @@ class Recipe:
     """How a network is trained. The defaults are the recipe that works best; every field is a flag of train.py."""
 
     batch_size: int = 16
-    num_iters: int = 12_000
+    num_iters: int = 16_000
     optimizer: str = "adam"
     lr: float = 1e-3
     lr_schedule: str = "cosine"

@@ -11,7 +11,7 @@ from ntm import NTM
 from tasks import Batch, Task
 
 SPARE_ROWS = 2  # the tightest tape has this many rows more than the sequence has vectors
-FIRST_LENGTH = 10  # where the curriculum begins: from shorter ones, the machine learns to put two vectors on one row
+FIRST_LENGTH = 3  # where the curriculum begins
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
