@@ -10,7 +10,8 @@ from experiment.configuration import Data, Recipe
 from ntm import NTM
 from tasks import Batch, Task
 
-SPARE_ROWS = 2  # the tightest tape has this many rows more than the sequence has vectors
+SPARE_ROWS = 4  # while lengths grow, the tightest tape has this many rows more than the longest sequence has vectors
+TIGHT_ROWS = 2  # from then on, it has this many rows more than the batch's own sequences
 FIRST_LENGTH = 3  # where the curriculum begins
 
 
@@ -45,33 +46,31 @@ def longest_length(recipe: Recipe, data: Data, step: int) -> int:
     return round(first + (data.max_seq_len - first) * step / growing)
 
 
-def draw_tape(recipe: Recipe, length: int, longest: int, memory_units: int, source: torch.Generator) -> int:
-    """Draw the rows of memory that a batch gets.
-
-    Half the batches get hardly more rows than their sequences have vectors: with rows to spare, a machine that wanders,
-    or that parks its write head on whatever rows are blank, is never punished. The others get up to the configured
-    number, uniform in the logarithm, which keeps content addressing honest. No weight depends on the number of rows.
-    """
-    tight, where = torch.rand(2, generator=source).tolist()
-    if recipe.full_tape:
-        return memory_units
-    if tight < 0.5:
-        return min(length + SPARE_ROWS, memory_units)
-    shortest = min(longest + SPARE_ROWS, memory_units)
-    return round(shortest * (memory_units / shortest) ** where)
-
-
 def draw_batch(
     recipe: Recipe, data: Data, task: Task, memory_units: int, step: int, source: torch.Generator
 ) -> tuple[Batch, int]:
-    """Draw a training batch of one length, and the rows of memory that it gets."""
+    """Draw a training batch of one length, and the rows of memory that it gets.
+
+    A tape hardly longer than the longest sequence punishes a machine that wanders; longer ones keep content addressing
+    honest. So half the batches get the tightest tape, the others one between it and the configured memory, uniform in
+    the logarithm. No weight depends on the number of rows.
+
+    The first phase, while lengths grow, is for finding the tape. The second hardens what was found: the tightest tape
+    leaves no blank rows to park a head on, and in `uneven` sequences what is rare otherwise is common. Too early, either
+    keeps the machine from the tape: two vectors with little in them fit on one row, and a machine that begins so stays.
+    """
+    growing = step < recipe.curriculum * recipe.num_iters
     longest = longest_length(recipe, data, step)
     length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
-    rows = draw_tape(recipe, length, longest, memory_units, source)
-    # Not while lengths grow: two vectors with little in them fit on one row, and a machine that begins so stays so.
-    grown = step >= recipe.curriculum * recipe.num_iters
-    uneven = torch.rand((), generator=source).item() < recipe.uneven and grown
-    return task.sample(recipe.batch_size, length, source, uneven), rows
+    tight, where, uneven = torch.rand(3, generator=source).tolist()
+    shortest = min(longest + SPARE_ROWS, memory_units)
+    if recipe.full_tape:
+        rows = memory_units
+    elif tight < 0.5:
+        rows = shortest if growing else min(length + TIGHT_ROWS, memory_units)
+    else:
+        rows = round(shortest * (memory_units / shortest) ** where)
+    return task.sample(recipe.batch_size, length, source, uneven < recipe.uneven and not growing), rows
 
 
 class Clipper:
