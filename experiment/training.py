@@ -10,9 +10,8 @@ from experiment.configuration import Data, Recipe
 from ntm import NTM
 from tasks import Batch, Task
 
-SPARE_ROWS = 4  # while lengths grow, the tightest tape has this many rows more than the longest sequence has vectors
-TIGHT_ROWS = 2  # from then on, it has this many rows more than the batch's own sequences
-FIRST_LENGTH = 3  # where the curriculum begins
+SPARE_ROWS = 2  # the tightest tape has this many rows more than a batch's sequences have vectors
+FIRST_LENGTH = 10  # where the curriculum begins: from shorter ones, the machine may put two vectors on one row
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -51,26 +50,22 @@ def draw_batch(
 ) -> tuple[Batch, int]:
     """Draw a training batch of one length, and the rows of memory that it gets.
 
-    A tape hardly longer than the longest sequence punishes a machine that wanders; longer ones keep content addressing
-    honest. So half the batches get the tightest tape, the others one between it and the configured memory, uniform in
-    the logarithm. No weight depends on the number of rows.
-
-    The first phase, while lengths grow, is for finding the tape. The second hardens what was found: the tightest tape
-    leaves no blank rows to park a head on, and in `uneven` sequences what is rare otherwise is common. Too early, either
-    keeps the machine from the tape: two vectors with little in them fit on one row, and a machine that begins so stays.
+    A tape hardly longer than the sequence punishes a machine that wanders, or that parks its write head on whatever
+    rows are blank; longer ones keep content addressing honest. So half the batches get the tightest tape, the others
+    one between that of the longest sequence and the configured memory, uniform in the logarithm. No weight depends on
+    the number of rows.
     """
-    growing = step < recipe.curriculum * recipe.num_iters
     longest = longest_length(recipe, data, step)
     length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
     tight, where, uneven = torch.rand(3, generator=source).tolist()
-    shortest = min(longest + SPARE_ROWS, memory_units)
     if recipe.full_tape:
         rows = memory_units
     elif tight < 0.5:
-        rows = shortest if growing else min(length + TIGHT_ROWS, memory_units)
+        rows = min(length + SPARE_ROWS, memory_units)
     else:
+        shortest = min(longest + SPARE_ROWS, memory_units)
         rows = round(shortest * (memory_units / shortest) ** where)
-    return task.sample(recipe.batch_size, length, source, uneven < recipe.uneven and not growing), rows
+    return task.sample(recipe.batch_size, length, source, uneven < recipe.uneven), rows
 
 
 class Clipper:
