@@ -713,15 +713,25 @@ def backward_group(cell_mask, writers, p, history, d_logits, d, r, d_inputs, d_g
 # --- The unroll, a whole batch ----------------------------------------------------------------------------------------
 
 
-class Group(NamedTuple):
-    """What forward leaves for backward of one group."""
-
-    which: slice  # of the batch
-    cell_mask: np.ndarray  # (T, G, C), or (T, G, 0)
-    history: History
+_spare: list[np.ndarray] = []  # room of histories that are gone, to be used again: fresh memory costs page faults
+MOST_SPARE = 16
 
 
-def new_history(slots: int, inputs: np.ndarray, start: NTMState, p: Parameters) -> History:
+class Group:
+    """What forward leaves for backward of one group. Its history's room is handed on when it goes."""
+
+    def __init__(self, which: slice, cell_mask: np.ndarray, history: "History", room: np.ndarray) -> None:
+        self.which = which  # of the batch
+        self.cell_mask = cell_mask  # (T, G, C), or (T, G, 0)
+        self.history = history
+        self.room = room
+
+    def __del__(self) -> None:
+        if len(_spare) < MOST_SPARE:
+            _spare.append(self.room)
+
+
+def new_history(slots: int, inputs: np.ndarray, start: NTMState, p: Parameters) -> tuple[History, np.ndarray]:
     """Make room for a group's history, and put the initial state in its first slot.
 
     Args:
@@ -729,34 +739,48 @@ def new_history(slots: int, inputs: np.ndarray, start: NTMState, p: Parameters) 
         inputs: (T, G, I).
         start: the group's initial state, as arrays.
         p: the weights.
+
+    Returns:
+        The history, and the room in which all its arrays lie.
     """
     (_, group, input_size), (_, rows, width) = inputs.shape, start.memory.shape
     heads, size, reads_size = start.weighting.shape[1], start.cell.shape[1], start.reads[0].size
-
-    def room(*shape: int, carried: bool = False) -> np.ndarray:
-        return np.empty((slots + carried, group, *shape), inputs.dtype)
-
+    shapes = History(
+        memory=(slots + 1, group, width, rows),
+        weighting=(slots + 1, group, heads, rows),
+        cell=(slots + 1, group, size),
+        seen=(slots + 1, group, input_size + reads_size + size),
+        gates=(slots, group, 4 * size),
+        tanh_cell=(slots, group, size),
+        hidden=(slots, group, size),
+        controls=(slots, group, len(p.controls_bias)),
+        inverse_norm=(slots, group, rows),
+        similarity=(slots, group, heads, rows),
+        content=(slots, group, heads, rows),
+        shifted=(slots, group, heads, rows),
+        log_shifted=(slots, group, heads, rows),
+        answer=(slots, group, size + reads_size),
+    )
+    line = 64 // inputs.itemsize  # each array begins on a cache line
+    sizes = [-(-math.prod(shape) // line) * line for shape in shapes]
+    try:
+        room = _spare.pop()
+    except IndexError:
+        room = np.empty(0, np.uint8)
+    if room.nbytes < sum(sizes) * inputs.itemsize:
+        room = np.empty(sum(sizes) * inputs.itemsize, np.uint8)
+    flat, ends = room[: sum(sizes) * inputs.itemsize].view(inputs.dtype), np.cumsum(sizes).tolist()
     history = History(
-        memory=room(width, rows, carried=True),
-        weighting=room(heads, rows, carried=True),
-        cell=room(size, carried=True),
-        seen=room(input_size + reads_size + size, carried=True),
-        gates=room(4 * size),
-        tanh_cell=room(size),
-        hidden=room(size),
-        controls=room(len(p.controls_bias)),
-        inverse_norm=room(rows),
-        similarity=room(heads, rows),
-        content=room(heads, rows),
-        shifted=room(heads, rows),
-        log_shifted=room(heads, rows),
-        answer=room(size + reads_size),
+        *(
+            flat[end - size : end][: math.prod(shape)].reshape(shape)
+            for end, size, shape in zip(ends, sizes, shapes, strict=True)
+        )
     )
     history.memory[0] = start.memory.transpose(0, 2, 1)
     history.weighting[0], history.cell[0] = start.weighting, start.cell
     history.seen[0, :, input_size:-size] = start.reads.reshape(group, -1)
     history.seen[0, :, -size:] = start.hidden
-    return history
+    return history, room
 
 
 def new_scratch(history: History, d: StateGradients) -> Scratch:
@@ -813,7 +837,8 @@ def forward(
     def run(which: slice) -> Group:
         group_inputs = np.ascontiguousarray(inputs[:, which])
         group_mask = np.ascontiguousarray(cell_mask[:, which])
-        history = new_history(steps if keep else 1, group_inputs, NTMState(*(s[which] for s in start)), p)
+        group_start = NTMState(*(s[which] for s in start))
+        history, room = new_history(steps if keep else 1, group_inputs, group_start, p)
         group_logits = np.empty((*group_inputs.shape[:2], logits.shape[2]), kind)
         forward_group(group_inputs, group_mask, writers, p, history, group_logits)
         logits[:, which] = group_logits
@@ -822,9 +847,10 @@ def forward(
         end.weighting[which], end.cell[which] = history.weighting[last], history.cell[last]
         end.reads[which] = history.seen[last, :, input_size:-size].reshape(end.reads[which].shape)
         end.hidden[which] = history.seen[last, :, -size:]
-        return Group(which, group_mask, history if keep else None)
+        return Group(which, group_mask, history, room)
 
-    return logits, end, each(run, [slice(b, min(b + GROUP, batch_size)) for b in range(0, batch_size, GROUP)])
+    groups = each(run, [slice(b, min(b + GROUP, batch_size)) for b in range(0, batch_size, GROUP)])
+    return logits, end, groups if keep else []
 
 
 def backward(
