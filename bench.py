@@ -89,7 +89,7 @@ def forward_only(configuration: Configuration, model: NTM, batch_size: int, leng
 
 
 def start_up() -> None:
-    """Print what the fast path adds to the start of a program, cached and cold, and a long run's peak memory."""
+    """Print what the fast path adds to the start of a program, cold and cached."""
     code = "import time, torch, ntm; from experiment.configuration import *; from experiment.backend import *;"
     code += "m = load_configuration('m1d1', Recipe()).make_model(); t = time.perf_counter(); start_backend(m);"
     code += "print(time.perf_counter() - t)"
@@ -100,12 +100,6 @@ def start_up() -> None:
                 [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
             )
             print(f"start of the fused path, {name}: {float(done.stdout):.1f} s")
-    code = "import resource, torch, ntm; from experiment.configuration import *; m ="
-    code += " load_configuration('m1d1', Recipe()).make_model(); peak = lambda: resource.getrusage(0).ru_maxrss / 1024;"
-    code += "m(torch.zeros(4, 64, 10))[0].sum().backward(); before = peak();"
-    code += "m(torch.zeros(202, 64, 10))[0].sum().backward(); print(peak() - before)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    print(f"memory to train m1 on 64 sequences of length 100: {float(done.stdout):.0f} MiB")
 
 
 def main() -> None:
