@@ -60,7 +60,7 @@ def accuracy_by_length(scores: dict[str, dict[int, Score]], trained: dict[str, t
             f"{which}ccuracy by length, {sequences:,} fresh sequences a point, bars: 95% interval", loc="left"
         )
         if not one:
-            top.legend(ncols=3, loc="lower right", fontsize=8)
+            figure.legend(*top.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
         for axes in (top, bottom):
             axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         figure.savefig(path)
