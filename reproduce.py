@@ -39,7 +39,8 @@ def train_and_score(name: str, seed: int, folder: Path, more_flags: list[str]) -
         return json.loads(result.read_text())
     saved = folder / "saved_model" / f"reverse_{name}.pt"
     if not saved.exists():
-        command = [sys.executable, "train.py", "-config", name, "-seed", str(seed), "-output", str(folder), *more_flags]
+        output = os.path.relpath(folder, ROOT)  # what the run's log repeats should not name this machine's folders
+        command = [sys.executable, "train.py", "-config", name, "-seed", str(seed), "-output", output, *more_flags]
         if (folder / "runs" / name / "checkpoint.pt").exists():
             command.append("-resume")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
