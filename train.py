@@ -27,7 +27,7 @@ from experiment.scoring import BATCHES, HELD_OUT, generator, sample_lengths, sco
 from experiment.training import Clipper, draw_batch, longest_length, make_optimizer, set_schedule
 from ntm import Backend
 
-OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "weight_decay"), "rmsprop": ("momentum", "alpha")}
+OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "eps", "weight_decay"), "rmsprop": ("momentum", "alpha")}
 REPORTS_AN_IMAGE = 8
 
 
@@ -61,6 +61,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("lr_schedule", "how the rate goes on, and cell dropout with it", choices=["cosine", "constant"])
     recipe_flag("beta1", "adam: decay of the gradient's mean", type=below_one)
     recipe_flag("beta2", "adam: decay of its square's mean", type=below_one)
+    recipe_flag("eps", "adam: gradients well below this hardly move a weight", type=positive)
     recipe_flag("weight_decay", "adam: decoupled weight decay", type=not_negative)
     recipe_flag("momentum", "rmsprop: momentum", type=below_one)
     recipe_flag("alpha", "rmsprop: decay of the square's mean", type=below_one)
@@ -68,6 +69,8 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("clip_spike", "clip the norm to this many times its running mean; 0: off", type=not_negative)
     recipe_flag("clip_value", "clip each of its elements; 0: off", type=not_negative)
     recipe_flag("cell_dropout", "chance that a controller cell forgets", type=below_one)
+    recipe_flag("content_dropout", "chance that a sequence goes without content addressing", type=share)
+    recipe_flag("content_cost", "what gates open to content add to the loss", type=not_negative)
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
     recipe_flag("uneven", "share of batches with any share of ones and repeated vectors", type=share)
     recipe_flag("full_tape", "always train on all rows of memory", action="store_true")

@@ -50,12 +50,13 @@ class Recipe:
     """How a network is trained. The defaults are the recipe that works best; every field is a flag of train.py."""
 
     batch_size: int = 16
-    num_iters: int = 16_000
+    num_iters: int = 10_000
     optimizer: str = "adam"
     lr: float = 1e-3
     lr_schedule: str = "cosine"
     beta1: float = 0.9
     beta2: float = 0.999
+    eps: float = 1e-6
     weight_decay: float = 0.1
     momentum: float = 0.9
     alpha: float = 0.95
@@ -63,6 +64,8 @@ class Recipe:
     clip_spike: float = 3.0
     clip_value: float = 0.0
     cell_dropout: float = 0.15
+    content_dropout: float = 0.5
+    content_cost: float = 0.01
     curriculum: float = 0.5
     uneven: float = 0.5
     full_tape: bool = False
@@ -95,6 +98,8 @@ class Configuration:
             output_size=task.output_size,
             **dataclasses.asdict(self.network),
             cell_dropout=self.recipe.cell_dropout,
+            content_dropout=self.recipe.content_dropout,
+            content_cost=self.recipe.content_cost,
             backend=backend,
         )
 

@@ -18,7 +18,7 @@ def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), or RMSprop as in the paper."""
     if recipe.optimizer == "adam":
         betas = recipe.beta1, recipe.beta2
-        return torch.optim.AdamW(parameters, recipe.lr, betas, weight_decay=recipe.weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, recipe.lr, betas, recipe.eps, recipe.weight_decay, fused=True)
     return torch.optim.RMSprop(parameters, recipe.lr, recipe.alpha, momentum=recipe.momentum)
 
 
