@@ -7,6 +7,7 @@ leaves the model in saved_model/, its curves in runs/ (tensorboard --logdir runs
 """
 
 import argparse
+import copy
 import dataclasses
 import math
 import shlex
@@ -14,8 +15,10 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from experiment import checkpoint, plots
@@ -23,12 +26,23 @@ from experiment.backend import choose_device, start_backend
 from experiment.configuration import NAMES, ROOT, Configuration, Recipe, load_configuration, load_task_json
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.runlog import RunLog, commit
-from experiment.scoring import BATCHES, HELD_OUT, generator, sample_lengths, score, spread_lengths, trace
-from experiment.training import Clipper, draw_batch, longest_length, make_optimizer, set_schedule
+from experiment.scoring import (
+    BATCHES,
+    DROPOUT,
+    HELD_OUT,
+    generator,
+    sample_lengths,
+    score,
+    spread_lengths,
+    stream_seed,
+    trace,
+)
+from experiment.training import Clipper, draw_batch, longest_length, make_optimizer, seed_dropout, set_schedule
 from ntm import Backend
 
 OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "eps", "weight_decay"), "rmsprop": ("momentum", "alpha")}
 REPORTS_AN_IMAGE = 8
+LEARNED, COLLAPSED = 0.1, 1.0  # wrong bits a held-out sequence: below the one, and later above the other, is a collapse
 
 
 def parse_options() -> tuple[argparse.Namespace, Configuration]:
@@ -46,6 +60,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: cuda if there is one")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     parser.add("report_every", type=number(int, 1, 10**9), default=500, help="iterations between test points")
+    parser.add("checkpoint_every", type=number(int, 1, 10**9), default=500, help="iterations between checkpoints")
 
     def recipe_flag(name: str, help: str, **options) -> None:
         default = getattr(Recipe, name)
@@ -88,18 +103,38 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
 
 
 class StopAsked:
-    """Becomes true at the first Ctrl-C, which ends the run after its current iteration; a second ends it at once."""
+    """Becomes true at the first Ctrl-C or SIGTERM, which ends the run after its current iteration.
+
+    A second one ends it at once.
+    """
 
     def __init__(self) -> None:
         self.asked = False
-        signal.signal(signal.SIGINT, self._ask)
+        for sign in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sign, self._ask)
 
     def _ask(self, *_) -> None:
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def __bool__(self) -> bool:
         return self.asked
+
+
+def take(folder: Path) -> FileLock:
+    """Make a run's folder this process's own, until it ends in whatever way.
+
+    Raises:
+        InputError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"{folder}: another run is writing here; wait for it, or choose another -output") from error
+    return lock
 
 
 def main() -> None:
@@ -108,41 +143,21 @@ def main() -> None:
     recipe, data, memory_units = configuration.recipe, configuration.data, configuration.network.memory_units
     device = choose_device(options.device)
     saved_model = options.saved_model or options.output / "saved_model" / f"{configuration.title}.pt"
-    checkpoint_path = options.output / "runs" / configuration.name / "checkpoint.pt"
+    folder = options.output / "runs" / configuration.name
+    checkpoint_path = folder / "checkpoint.pt"
+    if options.resume and not checkpoint_path.exists():
+        raise InputError(f"-resume: there is no {checkpoint_path}; leave -resume away to start from the beginning")
+    if not options.resume and checkpoint_path.exists():
+        raise InputError(f"{checkpoint_path}: an interrupted run; go on with -resume, or delete it to start anew")
+    lock = take(folder)
 
-    # Everything random: weights and cell masks from torch's own generator, batches and held-out sets from theirs.
+    # Everything random follows from the seed, and at each iteration from seed and iteration alone.
     torch.manual_seed(recipe.seed)
-    batches = generator(recipe.seed, BATCHES)
     task = configuration.make_task()
     model = configuration.make_model(Backend(options.backend)).to(device)
     path = start_backend(model)
     parameters = list(model.parameters())
     optimizer, clipper = make_optimizer(recipe, parameters), Clipper(recipe)
-    progress = {
-        "step": 0,
-        "seconds": 0.0,
-        "log_size": 0,
-        "losses": 0.0,
-        "bits": 0.0,
-        "exact": 0.0,
-        "norms": 0.0,
-        "iters": 0,
-    }
-
-    if options.resume:
-        if not checkpoint_path.exists():
-            raise InputError(f"-resume: there is no {checkpoint_path}; leave -resume away to start from the beginning")
-        stored = checkpoint.load(checkpoint_path)
-        if Configuration.from_dict(stored["configuration"], str(checkpoint_path)) != configuration:
-            raise InputError(f"-resume: {checkpoint_path} is of a run with other flags; give the same flags as then")
-        model.load_state_dict(stored["model"])
-        optimizer.load_state_dict(stored["optimizer"])
-        torch.set_rng_state(stored["default_generator"])
-        if device.type == "cuda" and stored["cuda_generator"] is not None:
-            torch.cuda.set_rng_state(stored["cuda_generator"])
-        batches.set_state(stored["batches_generator"])
-        clipper.log_typical, progress = stored["log_typical_norm"], stored["progress"]
-
     held_out = generator(recipe.seed, HELD_OUT)
     tests = {
         "test": sample_lengths(task, spread_lengths(data.min_seq_len, data.max_seq_len, 8), 16, held_out),
@@ -152,89 +167,105 @@ def main() -> None:
     }
     shown = task.sample(1, data.max_seq_len, held_out)
 
-    log = RunLog(
-        configuration,
-        options.output / "log",
-        options.output / "runs",
-        options.resume,
-        progress["step"],
-        progress["log_size"],
-    )
+    # Where the run stands: all that a checkpoint keeps beside the optimizer and the files' sizes.
+    step, seconds_before = 0, 0.0
+    sums = {"iters": 0, "loss": 0.0, "bits": 0.0, "exact": 0.0, "norm": 0.0}  # since the last report
+    best = None  # of the reports' models, the one with the fewest wrong bits in the held-out set "test"
+    sizes = None
+    if options.resume:
+        stored = checkpoint.load(checkpoint_path, device)
+        if Configuration.from_dict(stored["configuration"], str(checkpoint_path)) != configuration:
+            raise InputError(f"-resume: {checkpoint_path} is of a run with other flags; give the same flags as then")
+        model.load_state_dict(stored["model"])
+        optimizer.load_state_dict(stored["optimizer"])
+        clipper.log_typical, step, seconds_before = stored["log_typical_norm"], stored["step"], stored["seconds"]
+        sums, best, sizes = stored["sums"], stored["best"], stored["sizes"]
+    log = RunLog(configuration, options.output / "log", options.output / "runs", step, sizes)
     if not options.resume:
         log.write_header("python " + shlex.join(sys.argv), configuration, path)
     print(f"{configuration.name}: {sum(p.numel() for p in parameters):,} parameters, {path}, seed {recipe.seed}")
+    step_before, started = step, time.perf_counter()
+
+    def seconds() -> float:
+        return seconds_before + time.perf_counter() - started
 
     def save_checkpoint() -> None:
-        log.flush()
-        progress.update(step=step, seconds=seconds_before + time.perf_counter() - started, log_size=log.log_size)
+        if not all(parameter.isfinite().all() for parameter in parameters):
+            stop_for(f"iteration {step}: a weight is not finite")
         contents = {
             "configuration": configuration.as_dict(),
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "default_generator": torch.get_rng_state(),
-            "cuda_generator": torch.cuda.get_rng_state() if device.type == "cuda" else None,
-            "batches_generator": batches.get_state(),
             "log_typical_norm": clipper.log_typical,
-            "progress": progress,
+            "step": step,
+            "seconds": seconds(),
+            "sums": sums,
+            "best": best,
+            "sizes": log.sizes(),
         }
         checkpoint.save(checkpoint_path, contents)
 
+    def stop_for(reason: str) -> NoReturn:
+        where = f"{configuration.name}, seed {recipe.seed}; batch seed {stream_seed(recipe.seed, BATCHES, step)}"
+        log.line(f"{reason} ({where}); stopped")
+        raise InputError(f"{reason} ({where}); stopped before a model was spoiled; {checkpoint_path} is from before")
+
     def report() -> None:
-        iters, seconds = progress["iters"], seconds_before + time.perf_counter() - started
-        loss, bits, exact, norm = (progress[key] / iters for key in ("losses", "bits", "exact", "norms"))
-        log.scalars("train", step, loss=loss, bits=bits, exact=exact)
+        nonlocal best
+        means = {key: sums[key] / sums["iters"] for key in sums}
+        log.scalars("train", step, loss=means["loss"], bits=means["bits"], exact=means["exact"])
         rate = (step - step_before) * recipe.batch_size / (time.perf_counter() - started)
-        longest = longest_length(recipe, data, step)
-        log.scalars(
-            "train", step, learning_rate=lr, gradient_norm=norm, sequences_per_second=rate, longest_length=longest
-        )
-        line = f"iteration {step:6d}  {seconds:7.1f} s  train: loss {loss:.5f} bits {bits:7.3f} exact {exact:.4f}"
-        for curve, test_batches in tests.items():
-            result, _ = score(model, task, test_batches)
+        log.scalars("train", step, learning_rate=lr, gradient_norm=means["norm"], sequences_per_second=rate)
+        log.scalars("train", step, longest_length=longest_length(recipe, data, step))
+        line = f"iteration {step:6d}  {seconds():7.1f} s  train: "
+        line += "loss {loss:.5f} bits {bits:7.3f} exact {exact:.4f}".format(**means)
+        results = {curve: score(model, task, batches)[0] for curve, batches in tests.items()}
+        for curve, result in results.items():
             log.scalars(curve, step, loss=result.loss, bits=result.bits, exact=result.exact)
             line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
-        if step % (REPORTS_AN_IMAGE * options.report_every) == 0 or step == recipe.num_iters:
-            for tag, image in plots.trace_images(trace(model, shown)).items():
-                log.curves["test"].add_image(tag, image, step)
         log.line(line)
-        progress.update(losses=0.0, bits=0.0, exact=0.0, norms=0.0, iters=0)
+        if step % (REPORTS_AN_IMAGE * options.report_every) == 0 or step == recipe.num_iters:
+            log.images("test", step, plots.trace_images(trace(model, shown)))
+        bits = results["test"].bits
+        if best is not None and best["bits"] < LEARNED < COLLAPSED < bits:
+            log.line(f"iteration {step}: what was learned at iteration {best['step']} is lost again")
+        if best is None or bits <= best["bits"]:
+            best = {"step": step, "bits": bits, "model": copy.deepcopy(model.state_dict())}
+        sums.update(dict.fromkeys(sums, 0))
 
+    if not options.resume:
+        save_checkpoint()
     stop = StopAsked()
-    step = step_before = progress["step"]
-    seconds_before, started = progress["seconds"], time.perf_counter()
     bar = tqdm(total=recipe.num_iters, initial=step, unit="it", dynamic_ncols=True, disable=None)
     while step < recipe.num_iters and not stop:
         lr = set_schedule(recipe, step, optimizer, model)
-        batch, rows = draw_batch(recipe, data, task, memory_units, step, batches)
+        batch, rows = draw_batch(recipe, data, task, memory_units, step, generator(recipe.seed, BATCHES, step))
         batch = batch.to(device)
-        logits, _ = model(batch.inputs, memory_units=rows)
+        seed_dropout(stream_seed(recipe.seed, DROPOUT, step), device)
+        logits, state = model(batch.inputs, memory_units=rows)
         loss = task.loss(logits, batch)
         optimizer.zero_grad()
         loss.backward()
         norm = clipper.clip(parameters)
-        if not math.isfinite(norm):
-            log.line(f"iteration {step + 1}: the loss is {loss.item()} and the gradient's norm {norm}; stopped")
-            raise InputError(
-                f"iteration {step + 1}: the gradient is not finite; stopped before it could spoil the model"
-            )
+        if not (math.isfinite(norm) and math.isfinite(loss.item()) and all(part.isfinite().all() for part in state)):
+            stop_for(f"iteration {step + 1}: loss {loss.item()}, gradient norm {norm}, or the state is not finite")
         optimizer.step()
 
         step += 1
         wrong = task.wrong_bits(logits.detach(), batch)
-        progress["iters"] += 1
-        progress["losses"] += loss.item()
-        progress["bits"] += wrong.mean(dtype=torch.float64).item()
-        progress["exact"] += (wrong == 0).double().mean().item()
-        progress["norms"] += norm
+        sums["iters"] += 1
+        sums["loss"] += loss.item()
+        sums["bits"] += wrong.mean(dtype=torch.float64).item()
+        sums["exact"] += (wrong == 0).double().mean().item()
+        sums["norm"] += norm
         bar.update()
         if step % 50 == 0:
             rate = (step - step_before) * recipe.batch_size / (time.perf_counter() - started)
-            n = progress["iters"]
-            bar.set_postfix(
-                loss=f"{progress['losses'] / n:.4f}", bits=f"{progress['bits'] / n:.2f}", seq_s=f"{rate:.0f}"
-            )
+            loss_now, bits_now = (sums[key] / sums["iters"] for key in ("loss", "bits"))
+            bar.set_postfix(loss=f"{loss_now:.4f}", bits=f"{bits_now:.2f}", seq_s=f"{rate:.0f}")
         if step % options.report_every == 0 or step == recipe.num_iters:
             report()
+        if step % options.checkpoint_every == 0 and step < recipe.num_iters:
             save_checkpoint()
     bar.close()
 
@@ -244,13 +275,15 @@ def main() -> None:
         again = shlex.join([*(word for word in sys.argv if word.lstrip("-") != "resume"), "-resume"])
         print(f"stopped at iteration {step}; to go on: python {again}")
         sys.exit(130)
-    trained = {"iterations": step, "seconds": progress["seconds"], "commit": commit()}
-    contents = {"configuration": configuration.as_dict(), "model": model.state_dict(), "trained": trained}
+    trained = {"iterations": step, "chosen": best["step"], "seconds": seconds(), "commit": commit()}
+    contents = {"configuration": configuration.as_dict(), "model": best["model"], "trained": trained}
     checkpoint.save(saved_model, contents)
-    checkpoint_path.unlink()
-    log.line(f"finished after {progress['seconds']:.1f} s: {saved_model.name}")
+    chosen = "" if best["step"] == step else f", as it was at iteration {best['step']}, the best on the held-out set"
+    log.line(f"finished after {seconds():.1f} s: {saved_model.name}{chosen}")
     log.close()
-    print(f"finished after {progress['seconds']:.1f} s: {saved_model}")
+    checkpoint_path.unlink()
+    lock.release()
+    print(f"finished after {seconds():.1f} s: {saved_model}{chosen}")
 
 
 if __name__ == "__main__":

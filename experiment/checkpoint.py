@@ -1,23 +1,26 @@
-"""Files that hold models: written atomically, read without running any code from them."""
+"""Files that hold models: written atomically, checked by a checksum, read without running any code from them."""
 
+import hashlib
 import io
 import os
 import tempfile
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from experiment.configuration import Configuration
 from experiment.errors import InputError
 from ntm import NTM, Backend
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_atomically(path: Path, contents: bytes) -> None:
-    """Write a file so that `path` holds the old contents or the new, never a part.
+    """Write a file so that `path` holds the old contents or the new, never a part, whenever the process dies.
 
     Raises:
         OSError: the file cannot be written; what was there stays.
@@ -33,19 +36,56 @@ def write_atomically(path: Path, contents: bytes) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives the owner alone access
         os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot be written ({error.strerror}); what was there stays", str(path)) from error
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed while it wrote
+        left.unlink(missing_ok=True)
+
+
+def checksum(contents: Any, budget: int) -> str:
+    """Compute the SHA-256 of tensors and plain containers: their structure, types, shapes and values.
+
+    Args:
+        contents: dicts, lists, tuples, tensors and plain values.
+        budget: bytes that all tensors together may have.
+
+    Raises:
+        ValueError: the tensors are larger than that, as when a small file asks for a large view.
+    """
+    digest = hashlib.sha256()
+    pending = [contents]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, dict):
+            digest.update(f"dict {len(part)} ".encode())
+            pending += [item for pair in part.items() for item in pair]
+        elif isinstance(part, list | tuple):
+            digest.update(f"{type(part).__name__} {len(part)} ".encode())
+            pending += part
+        elif isinstance(part, Tensor):
+            budget -= part.numel() * part.element_size()
+            if budget < 0:
+                raise ValueError("tensors larger than their file")
+            digest.update(f"{part.dtype} {tuple(part.shape)} ".encode())
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        else:
+            digest.update(f"{type(part).__name__} {part!r} ".encode())
+    return digest.hexdigest()
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:
-    """Write tensors and plain containers atomically, with the number of this format.
+    """Write tensors and plain containers atomically, with the number of this format and a checksum.
 
     Raises:
         OSError: the file cannot be written; what was there stays.
     """
+    contents = {"format": FORMAT, **contents}
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **contents}, buffer)
+    torch.save({**contents, "checksum": checksum(contents, budget=1 << 62)}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
@@ -53,20 +93,43 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read what `save` wrote, tensors onto `device`.
 
     Raises:
-        InputError: there is no such file, or it is not one of ours.
+        InputError: there is no such file, it is not one of ours, or it is damaged.
     """
     try:
+        size = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size for entry in archive.infolist()):
+                raise InputError(f"{path}: not a model file of this program: its parts are compressed")
         with warnings.catch_warnings(action="ignore"):  # torch's own, about files that are refused anyway
-            contents = torch.load(path, map_location=device, weights_only=True)
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except (InputError, MemoryError):
+        raise
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # torch.load has no common type for what a damaged or foreign file makes it raise
         raise InputError(f"{path}: not a model file of this program, or damaged") from error
-    if not isinstance(contents, dict) or "configuration" not in contents or "model" not in contents:
+    if not isinstance(contents, dict) or not {"configuration", "model"} <= contents.keys():
         raise InputError(f"{path}: not a model file of this program")
     if contents.get("format") != FORMAT:
         raise InputError(f"{path}: has format {contents.get('format')!r}; this program reads format {FORMAT}")
-    return contents
+    stored = contents.pop("checksum", None)
+    try:
+        good = stored == checksum(contents, budget=size)
+    except (ValueError, RuntimeError, NotImplementedError):  # a view too large, or a tensor of an exotic kind
+        good = False
+    if not good:
+        raise InputError(f"{path}: damaged: its contents do not fit its checksum")
+    return _to(device, contents)
+
+
+def _to(device: torch.device | str, part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return part.to(device)
+    if isinstance(part, dict):
+        return {key: _to(device, value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return type(part)(_to(device, value) for value in part)
+    return part
 
 
 def restore(contents: dict[str, Any], path: Path, backend: Backend = Backend.AUTO) -> tuple[NTM, Configuration]:
@@ -75,12 +138,16 @@ def restore(contents: dict[str, Any], path: Path, backend: Backend = Backend.AUT
     Raises:
         InputError: the parts do not fit together.
     """
+    if not isinstance(contents["configuration"], dict):
+        raise InputError(f"{path}: not a model file of this program")
     configuration = Configuration.from_dict(contents["configuration"], str(path))
     model = configuration.make_model(backend)
     try:
         model.load_state_dict(contents["model"])
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: its weights do not fit its configuration") from error
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise InputError(f"{path}: has weights that are not finite numbers")
     return model, configuration
 
 

@@ -65,7 +65,7 @@ def number(kind: type, low: float, high: float, low_open: bool = False) -> Calla
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Call a script's `main`; turn an `InputError` into its one line and exit code 2, and Ctrl-C into 130."""
+    """Call a script's `main`; turn an `InputError` or `OSError` into one line and exit code 2, and Ctrl-C into 130."""
     try:
         main()
     except KeyboardInterrupt:
@@ -73,5 +73,8 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         sys.exit(130)
     except InputError as error:
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a folder that cannot be written
+        print(f"{sys.argv[0]}: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

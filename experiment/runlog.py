@@ -1,16 +1,20 @@
 """What a run tells while it goes: a text log and tensorboard curves."""
 
 import json
+import os
 import platform
-import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
 
 from experiment.configuration import ROOT, Configuration
+from experiment.errors import InputError
 
 CURVES = ("train", "test", "test_longer")
 
@@ -35,14 +39,48 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+class EventFile:
+    """A tensorboard event file, written in the calling thread, so that its errors and its size are known there.
+
+    Args:
+        folder: the curve's.
+        step: the file holds points after this step; its name says so, and tensorboard reads files in order of name.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path = folder / f"events.out.tfevents.{step:010d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._records = RecordWriter(str(self.path))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add(self, value: summary.Summary, step: int) -> None:
+        """Add what `tensorboardX.summary` made."""
+        self._write(Event(wall_time=time.time(), step=step, summary=value))
+
+    def _write(self, event: Event) -> None:
+        self._records.write(event.SerializeToString())
+
+    def flush(self) -> None:
+        """Hand all that was added to the system."""
+        self._records.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._records.close()
+
+
 class RunLog:
     """The files of one run: `log/<name>.log`, and `runs/<name>/{train,test,test_longer}` with the same tags in each.
 
     Args:
         configuration: the run's.
         log_folder, runs_folder: where the files go.
-        resume: go on in the files of an interrupted run, from `step` and the length `log_size` of its log; without it,
-            what an earlier run of that name left there is replaced.
+        step: where the run begins, or goes on.
+        sizes: from `RunLog.sizes` at a checkpoint, to go on in its files: whatever came after it is cut off. Without
+            it, what an earlier run of that name left there is replaced.
+
+    Raises:
+        InputError: a file of the checkpoint is gone or shorter than it was.
     """
 
     def __init__(
@@ -50,21 +88,32 @@ class RunLog:
         configuration: Configuration,
         log_folder: Path,
         runs_folder: Path,
-        resume: bool = False,
         step: int = 0,
-        log_size: int = 0,
+        sizes: dict[str, int] | None = None,
     ) -> None:
         folder = runs_folder / configuration.name
-        if not resume:
-            for curve in CURVES:
-                shutil.rmtree(folder / curve, ignore_errors=True)
+        log_path = log_folder / f"{configuration.name}.log"
+        files = {"log": log_path}
+        for curve in CURVES:
+            for path in sorted((folder / curve).glob("*tfevents*")):
+                files[f"{curve}/{path.name}"] = path
+        for name, size in (sizes or {}).items():
+            if name not in files or not files[name].exists() or files[name].stat().st_size < size:
+                path = log_path if name == "log" else folder / name
+                raise InputError(
+                    f"{path}: is gone, or shorter than at the checkpoint; put it back, or delete the checkpoint "
+                    "and start anew"
+                )
+        for name, path in files.items():
+            if sizes is None or name not in sizes:
+                path.unlink(missing_ok=True)
+            else:
+                os.truncate(path, sizes[name])
         log_folder.mkdir(parents=True, exist_ok=True)
-        self._log = open(log_folder / f"{configuration.name}.log", "r+" if resume else "w", encoding="utf-8")  # noqa: SIM115
-        if resume:
-            self._log.truncate(log_size)
-            self._log.seek(log_size)
-        purge = {"purge_step": step + 1} if resume else {}
-        self.curves = {curve: SummaryWriter(str(folder / curve), **purge) for curve in CURVES}
+        self._files = {name: path for name, path in files.items() if sizes and name in sizes} | {"log": log_path}
+        self._log = open(log_path, "a", encoding="utf-8")  # noqa: SIM115
+        self._curves = {curve: EventFile(folder / curve, step) for curve in CURVES}
+        self._files |= {f"{curve}/{events.path.name}": events.path for curve, events in self._curves.items()}
 
     def write_header(self, command: str, configuration: Configuration, path: str) -> None:
         """Say what made this log."""
@@ -80,7 +129,7 @@ class RunLog:
         for key, value in lines.items():
             self.line(f"# {key}: {value}")
         text = "\n".join(f"    {key}: {value}" for key, value in lines.items())
-        self.curves["train"].add_text("run", text, 0)
+        self._curves["train"].add(summary.text("run", text), 0)
 
     def line(self, text: str) -> None:
         """Add a line to the log."""
@@ -90,20 +139,34 @@ class RunLog:
     def scalars(self, curve: str, step: int, **values: float) -> None:
         """Add a point to curves, one tag a value."""
         for tag, value in values.items():
-            self.curves[curve].add_scalar(tag, value, step)
+            self._curves[curve].add(summary.scalar(tag, value), step)
 
-    @property
-    def log_size(self) -> int:
-        """Length of the log, for `resume`."""
-        return self._log.tell()
+    def images(self, curve: str, step: int, images: dict[str, np.ndarray]) -> None:
+        """Add images (3, height, width) of bytes, by tag."""
+        for tag, image in images.items():
+            self._curves[curve].add(summary.image(tag, image), step)
 
-    def flush(self) -> None:
-        """Bring all points to disk."""
-        for writer in self.curves.values():
-            writer.flush()
+    def sizes(self) -> dict[str, int]:
+        """Bring all files to disk; their sizes by name, for a checkpoint.
+
+        Raises:
+            InputError: a file has vanished from its folder.
+        """
+        for events in self._curves.values():
+            events.flush()
+        self._log.flush()
+        sizes = {}
+        for name, path in self._files.items():
+            try:
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+                    sizes[name] = os.fstat(file.fileno()).st_size
+            except FileNotFoundError as error:
+                raise InputError(f"{path}: vanished while the run was writing it") from error
+        return sizes
 
     def close(self) -> None:
         """Close all files."""
-        for writer in self.curves.values():
-            writer.close()
+        for events in self._curves.values():
+            events.close()
         self._log.close()

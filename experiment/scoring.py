@@ -11,14 +11,19 @@ from ntm import NTM
 from tasks import Batch, Task
 
 BATCH = 64  # sequences at a time
-# Independent random streams of one seed. Weights and cell masks come from torch's default generator.
-BATCHES, HELD_OUT, EVALUATION = range(3)
+# Independent random streams of one seed.
+BATCHES, HELD_OUT, EVALUATION, DROPOUT = range(4)
 
 
-def generator(seed: int, stream: int) -> torch.Generator:
-    """Make the generator of one of a seed's independent streams."""
-    state = np.random.SeedSequence((seed, stream)).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+def stream_seed(seed: int, stream: int, step: int = 0) -> int:
+    """Make the seed of one of a seed's independent streams, or of one step of it."""
+    state = np.random.SeedSequence((seed, stream, step)).generate_state(2, np.uint32)
+    return int(state[0]) << 32 | int(state[1])
+
+
+def generator(seed: int, stream: int, step: int = 0) -> torch.Generator:
+    """Make the generator of one of a seed's independent streams, or of one step of it."""
+    return torch.Generator().manual_seed(stream_seed(seed, stream, step))
 
 
 class Score(NamedTuple):
