@@ -45,9 +45,10 @@ def compiled(function, counted: bool = False):
     """Compile a function with Numba: cached on disk where that can be written, without Python's global lock.
 
     Unless `counted`, arrays are not reference-counted, which costs more than the arithmetic where a loop makes many
-    small views; such a function can take views of the arrays that it is given, and make no array of its own.
+    small views; such a function can take views of the arrays that it is given, and make no array of its own. It is
+    always inlined: a copy of its own would be rounded differently by the process that compiles than by those to come.
     """
-    options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy", "_nrt": counted}
+    options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy", "_nrt": counted, "forceinline": not counted}
     try:
         return njit(function, cache=True, **options)
     except RuntimeError:  # Numba found no folder for its cache
