@@ -7,7 +7,6 @@ leaves the model in saved_model/, its curves in runs/ (tensorboard --logdir runs
 """
 
 import argparse
-import copy
 import dataclasses
 import math
 import shlex
@@ -37,12 +36,11 @@ from experiment.scoring import (
     stream_seed,
     trace,
 )
-from experiment.training import Clipper, draw_batch, longest_length, make_optimizer, seed_dropout, set_schedule
+from experiment.training import Best, Clipper, draw_batch, longest_length, make_optimizer, seed_dropout, set_schedule
 from ntm import Backend
 
 OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "eps", "weight_decay"), "rmsprop": ("momentum", "alpha")}
 REPORTS_AN_IMAGE = 8
-LEARNED, COLLAPSED = 0.1, 1.0  # wrong bits a held-out sequence: below the one, and later above the other, is a collapse
 
 
 def parse_options() -> tuple[argparse.Namespace, Configuration]:
@@ -170,7 +168,7 @@ def main() -> None:
     # Where the run stands: all that a checkpoint keeps beside the optimizer and the files' sizes.
     step, seconds_before = 0, 0.0
     sums = {"iters": 0, "loss": 0.0, "bits": 0.0, "exact": 0.0, "norm": 0.0}  # since the last report
-    best = None  # of the reports' models, the one with the fewest wrong bits in the held-out set "test"
+    best = Best()  # of the reports' models, by the held-out set "test"
     sizes = None
     if options.resume:
         stored = checkpoint.load(checkpoint_path, device)
@@ -179,7 +177,7 @@ def main() -> None:
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])
         clipper.log_typical, step, seconds_before = stored["log_typical_norm"], stored["step"], stored["seconds"]
-        sums, best, sizes = stored["sums"], stored["best"], stored["sizes"]
+        sums, best.state, sizes = stored["sums"], stored["best"], stored["sizes"]
     log = RunLog(configuration, options.output / "log", options.output / "runs", step, sizes)
     if not options.resume:
         log.write_header("python " + shlex.join(sys.argv), configuration, path)
@@ -200,7 +198,7 @@ def main() -> None:
             "step": step,
             "seconds": seconds(),
             "sums": sums,
-            "best": best,
+            "best": best.state,
             "sizes": log.sizes(),
         }
         checkpoint.save(checkpoint_path, contents)
@@ -211,7 +209,6 @@ def main() -> None:
         raise InputError(f"{reason} ({where}); stopped before a model was spoiled; {checkpoint_path} is from before")
 
     def report() -> None:
-        nonlocal best
         means = {key: sums[key] / sums["iters"] for key in sums}
         log.scalars("train", step, loss=means["loss"], bits=means["bits"], exact=means["exact"])
         rate = (step - step_before) * recipe.batch_size / (time.perf_counter() - started)
@@ -226,11 +223,9 @@ def main() -> None:
         log.line(line)
         if step % (REPORTS_AN_IMAGE * options.report_every) == 0 or step == recipe.num_iters:
             log.images("test", step, plots.trace_images(trace(model, shown)))
-        bits = results["test"].bits
-        if best is not None and best["bits"] < LEARNED < COLLAPSED < bits:
-            log.line(f"iteration {step}: what was learned at iteration {best['step']} is lost again")
-        if best is None or bits <= best["bits"]:
-            best = {"step": step, "bits": bits, "model": copy.deepcopy(model.state_dict())}
+        warning = best.see(step, results["test"].bits, model)
+        if warning:
+            log.line(warning)
         sums.update(dict.fromkeys(sums, 0))
 
     if not options.resume:
@@ -275,10 +270,11 @@ def main() -> None:
         again = shlex.join([*(word for word in sys.argv if word.lstrip("-") != "resume"), "-resume"])
         print(f"stopped at iteration {step}; to go on: python {again}")
         sys.exit(130)
-    trained = {"iterations": step, "chosen": best["step"], "seconds": seconds(), "commit": commit()}
-    contents = {"configuration": configuration.as_dict(), "model": best["model"], "trained": trained}
+    trained = {"iterations": step, "chosen": best.state["step"], "seconds": seconds(), "commit": commit()}
+    contents = {"configuration": configuration.as_dict(), "model": best.state["model"], "trained": trained}
     checkpoint.save(saved_model, contents)
-    chosen = "" if best["step"] == step else f", as it was at iteration {best['step']}, the best on the held-out set"
+    at = best.state["step"]
+    chosen = "" if at == step else f", as it was at iteration {at}, the best on the held-out set"
     log.line(f"finished after {seconds():.1f} s: {saved_model.name}{chosen}")
     log.close()
     checkpoint_path.unlink()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -74,6 +75,28 @@ def draw_batch(
         shortest = min(longest + SPARE_ROWS, memory_units)
         rows = round(shortest * (memory_units / shortest) ** where)
     return task.sample(recipe.batch_size, length, source, uneven < recipe.uneven), rows
+
+
+class Best:
+    """Keeps the model with the fewest wrong bits in a held-out set, the later of two that are equal.
+
+    Attributes:
+        state: its step, bits and weights, for a checkpoint; None before the first.
+    """
+
+    LEARNED, COLLAPSED = 0.1, 1.0  # wrong bits a sequence: below the one, and later above the other, is a collapse
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] | None = None
+
+    def see(self, step: int, bits: float, model: nn.Module) -> str | None:
+        """Compare the model at a step, with its wrong bits a sequence; returns a warning if it has collapsed."""
+        if self.state is None or bits <= self.state["bits"]:
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            self.state = {"step": step, "bits": bits, "model": weights}
+        elif self.state["bits"] < self.LEARNED and bits > self.COLLAPSED:
+            return f"iteration {step}: what was learned at iteration {self.state['step']} is lost again"
+        return None
 
 
 class Clipper:

@@ -1,0 +1,11 @@
+"""Imported once by the server that forks the runs: the libraries, and the compiled fast path."""
+
+import torch
+
+import train  # noqa: F401
+from ntm import NTM, fused
+
+torch.set_num_threads(1)  # threads do not survive a fork
+model = NTM(5, 3, 8, 12, 6)
+fused.warm_up(model)
+torch.optim.AdamW(model.parameters())  # imports a second's worth of torch

@@ -1,0 +1,65 @@
+"""Runs killed with SIGKILL at random moments, each gone on with, must end as if they had never been stopped."""
+
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from real_runs import Folder, points
+
+KILLS = 60  # over all chains
+CHAINS = 3
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = Folder(tmp_path_factory.mktemp("undisturbed"))
+    assert folder.train() == 0
+    return folder
+
+
+def same_as(undisturbed, folder):
+    """Compare models to the bit, logs but for their times, and curves point by point, nothing doubled or missing."""
+    ours, theirs = (torch.load(f.saved_model, weights_only=True)["model"] for f in (folder, undisturbed))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert folder.log_lines() == undisturbed.log_lines()
+    ours, theirs = points(folder.runs), points(undisturbed.runs)
+    assert ours.keys() == theirs.keys()
+    for curve_and_tag in ours:
+        if not curve_and_tag[1].endswith("sequences_per_second"):
+            assert ours[curve_and_tag] == theirs[curve_and_tag]
+    left = [path.name for path in folder.path.rglob("*") if path.is_file()]
+    assert "checkpoint.pt" not in left
+    assert not [name for name in left if name.startswith(".") and name != ".lock"]
+
+
+@pytest.mark.parametrize("chain", range(CHAINS))
+def test_killed_at_random_moments_and_resumed_is_as_never_stopped(undisturbed, tmp_path, chain, record_property):
+    source, folder, kills, resumed = random.Random(chain), Folder(tmp_path), 0, 0
+    while not folder.saved_model.exists() or folder.checkpoint.exists():
+        resume = folder.checkpoint.exists()
+        resumed += resume
+        patience = source.uniform(0.01, 0.35) if kills < KILLS // CHAINS else None
+        code = folder.train(*["-resume"] * resume, kill_after=patience)
+        assert code in (0, -9), folder.said
+        kills += code == -9
+    assert resumed
+    record_property("kills", kills)
+    same_as(undisturbed, folder)
+
+
+def test_the_command_line_killed_and_resumed(undisturbed, repository, tmp_path):
+    """The same once more, with the script started as a user starts it."""
+    folder = Folder(tmp_path)
+    command = [sys.executable, "train.py", *folder.flags]
+    process = subprocess.Popen(command, cwd=repository.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while process.poll() is None and not (folder.log.exists() and re.search("iteration +50 ", folder.log.read_text())):
+        pass
+    process.kill()
+    process.communicate()
+    assert folder.checkpoint.exists()
+    repository.run("train.py", *folder.flags, "-resume")
+    same_as(undisturbed, folder)
