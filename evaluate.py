@@ -21,7 +21,7 @@ from experiment.configuration import NAMES, ROOT, Configuration
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.scoring import EVALUATION, Score, generator, sample_lengths, score, trace
 from ntm import NTM, Backend
-from tasks import Task
+from tasks import Batch
 
 LENGTHS = (20, 30, 50, 75, 100, 120)
 MISTAKES_SHOWN = 3
@@ -63,8 +63,8 @@ def default_lengths(configuration: Configuration) -> list[int]:
 
 def evaluate(
     model: NTM, configuration: Configuration, options: argparse.Namespace
-) -> tuple[dict[int, Score], list[str]]:
-    """Score a model at each length, with a bar; also a few mistakes, drawn as bits."""
+) -> tuple[dict[int, Score], list[Batch]]:
+    """Score a model at each length, with a bar; also a few of the sequences that it got wrong, the shortest first."""
     task = configuration.make_task()
     source = generator(options.seed, EVALUATION)
     scores, mistakes = {}, []
@@ -75,19 +75,19 @@ def evaluate(
         scores[length], wrong = score(model, task, batches, options.memory_units)
         for batch, batch_wrong in zip(batches, wrong, strict=True):
             for b in torch.nonzero(batch_wrong)[: MISTAKES_SHOWN - len(mistakes), 0].tolist():
-                mistakes.append(show_mistake(model, task, batch, b, length, options.memory_units))
+                mistakes.append(Batch(*(part[:, b : b + 1] for part in batch)))
     return scores, mistakes
 
 
 @torch.no_grad()
-def show_mistake(model: NTM, task: Task, batch, b: int, length: int, memory_units: int | None) -> str:
-    """Draw the first wrong vectors of a sequence's answer as bits, a wrong bit marked below."""
-    one = type(batch)(*(part[:, b : b + 1] for part in batch)).to(model.initial_hidden.device)
+def show_mistake(model: NTM, one: Batch, memory_units: int | None) -> str:
+    """Draw the first wrong vectors of the answer to a sequence as bits, a wrong bit marked below."""
+    one = one.to(model.initial_hidden.device)
     logits, _ = model(one.inputs, memory_units=memory_units)
     answer = (logits[:, 0] > 0).int()[one.mask[:, 0] > 0].tolist()
     target = one.targets[:, 0].int()[one.mask[:, 0] > 0].tolist()
     bad = [i for i, (said, meant) in enumerate(zip(answer, target, strict=True)) if said != meant]
-    lines = [f"a sequence of length {length} with {len(bad)} wrong vectors, the first of them:"]
+    lines = [f"a sequence of length {len(target)} with {len(bad)} wrong vectors, the first of them:"]
     for i in bad[:4]:
         said, meant = ("".join(map(str, bits[i])) for bits in (answer, target))
         start = f"  answer step {i + 1:4d}  target {meant}  answer "
@@ -132,7 +132,8 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
     scores, mistakes = evaluate(model, configuration, options)
     print(f"{configuration.name} ({path.name}), seed {options.seed} of the test sequences")
     print_table(scores, rows)
-    print("\n".join(mistakes))
+    for mistake in mistakes:
+        print(show_mistake(model, mistake, options.memory_units))
     (options.output / "log").mkdir(parents=True, exist_ok=True)
     name, data = configuration.name, configuration.data
     write_files(name, scores, rows, options)
@@ -148,6 +149,11 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
         f"{name}: reversing {length} vectors with {rows} rows of memory",
         options.output / "log" / f"{name}_machine.png",
     )
+    picture = options.output / "log" / f"{name}_mistake.png"
+    picture.unlink(missing_ok=True)
+    if mistakes:
+        shown = trace(model, mistakes[0], options.memory_units)
+        plots.machine(shown, f"{name}: a mistake at length {int(shown.mask.sum())} with {rows} rows of memory", picture)
     return configuration, scores
 
 

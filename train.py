@@ -36,7 +36,16 @@ from experiment.scoring import (
     stream_seed,
     trace,
 )
-from experiment.training import Best, Clipper, draw_batch, longest_length, make_optimizer, seed_dropout, set_schedule
+from experiment.training import (
+    Best,
+    Clipper,
+    Rollback,
+    draw_batch,
+    longest_length,
+    make_optimizer,
+    seed_dropout,
+    set_schedule,
+)
 from ntm import Backend
 
 OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "eps", "weight_decay"), "rmsprop": ("momentum", "alpha")}
@@ -82,10 +91,10 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("clip_spike", "clip the norm to this many times its running mean; 0: off", type=not_negative)
     recipe_flag("clip_value", "clip each of its elements; 0: off", type=not_negative)
     recipe_flag("cell_dropout", "chance that a controller cell forgets", type=below_one)
-    recipe_flag("content_dropout", "chance that a sequence goes without content addressing", type=share)
     recipe_flag("content_cost", "what gates open to content add to the loss", type=not_negative)
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
-    recipe_flag("uneven", "share of batches with any share of ones and repeated vectors", type=share)
+    recipe_flag("uneven", "share of sequences with nearly empty or repeated vectors", type=share)
+    recipe_flag("rollback", "training loss at which what was learned and lost is taken back; 0: off", type=not_negative)
     recipe_flag("full_tape", "always train on all rows of memory", action="store_true")
     recipe_flag("seed", "everything random follows from it", type=number(int, 0, 2**63 - 1))
     options = parser.parse_args()
@@ -155,7 +164,7 @@ def main() -> None:
     model = configuration.make_model(Backend(options.backend)).to(device)
     path = start_backend(model)
     parameters = list(model.parameters())
-    optimizer, clipper = make_optimizer(recipe, parameters), Clipper(recipe)
+    optimizer, clipper, rollback = make_optimizer(recipe, parameters), Clipper(recipe), Rollback(recipe)
     held_out = generator(recipe.seed, HELD_OUT)
     tests = {
         "test": sample_lengths(task, spread_lengths(data.min_seq_len, data.max_seq_len, 8), 16, held_out),
@@ -177,6 +186,7 @@ def main() -> None:
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])
         clipper.log_typical, step, seconds_before = stored["log_typical_norm"], stored["step"], stored["seconds"]
+        rollback.state = stored["rollback"]
         sums, best.state, sizes = stored["sums"], stored["best"], stored["sizes"]
     log = RunLog(configuration, options.output / "log", options.output / "runs", step, sizes)
     if not options.resume:
@@ -198,6 +208,7 @@ def main() -> None:
             "step": step,
             "seconds": seconds(),
             "sums": sums,
+            "rollback": rollback.state,
             "best": best.state,
             "sizes": log.sizes(),
         }
@@ -253,6 +264,8 @@ def main() -> None:
         sums["bits"] += wrong.mean(dtype=torch.float64).item()
         sums["exact"] += (wrong == 0).double().mean().item()
         sums["norm"] += norm
+        if rollback.see(step, loss.item(), model, optimizer):
+            log.line(f"iteration {step}: what was learned was lost; back to the weights of when it was best")
         bar.update()
         if step % 50 == 0:
             rate = (step - step_before) * recipe.batch_size / (time.perf_counter() - started)

@@ -64,10 +64,10 @@ class Recipe:
     clip_spike: float = 3.0
     clip_value: float = 0.0
     cell_dropout: float = 0.15
-    content_dropout: float = 0.5
     content_cost: float = 0.01
     curriculum: float = 0.5
     uneven: float = 0.5
+    rollback: float = 0.1
     full_tape: bool = False
     seed: int = 0
 
@@ -98,7 +98,6 @@ class Configuration:
             output_size=task.output_size,
             **dataclasses.asdict(self.network),
             cell_dropout=self.recipe.cell_dropout,
-            content_dropout=self.recipe.content_dropout,
             content_cost=self.recipe.content_cost,
             backend=backend,
         )

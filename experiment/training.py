@@ -1,5 +1,6 @@
 """The recipe at work: optimizer, learning rate, lengths and tapes at each iteration."""
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -66,7 +67,7 @@ def draw_batch(
     """
     longest = longest_length(recipe, data, step)
     length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
-    tight, where, uneven = torch.rand(3, generator=source).tolist()
+    tight, where = torch.rand(2, generator=source).tolist()
     if recipe.full_tape:
         rows = memory_units
     elif tight < 0.5:
@@ -74,7 +75,47 @@ def draw_batch(
     else:
         shortest = min(longest + SPARE_ROWS, memory_units)
         rows = round(shortest * (memory_units / shortest) ** where)
-    return task.sample(recipe.batch_size, length, source, uneven < recipe.uneven), rows
+    return task.sample(recipe.batch_size, length, source, recipe.uneven), rows
+
+
+class Rollback:
+    """Takes a machine that had learned and then collapsed back to when it was best, by its training loss.
+
+    A head between two rows passes on a gradient that may be a thousand times the usual one. Clipping bounds the step,
+    not its direction, and now and then a run falls apart within some hundred iterations. Going back costs only those:
+    the batches to come are others.
+
+    Attributes:
+        state: the sum of losses since the last look, and from the best look its mean loss, weights and optimizer, for a
+            checkpoint.
+    """
+
+    EVERY = 100  # iterations between looks
+    LEARNED = 0.03  # a mean loss below this is worth going back to
+    AS_GOOD = 0.01  # below this, the latest is as good as the best
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.lost = recipe.rollback
+        self.state: dict[str, Any] = {"sum": 0.0, "best": None}
+
+    def see(self, step: int, loss: float, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+        """Take in an iteration's loss; at a look, keep model and optimizer, or take them back, which returns true."""
+        if not self.lost:
+            return False
+        self.state["sum"] += loss
+        if step % self.EVERY:
+            return False
+        mean, best = self.state["sum"] / self.EVERY, self.state["best"]
+        self.state["sum"] = 0.0
+        if best is None or mean <= max(best["loss"], self.AS_GOOD):
+            now = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            self.state["best"] = {"loss": mean, **copy.deepcopy(now)}
+            return False
+        if best["loss"] < self.LEARNED and mean > self.lost:
+            model.load_state_dict(best["model"])
+            optimizer.load_state_dict(copy.deepcopy(best["optimizer"]))
+            return True
+        return False
 
 
 class Best:

@@ -27,22 +27,29 @@ class Reverse(Task):
         self.input_size = seq_width + 2
         self.output_size = seq_width
 
-    def sample(self, batch_size: int, length: int, generator: torch.Generator, uneven: bool = False) -> Batch:
+    def sample(self, batch_size: int, length: int, generator: torch.Generator, uneven: float = 0.0) -> Batch:
         """Draw `batch_size` sequences of `length` >= 1 vectors: inputs (2 L + 2, B, seq_width + 2).
 
         Args:
-            uneven: each sequence has its own share of ones, uniform in (0, 1) instead of one half, and its own alphabet
-                of 1 to L vectors. Runs of vectors with hardly a bit set look like the silence in which the machine is
-                to answer; a vector that comes again misleads a machine that finds its place by content.
+            uneven: the share of sequences that are not made of even random bits. Half of these are monotonous: one
+                share of ones, uniform in (0, 1), for the whole sequence, and an alphabet of 1 to L vectors. The others
+                are varied: a share of ones for each vector. A nearly empty vector looks like the silence in which the
+                machine is to answer, above all where a sequence begins with one; a vector that comes again misleads a
+                machine that finds its place by content.
         """
         size = (length, batch_size, self.seq_width)
-        if not uneven:
+        if uneven == 0:
             return self.batch(torch.randint(0, 2, size, generator=generator).float())
-        share = torch.rand(1, batch_size, 1, generator=generator)
-        alphabet = (torch.rand(size, generator=generator) < share).float()
+        kind = torch.rand(batch_size, generator=generator)
+        monotonous, varied = kind < uneven / 2, (uneven / 2 <= kind) & (kind < uneven)
+        share = torch.rand(length, batch_size, generator=generator)
+        share[:, monotonous] = share[0, monotonous]
+        share[:, ~(monotonous | varied)] = 0.5
+        bits = (torch.rand(size, generator=generator) < share.unsqueeze(-1)).float()
         letters = torch.randint(1, length + 1, (batch_size,), generator=generator)
         drawn = (torch.rand(length, batch_size, generator=generator) * letters).long()
-        return self.batch(alphabet.gather(0, drawn.unsqueeze(-1).expand(size)))
+        each = torch.arange(length).unsqueeze(1).expand(length, batch_size)
+        return self.batch(bits.gather(0, torch.where(monotonous, drawn, each).unsqueeze(-1).expand(size)))
 
     def batch(self, bits: torch.Tensor) -> Batch:
         """Lay out given vectors, (L, B, seq_width) of 0 and 1, as `sample` does its random ones."""

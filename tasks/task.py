@@ -27,11 +27,11 @@ class Task(ABC):
     output_size: int
 
     @abstractmethod
-    def sample(self, batch_size: int, length: int, generator: torch.Generator, uneven: bool = False) -> Batch:
+    def sample(self, batch_size: int, length: int, generator: torch.Generator, uneven: float = 0.0) -> Batch:
         """Draw a batch of sequences of one length; all randomness comes from `generator`.
 
         Args:
-            uneven: a variant for training, in which what is rare in the task is common; tests never use it.
+            uneven: for training, the share of sequences in which what is rare in the task is common; never in tests.
         """
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
