@@ -8,7 +8,7 @@ import torch
 
 from experiment.configuration import NAMES, Recipe, load_configuration
 from experiment.scoring import generator, sample_lengths, score, spread_lengths, summarise
-from experiment.training import Clipper, draw_batch, longest_length, make_optimizer, set_schedule
+from experiment.training import Clipper, Rollback, draw_batch, longest_length, make_optimizer, set_schedule
 from tasks import TASKS, Reverse
 
 
@@ -38,16 +38,22 @@ def test_samples_are_reversed_random_and_reproducible(length):
     assert not torch.equal(batch.inputs, task.sample(64, length, torch.Generator().manual_seed(2)).inputs)
 
 
-def test_uneven_sequences_have_any_share_of_ones_and_repeated_vectors():
-    batch = Reverse(8).sample(500, 12, torch.Generator().manual_seed(1), uneven=True)
+def test_uneven_sequences_are_monotonous_or_varied():
+    batch = Reverse(8).sample(600, 12, torch.Generator().manual_seed(1), uneven=1.0)
     vectors = batch.inputs[1:13, :, :8]
     assert torch.equal(batch.targets[14:].flip(0), vectors)
-    shares = vectors.mean((0, 2))
-    assert shares.min() < 0.05
-    assert shares.max() > 0.95
-    different = torch.tensor([len(torch.unique(vectors[:, b], dim=0)) for b in range(500)])
+    different = torch.tensor([len(torch.unique(vectors[:, b], dim=0)) for b in range(600)])
+    spread = vectors.mean(-1).std(0)  # of the share of ones, from vector to vector
+    monotonous = different < 7
     assert different.min() == 1
-    assert different.max() > 8
+    assert 150 < monotonous.sum() < 450
+    assert vectors[:, monotonous].mean((0, 2)).min() < 0.05
+    assert vectors[:, monotonous].mean((0, 2)).max() > 0.95
+    assert spread[~monotonous].mean() > 0.25
+    assert 0.08 < (vectors[0].sum(-1) == 0).float().mean() < 0.15  # 1 / 9 begin with an empty vector
+    plain = Reverse(8).sample(600, 12, torch.Generator().manual_seed(1)).inputs[1:13, :, :8]
+    assert plain.mean(-1).std(0).max() < 0.3
+    assert (plain[0].sum(-1) == 0).float().mean() < 0.02
 
 
 def test_scoring_counts_only_what_the_mask_marks():
@@ -83,18 +89,11 @@ def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
     assert {draw(Recipe(batch_size=1, full_tape=True))[1] for _ in range(100)} == {128}
 
 
-def test_uneven_sequences_are_drawn_as_often_as_asked():
-    configuration = load_configuration("m1d3", Recipe())
-    task, source = configuration.make_task(), generator(0, 0)
-
-    def spread(uneven):
-        recipe = Recipe(batch_size=64, uneven=uneven, curriculum=0)
-        batches = [draw_batch(recipe, configuration.data, task, 128, 0, source)[0] for _ in range(50)]
-        return [b.targets.sum((0, 2)).div(b.mask.sum(0) * 8).std().item() > 0.2 for b in batches if b.mask.sum() > 640]
-
-    assert not any(spread(0.0))
-    assert all(spread(1.0))
-    assert 0.2 < sum(half := spread(0.5)) / len(half) < 0.8
+@pytest.mark.parametrize("uneven", [0.0, 0.5, 1.0])
+def test_uneven_sequences_are_drawn_as_often_as_asked(uneven):
+    batch = Reverse(8).sample(4000, 1, torch.Generator().manual_seed(1), uneven=uneven)
+    empty = (batch.targets.sum((0, 2)) == 0).float().mean()
+    assert empty == pytest.approx(uneven / 9 + (1 - uneven) / 256, abs=0.02)
 
 
 def test_the_curriculum_grows_from_short_to_the_whole_range():
@@ -170,3 +169,30 @@ def test_clipping():
     assert clipped(Clipper(Recipe(clip_norm=1.0, clip_spike=0.0)), 10.0, 10.0)[1] == pytest.approx(1.0, rel=1e-4)
     by_value = Clipper(Recipe(clip_norm=0.0, clip_spike=0.0, clip_value=2.0))
     assert clipped(by_value, 10.0, -10.0)[1] == pytest.approx(2 * 5**0.5)
+
+
+def test_a_collapse_is_taken_back_and_nothing_else_is():
+    model = torch.nn.Linear(2, 1)
+    optimizer = make_optimizer(Recipe(), list(model.parameters()))
+
+    def run(rollback, *means):
+        """Take a hundred steps at each mean loss, with weights of its number; when it was taken back, and to which."""
+        back, step = [], 0
+        for number, mean in enumerate(means):
+            torch.nn.init.constant_(model.weight, number)
+            for _ in range(100):
+                step += 1
+                if rollback.see(step, mean, model, optimizer):
+                    back.append((number, model.weight[0, 0].item()))
+        return back
+
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert run(Rollback(Recipe()), 0.5, 0.02, 0.05, 0.3, 0.2) == [(3, 1), (4, 1)]  # to where it was best
+    assert run(Rollback(Recipe()), 0.5, 0.002, 0.008, 0.02, 0.3) == [(4, 2)]  # of two good ones, to the later
+    assert run(Rollback(Recipe()), 0.5, 0.04, 0.3) == []  # it had not learned yet
+    assert run(Rollback(Recipe(rollback=0.0)), 0.5, 0.01, 0.5) == []
+    first, second = Rollback(Recipe()), Rollback(Recipe())
+    run(first, 0.5, 0.02)
+    second.state = first.state  # by way of a checkpoint
+    assert run(second, 0.3) == [(0, 1)]
