@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from experiment import plots
 from experiment.backend import choose_device, start_backend
+from experiment.bits import read_sequences
 from experiment.checkpoint import load_model
 from experiment.configuration import NAMES, ROOT, Configuration
 from experiment.errors import InputError, Parser, number, run_script
@@ -42,6 +43,7 @@ def parse_options() -> argparse.Namespace:
     parser.add(
         "lengths", type=lengths_type, metavar="L,L,...", help="lengths to score (default: trained ones, and up to 120)"
     )
+    parser.add("input", type=Path, metavar="FILE", help="answer these sequences instead: a vector a line, as 01101001")
     parser.add("num_sequences", type=number(int, 1, 10**7), default=256, help="sequences a length")
     parser.add("memory_units", type=number(int, 1, 10**6), help="rows of memory (default: as configured)")
     parser.add("seed", type=number(int, 0, 2**63 - 1), default=0, help="of the test sequences")
@@ -50,8 +52,9 @@ def parse_options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.config not in (*NAMES, "all"):
         raise InputError(f"-config {options.config}: no such configuration; choose one of {', '.join(NAMES)}, or all")
-    if options.config == "all" and options.saved_model:
-        raise InputError("-saved_model names one model; it does not go with -config all")
+    for flag in ("saved_model", "input"):
+        if options.config == "all" and getattr(options, flag):
+            raise InputError(f"-{flag} goes with one model, not with -config all")
     return options
 
 
@@ -94,6 +97,27 @@ def show_mistake(model: NTM, one: Batch, memory_units: int | None) -> str:
         marks = "".join(" " if x == y else "^" for x, y in zip(said, meant, strict=True))
         lines += [start + said, " " * len(start) + marks]
     return "\n".join(lines)
+
+
+@torch.no_grad()
+def answer(path: Path, options: argparse.Namespace) -> None:
+    """Let a model answer the sequences of a file, and print what it says, vector by vector."""
+    model, configuration = load_model(path, choose_device(options.device), Backend(options.backend))
+    task, rows = configuration.make_task(), options.memory_units or configuration.network.memory_units
+    sequences = read_sequences(options.input, task.output_size)
+    start_backend(model)
+    for i, bits in enumerate(sequences, start=1):
+        batch = task.batch(bits).to(model.initial_hidden.device)
+        logits, _ = model(batch.inputs, memory_units=rows)
+        wrong = int(task.wrong_bits(logits, batch))
+        bits_wrong = f"{wrong or 'no'} wrong bit{'s' * (wrong != 1)}"
+        print(f"sequence {i}: {len(bits)} vectors, {rows} rows of memory, {bits_wrong}; its vectors, last to first:")
+        if len(bits) > rows:
+            print(f"  (longer than the memory: -memory_units {len(bits) + 2} would hold it)")
+        answering = batch.mask[:, 0] > 0
+        for said, meant in zip((logits[answering, 0] > 0).int(), batch.targets[answering, 0].int(), strict=True):
+            said, meant = ("".join(map(str, vector.tolist())) for vector in (said, meant))
+            print(f"  {said}" + (f"  wrong: {meant} was meant" if said != meant else ""))
 
 
 def print_table(scores: dict[int, Score], rows: int) -> None:
@@ -144,11 +168,10 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
     shown = trace(
         model, configuration.make_task().sample(1, length, generator(options.seed, EVALUATION)), options.memory_units
     )
-    plots.machine(
-        shown,
-        f"{name}: reversing {length} vectors with {rows} rows of memory",
-        options.output / "log" / f"{name}_machine.png",
-    )
+    title = f"{name}: reversing {length} vectors with {rows} rows of memory"
+    plots.machine(shown, title, options.output / "log" / f"{name}_machine.png")
+    plots.controls(shown, title, options.output / "log" / f"{name}_controls.png")
+    plots.memory_before_and_after(shown, title, options.output / "log" / f"{name}_memory.png")
     picture = options.output / "log" / f"{name}_mistake.png"
     picture.unlink(missing_ok=True)
     if mistakes:
@@ -162,6 +185,9 @@ def main() -> None:
     options = parse_options()
     names = NAMES if options.config == "all" else (options.config,)
     paths = {name: options.saved_model or options.output / "saved_model" / f"reverse_{name}.pt" for name in names}
+    if options.input:
+        answer(paths[options.config], options)
+        return
     results = {name: evaluate_one(path, options) for name, path in paths.items()}
     if len(results) == 1:
         return

@@ -115,6 +115,71 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         plt.close(figure)
 
 
+def controls(shown: Trace, title: str, path: Path) -> None:
+    """Draw how the heads address over time: gate (eq. 7), mean shift (eq. 8), sharpening (eq. 9), key strength (eq. 5).
+
+    Args:
+        shown: from `experiment.scoring.trace`; the first read head and the first write head are drawn.
+        title: of the whole picture.
+        path: the PNG file to write.
+    """
+    readers, first_answer = shown.read_weighting.shape[1], np.flatnonzero(shown.mask)
+    panels = (
+        ("interpolation gate, g", shown.interpolation_gate, (-0.03, 1.03)),
+        ("mean shift (rows)", shown.shift_weighting @ np.array([-1, 0, 1]), (-1.08, 1.08)),
+        (r"sharpening, $\gamma$", shown.sharpening, (0.8, None)),
+        (r"key strength, $\beta$", shown.key_strength, (0, None)),
+    )
+    with plt.rc_context(STYLE):
+        figure, axes_of = plt.subplots(4, 1, figsize=(7.2, 6.4), sharex=True, layout="constrained")
+        for axes, (name, values, limits) in zip(axes_of, panels, strict=True):
+            for head, label, colour, line in (
+                (0, "read head", "#0072B2", "-"),
+                (readers, "write head", "#D55E00", "--"),
+            ):
+                axes.plot(values[:, head], line, color=colour, label=label, linewidth=1.5)
+            axes.set(ylabel=name, ylim=limits)
+            axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+            if len(first_answer):
+                axes.axvline(first_answer[0] - 0.5, color="#000000", linewidth=1, linestyle=":")
+        axes_of[-1].set_xlabel("time (steps); right of the dotted line, the machine answers")
+        axes_of[0].legend(loc="upper right", ncols=2)
+        figure.suptitle(title)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def memory_before_and_after(shown: Trace, title: str, path: Path) -> None:
+    """Draw the rows of memory that a head visits: when the sequence has been read, and when it has been answered.
+
+    Args:
+        shown: from `experiment.scoring.trace`.
+        title: of the whole picture.
+        path: the PNG file to write.
+    """
+    first_answer = int(np.flatnonzero(shown.mask)[0])
+    visited = np.flatnonzero(np.maximum(shown.write_weighting[:, 0], shown.read_weighting[:, 0]).max(0) > 0.05)
+    order = _visited_window(visited, shown.memory.shape[0])
+    limit = max(1e-6, float(np.abs(shown.memories[[first_answer - 1, -1]]).max()))
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 4.2), sharey=True, layout="constrained")
+        for axes, values, name in (
+            (left, shown.memories[first_answer - 1], "memory when all is read"),
+            (right, shown.memory, "memory when all is answered"),
+        ):
+            image = axes.imshow(values[order], aspect="auto", vmin=-limit, vmax=limit, cmap="PuOr", origin="lower")
+            axes.set_title(name, loc="left")
+            axes.set_xlabel("column of memory")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        ticks = np.linspace(0, len(order) - 1, min(10, len(order))).round().astype(int)
+        left.set_yticks(ticks, [str(order[i]) for i in ticks])
+        left.set_ylabel(f"row ({len(order)} of {shown.memory.shape[0]})")
+        figure.colorbar(image, ax=(left, right), fraction=0.04, pad=0.02, label="value")
+        figure.suptitle(title)
+        figure.savefig(path)
+        plt.close(figure)
+
+
 def _visited_window(visited: np.ndarray, rows: int) -> np.ndarray:
     """Order the rows of the circular memory so that those visited stand together: the shortest arc that holds them."""
     if len(visited) == 0:

@@ -97,7 +97,16 @@ class Trace(NamedTuple):
     reads: np.ndarray  # (T, R, M)
     read_weighting: np.ndarray  # (T, R, N)
     write_weighting: np.ndarray  # (T, W, N)
-    memory: np.ndarray  # (N, M), after the last step
+    key_strength: np.ndarray  # (T, H), read heads first
+    interpolation_gate: np.ndarray  # (T, H)
+    shift_weighting: np.ndarray  # (T, H, 3), of the shifts -1, 0, +1
+    sharpening: np.ndarray  # (T, H)
+    memories: np.ndarray  # (T, N, M), after each step
+
+    @property
+    def memory(self) -> np.ndarray:
+        """The memory after the last step, (N, M)."""
+        return self.memories[-1]
 
 
 @torch.no_grad()
@@ -109,7 +118,11 @@ def trace(model: NTM, batch: Batch, memory_units: int | None = None) -> Trace:
     for x in batch.inputs[:, :1].to(device):
         logits, state, controls = model.explained_step(x, state)
         reading, writing = state.weighting[:, :readers], state.weighting[:, readers:]
-        steps.append((logits.sigmoid(), controls.erase, controls.add, state.reads, reading, writing))
+        c = controls
+        addressing = c.key_strength[..., 0], c.interpolation_gate[..., 0], c.shift_weighting, c.sharpening[..., 0]
+        steps.append(
+            (logits.sigmoid(), c.erase, c.add, state.reads, reading, writing, *addressing, state.memory.clone())
+        )
     by_step = (torch.cat(part).cpu().numpy() for part in zip(*steps, strict=True))
     given = (batch.inputs[:, 0].numpy(), batch.targets[:, 0].numpy(), batch.mask[:, 0].numpy())
-    return Trace(*given, *by_step, state.memory[0].cpu().numpy())
+    return Trace(*given, *by_step)

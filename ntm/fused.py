@@ -967,5 +967,6 @@ def unroll(
 def warm_up(model: NTM) -> None:
     """Compile what a model needs, or load it from the cache, by taking a step and going back."""
     inputs = model.initial_hidden.new_zeros(1, 1, model.input_size)
-    logits, _ = unroll(model, inputs, model.initial_state(1))
-    torch.autograd.grad(logits.sum(), model.output_map.weight)
+    with torch.enable_grad():
+        logits, _ = unroll(model, inputs, model.initial_state(1))
+        torch.autograd.grad(logits.sum(), model.output_map.weight)

@@ -163,6 +163,22 @@ def test_evaluate_writes_its_table_and_pictures(repository, tiny):
     assert marks.count("^") == sum(a != b for a, b in zip(target, answer, strict=True))
 
 
+def test_evaluate_answers_ones_own_sequences(repository, tiny):
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    (repository.folder / "bits.txt").write_text("110\n0 0 1\n\n\n111")
+    out = repository.run("evaluate.py", "-saved_model", saved, "-input", "bits.txt").stdout
+    model, configuration = load_model(saved)
+    for number, bits in ((1, [[1, 1, 0], [0, 0, 1]]), (2, [[1, 1, 1]])):
+        batch = configuration.make_task().batch(torch.tensor(bits, dtype=torch.float32).unsqueeze(1))
+        logits, _ = model(batch.inputs)
+        said = re.search(rf"sequence {number}: .*\n((?:  .*\n?)+)", out)[1].splitlines()
+        assert len(said) == len(bits)
+        for line, answer, meant in zip(said, logits[-len(bits) :, 0] > 0, bits[::-1], strict=True):
+            answer = "".join(str(int(bit)) for bit in answer)
+            meant = "".join(map(str, meant))
+            assert line == f"  {answer}" + (f"  wrong: {meant} was meant" if answer != meant else "")
+
+
 def test_evaluate_gives_the_same_table_on_either_path_and_again(repository, tiny):
     saved = repository.folder / "saved_model" / "reverse_tiny.pt"
     flags = ("evaluate.py", "-saved_model", saved, "-num_sequences", 30, "-lengths", "1,4")
@@ -199,6 +215,12 @@ WRONG = {
     "a folder as model": ("evaluate.py -saved_model ntm", "ntm"),
     "evaluate an unknown name": ("evaluate.py -config m9d9", "m1d1, m1d2"),
     "all, and one": ("evaluate.py -config all -saved_model x.pt", "-config all"),
+    "all, on one's own data": ("evaluate.py -config all -input good.txt", "-config all"),
+    "own data: none": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -input missing.txt", "missing.txt"),
+    "own data: empty": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -input empty.txt", "no sequence"),
+    "own data: a 2": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -input two.txt", "line 2, '012'"),
+    "own data: a short line": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -input short.txt", "line 4, '01'"),
+    "own data: not text": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -input pickle.pt", "pickle.pt"),
     "length of none": ("evaluate.py -lengths 0,5", "-lengths"),
     "lengths not numbers": ("evaluate.py -lengths 1,x", "-lengths"),
     "no rows": ("evaluate.py -memory_units 0", "-memory_units"),
@@ -217,6 +239,9 @@ def bad_files(repository, tiny):
     (folder / "text.pt").write_text("not a model\n")
     (folder / "pickle.pt").write_bytes(pickle.dumps(Attack()))
     (folder / "empty.pt").write_bytes(b"")
+    (folder / "empty.txt").write_text("\n \n")
+    (folder / "two.txt").write_text("011\n012\n")
+    (folder / "short.txt").write_text("011\n\n010\n01\n")
     whole = (folder / "saved_model" / "reverse_tiny.pt").read_bytes()
     (folder / "half.pt").write_bytes(whole[: len(whole) // 2])
     torch.save({"weights": torch.zeros(3)}, folder / "foreign.pt")

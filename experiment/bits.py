@@ -1,0 +1,47 @@
+"""One's own sequences, from a text file of bits."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from experiment.errors import InputError
+
+MAX_FILE_BYTES = 10_000_000
+
+
+def read_sequences(path: Path, width: int) -> list[Tensor]:
+    """Read sequences of bit vectors: one vector a line, sequences separated by empty lines.
+
+    Args:
+        path: a text file; spaces within a line do not count.
+        width: bits in a vector.
+
+    Returns:
+        For each sequence its vectors, (L, 1, width).
+
+    Raises:
+        InputError: the file cannot be read, holds no sequence, or has a line that is no such vector.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not a text file") from error
+    if len(text) > MAX_FILE_BYTES:
+        raise InputError(f"{path}: larger than {MAX_FILE_BYTES} characters, the most allowed")
+    sequences, vectors = [], []
+    for number, line in enumerate([*text.splitlines(), ""], start=1):
+        bits = "".join(line.split())
+        if not bits and vectors:
+            sequences.append(torch.tensor(vectors).unsqueeze(1))
+            vectors = []
+        elif bits:
+            if len(bits) != width or set(bits) - {"0", "1"}:
+                raise InputError(f"{path}: line {number}, {line[:40]!r}: a vector is {width} characters, each 0 or 1")
+            vectors.append([float(bit) for bit in bits])
+    if not sequences:
+        raise InputError(f"{path}: holds no sequence; give one vector of {width} bits a line")
+    return sequences
