@@ -111,7 +111,7 @@ def answer(path: Path, options: argparse.Namespace) -> None:
         logits, _ = model(batch.inputs, memory_units=rows)
         wrong = int(task.wrong_bits(logits, batch))
         bits_wrong = f"{wrong or 'no'} wrong bit{'s' * (wrong != 1)}"
-        print(f"sequence {i}: {len(bits)} vectors, {rows} rows of memory, {bits_wrong}; its vectors, last to first:")
+        print(f"sequence {i}: {len(bits)} vector(s), {rows} rows of memory, {bits_wrong}; its vectors, last to first:")
         if len(bits) > rows:
             print(f"  (longer than the memory: -memory_units {len(bits) + 2} would hold it)")
         answering = batch.mask[:, 0] > 0
