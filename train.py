@@ -91,6 +91,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("clip_spike", "clip the norm to this many times its running mean; 0: off", type=not_negative)
     recipe_flag("clip_value", "clip each of its elements; 0: off", type=not_negative)
     recipe_flag("cell_dropout", "chance that a controller cell forgets", type=below_one)
+    recipe_flag("content_dropout", "chance that a sequence goes without content addressing", type=share)
     recipe_flag("content_cost", "what gates open to content add to the loss", type=not_negative)
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
     recipe_flag("uneven", "share of sequences with nearly empty or repeated vectors", type=share)

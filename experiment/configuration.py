@@ -64,6 +64,7 @@ class Recipe:
     clip_spike: float = 3.0
     clip_value: float = 0.0
     cell_dropout: float = 0.15
+    content_dropout: float = 0.25
     content_cost: float = 0.01
     curriculum: float = 0.5
     uneven: float = 0.5
@@ -98,6 +99,7 @@ class Configuration:
             output_size=task.output_size,
             **dataclasses.asdict(self.network),
             cell_dropout=self.recipe.cell_dropout,
+            content_dropout=self.recipe.content_dropout,
             content_cost=self.recipe.content_cost,
             backend=backend,
         )

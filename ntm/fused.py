@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ntm import addressing
-from ntm.ntm import NTM, NTMState
+from ntm.ntm import NOTHING, NTM, Dropped, NTMState
 
 # Groups have the threads; a product inside one must not start more. (PyTorch has a BLAS of its own.)
 threadpool_limits(limits=1, user_api="blas")
@@ -144,6 +144,12 @@ def dot(a, b):
     for n in range(a.shape[0]):
         total += a[n] * b[n]
     return total
+
+
+@compiled
+def copy(a, out):
+    for n in range(a.shape[0]):
+        out[n] = a[n]
 
 
 @compiled
@@ -564,7 +570,7 @@ def controller_step(gates_bias, cell_mask, history, t, now, after, slot):
 
 
 @compiled
-def memory_step(controls_bias, writers, history, now, after, slot, gated):
+def memory_step(controls_bias, blind, writers, history, now, after, slot, gated):
     """From the controls' sums to new memory, weightings and reads, each sequence of the group."""
     heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
     readers = heads - writers
@@ -574,13 +580,19 @@ def memory_step(controls_bias, writers, history, now, after, slot, gated):
         previous, weighting = history.weighting[now, b], history.weighting[after, b]
         c = named(history.controls[slot, b], heads, writers, width)
         activate(c)
-        inverse_norms(memory, inverse_norm)
+        if blind[b]:
+            c.interpolation_gate[:] = 0
+        else:
+            inverse_norms(memory, inverse_norm)
         for h in range(heads):
             similarity, content = history.similarity[slot, b, h], history.content[slot, b, h]
             shifted, log_shifted = history.shifted[slot, b, h], history.log_shifted[slot, b, h]
             key = c.key[h * width : (h + 1) * width]
-            content_weighting(memory, inverse_norm, key, c.key_strength[h], similarity, content)
-            interpolate(content, previous[h], c.interpolation_gate[h], gated)
+            if blind[b]:
+                copy(previous[h], gated)
+            else:
+                content_weighting(memory, inverse_norm, key, c.key_strength[h], similarity, content)
+                interpolate(content, previous[h], c.interpolation_gate[h], gated)
             shift(gated, c.shift_weighting[3 * h : 3 * h + 3], shifted)
             sharpen(shifted, c.sharpening[h], log_shifted, weighting[h])
         hidden, answer, seen = history.hidden[slot, b], history.answer[slot, b], history.seen[after, b]
@@ -594,7 +606,7 @@ def memory_step(controls_bias, writers, history, now, after, slot, gated):
 
 
 @compiled_with_counts
-def forward_group(inputs, cell_mask, writers, p, history, logits):
+def forward_group(inputs, cell_mask, blind, writers, p, history, logits):
     """Run a group of sequences: inputs (T, G, I) to logits (T, G, O). The first slot of `history` holds the start."""
     slots = history.gates.shape[0]
     gated = np.empty(history.weighting.shape[3], inputs.dtype)
@@ -604,7 +616,7 @@ def forward_group(inputs, cell_mask, writers, p, history, logits):
         product(history.seen[now], p.gates_t, history.gates[slot])
         controller_step(p.gates_bias, cell_mask, history, t, now, after, slot)
         product(history.hidden[slot], p.controls_t, history.controls[slot])
-        memory_step(p.controls_bias, writers, history, now, after, slot, gated)
+        memory_step(p.controls_bias, blind, writers, history, now, after, slot, gated)
         product(history.answer[slot], p.output_t, logits[t])
         add_bias(logits[t], p.output_bias)
 
@@ -636,7 +648,7 @@ class Scratch(NamedTuple):
 
 
 @compiled
-def memory_step_backward(gate_cost, writers, history, t, d, d_controls, r):
+def memory_step_backward(blind, gate_cost, writers, history, t, d, d_controls, r):
     """The way back through `memory_step`. `gate_cost` is what an open gate costs at one step."""
     heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
     readers = heads - writers
@@ -657,11 +669,17 @@ def memory_step_backward(gate_cost, writers, history, t, d, d_controls, r):
             similarity, content = history.similarity[t, b, h], history.content[t, b, h]
             shifted, log_shifted = history.shifted[t, b, h], history.log_shifted[t, b, h]
             gate, s, d_s = c.interpolation_gate[h], c.shift_weighting[3 * h :], d_c.shift_weighting[3 * h :]
-            interpolate(content, previous[h], gate, r.gated)
+            if blind[b]:
+                copy(previous[h], r.gated)
+            else:
+                interpolate(content, previous[h], gate, r.gated)
             d_c.sharpening[h] = sharpen_backward(
                 shifted, c.sharpening[h], log_shifted, weighting[h], d_weighting[h], r.shifted
             )
             shift_backward(r.gated, s, r.shifted, r.d_gated, d_s)
+            if blind[b]:
+                copy(r.d_gated, d_weighting[h])
+                continue
             d_c.interpolation_gate[h] = gate_cost + interpolate_backward(
                 content, previous[h], gate, r.d_gated, r.content, d_weighting[h]
             )
@@ -669,7 +687,10 @@ def memory_step_backward(gate_cost, writers, history, t, d, d_controls, r):
             d_c.key_strength[h], r.along_key[h] = content_weighting_backward(
                 inverse_norm, key, c.key_strength[h], similarity, content, r.content, r.direct[h], r.along_row
             )
-        similarity_backward(memory, c.key, r.direct, r.along_row, r.along_key, d_memory, d_c.key)
+        if blind[b]:
+            d_c.key[:] = d_c.key_strength[:] = d_c.interpolation_gate[:] = 0
+        else:
+            similarity_backward(memory, c.key, r.direct, r.along_row, r.along_key, d_memory, d_c.key)
         activate_backward(c, d_c)
 
 
@@ -693,7 +714,7 @@ def controller_step_backward(cell_mask, history, t, d, d_gates, r):
 
 
 @compiled_with_counts
-def backward_group(cell_mask, gate_cost, writers, p, history, d_logits, d, r, d_inputs, d_gates, d_controls):
+def backward_group(cell_mask, blind, gate_cost, writers, p, history, d_logits, d, r, d_inputs, d_gates, d_controls):
     """Go back through the time steps of `forward_group`.
 
     Turns `d` from the final state's gradients into the initial state's, and sets `d_inputs` (T, G, I), `d_gates`
@@ -703,7 +724,7 @@ def backward_group(cell_mask, gate_cost, writers, p, history, d_logits, d, r, d_
     r.seen[:, input_size:] = d.reads_hidden
     for t in range(d_inputs.shape[0] - 1, -1, -1):
         product(d_logits[t], p.output, r.answer)
-        memory_step_backward(gate_cost, writers, history, t, d, d_controls, r)
+        memory_step_backward(blind, gate_cost, writers, history, t, d, d_controls, r)
         product(d_controls[t], p.controls, r.hidden)
         controller_step_backward(cell_mask, history, t, d, d_gates, r)
         product(d_gates[t], p.gates, r.seen)
@@ -721,9 +742,12 @@ MOST_SPARE = 16
 class Group:
     """What forward leaves for backward of one group. Its history's room is handed on when it goes."""
 
-    def __init__(self, which: slice, cell_mask: np.ndarray, history: "History", room: np.ndarray) -> None:
+    def __init__(
+        self, which: slice, cell_mask: np.ndarray, blind: np.ndarray, history: "History", room: np.ndarray
+    ) -> None:
         self.which = which  # of the batch
         self.cell_mask = cell_mask  # (T, G, C), or (T, G, 0)
+        self.blind = blind  # (G)
         self.history = history
         self.room = room
 
@@ -830,6 +854,7 @@ def forward(
     writers: int,
     inputs: np.ndarray,
     cell_mask: np.ndarray,
+    blind: np.ndarray,
     start: NTMState,
     keep: bool,
 ) -> tuple[np.ndarray, NTMState, list[Group]]:
@@ -846,14 +871,14 @@ def forward(
         group_start = NTMState(*(s[which] for s in start))
         history, room = new_history(steps if keep else 1, group_inputs, group_start, p)
         group_logits = np.empty((*group_inputs.shape[:2], logits.shape[2]), kind)
-        forward_group(group_inputs, group_mask, writers, p, history, group_logits)
+        forward_group(group_inputs, group_mask, blind[which], writers, p, history, group_logits)
         logits[:, which] = group_logits
         last = steps % len(history.memory)
         end.memory[which] = history.memory[last].transpose(0, 2, 1)
         end.weighting[which], end.cell[which] = history.weighting[last], history.cell[last]
         end.reads[which] = history.seen[last, :, input_size:-size].reshape(end.reads[which].shape)
         end.hidden[which] = history.seen[last, :, -size:]
-        return Group(which, group_mask, history, room)
+        return Group(which, group_mask, blind[which], history, room)
 
     groups = each(run, [slice(b, min(b + GROUP, batch_size)) for b in range(0, batch_size, GROUP)])
     return logits, end, groups if keep else []
@@ -884,7 +909,7 @@ def backward(
         d_controls = np.empty((steps, group, len(p.controls)), kind)
         cost = kind.type(gate_cost)
         backward_group(
-            *(part.cell_mask, cost, writers, p, history),
+            *(part.cell_mask, part.blind, cost, writers, p, history),
             *(d_outputs, d, r, d_group_inputs, d_gates, d_controls),
         )
         d_inputs[:, which] = d_group_inputs
@@ -908,13 +933,14 @@ class Unroll(torch.autograd.Function):
     """`forward` and `backward` as PyTorch sees them."""
 
     @staticmethod
-    def forward(ctx, keep, writers, cell_mask, content_cost, inputs, memory, weighting, reads, hidden, cell, *weights):
+    def forward(ctx, keep, writers, dropped, content_cost, inputs, memory, weighting, reads, hidden, cell, *weights):
         """Return logits and the final state's five tensors."""
         p = _parameters(weights)
         start = NTMState(*(s.numpy() for s in (memory, weighting, reads, hidden, cell)))
         steps, batch_size, _ = inputs.shape
-        mask = np.empty((steps, batch_size, 0), p.gates.dtype) if cell_mask is None else cell_mask.numpy()
-        logits, end, groups = forward(p, writers, inputs.numpy(), mask, start, keep)
+        cells = np.empty((steps, batch_size, 0), p.gates.dtype) if dropped.cells is None else dropped.cells.numpy()
+        blind = np.zeros(batch_size, bool) if dropped.blind is None else dropped.blind.numpy()
+        logits, end, groups = forward(p, writers, inputs.numpy(), cells, blind, start, keep)
         ctx.save_for_backward(*weights)  # so that PyTorch notices a weight that changes before backward
         ctx.writers, ctx.groups, ctx.start_shapes = writers, groups, [s.shape for s in start]
         ctx.gate_cost = content_cost / (steps * batch_size * start.weighting.shape[1])
@@ -947,7 +973,7 @@ def _parameters(weights: tuple[Tensor, ...]) -> Parameters:
 
 
 def unroll(
-    model: NTM, inputs: Tensor, state: NTMState, cell_mask: Tensor | None = None, content_cost: float = 0.0
+    model: NTM, inputs: Tensor, state: NTMState, dropped: Dropped = NOTHING, content_cost: float = 0.0
 ) -> tuple[Tensor, NTMState]:
     """Compute what `NTM.unroll` computes, faster. Twice differentiable it is not.
 
@@ -956,11 +982,11 @@ def unroll(
     """
     maps = model.controller.gates_map, model.heads.controls_map, model.output_map
     weights = [tensor for linear in maps for tensor in (linear.weight, linear.bias)]
-    given = [inputs, *state, *weights] + ([] if cell_mask is None else [cell_mask])
+    given = [inputs, *state, *weights] + ([] if dropped.cells is None else [dropped.cells])
     if any(x.dtype != inputs.dtype or x.device.type != "cpu" for x in given):
         raise TypeError(f"the fused path needs inputs, state and weights all in {weights[0].dtype} on the CPU")
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    logits, *end = Unroll.apply(keep, model.heads.num_write, cell_mask, content_cost, inputs, *state, *weights)
+    logits, *end = Unroll.apply(keep, model.heads.num_write, dropped, content_cost, inputs, *state, *weights)
     return logits, NTMState(*end)
 
 

@@ -38,6 +38,20 @@ class NTMState(NamedTuple):
     cell: Tensor  # c_t (B, C)
 
 
+class Dropped(NamedTuple):
+    """What dropout takes away in one unroll; None where it takes nothing."""
+
+    cells: Tensor | None = None  # 0 where a controller cell forgets, else 1 (T, B, C)
+    blind: Tensor | None = None  # true where a sequence goes without content addressing (B,)
+
+    def at(self, t: int) -> "Dropped":
+        """What is dropped at step t: cells (B, C)."""
+        return Dropped(None if self.cells is None else self.cells[t], self.blind)
+
+
+NOTHING = Dropped()
+
+
 class Charge(torch.autograd.Function):
     """Hands logits on as they are; on the way back, every gate gets `cost` / (their number) added to its gradient.
 
@@ -69,6 +83,8 @@ class NTM(nn.Module):
         num_heads: this many read heads and as many write heads.
         cell_dropout: in training, the probability that a cell of the controller forgets, drawn anew for each cell at
             each step. A controller that cannot trust its own memory learns to use the external one. Off in `eval()`.
+        content_dropout: in training, the probability that a sequence goes without content addressing: its gates are
+            held at 0. A machine that may lose sight at any time learns to find its way by moving. Off in `eval()`.
         content_cost: in training, added to the gradient is that of this much loss for gates fully open to content,
             averaged over steps, sequences and heads. A head then looks by content only where that pays.
         backend: which code runs `forward`; the numbers are the same.
@@ -83,6 +99,7 @@ class NTM(nn.Module):
         memory_unit_size: int,
         num_heads: int = 1,
         cell_dropout: float = 0.0,
+        content_dropout: float = 0.0,
         content_cost: float = 0.0,
         backend: Backend = Backend.AUTO,
     ) -> None:
@@ -91,6 +108,7 @@ class NTM(nn.Module):
         self.backend = backend
         self.memory_units = memory_units
         self.cell_dropout = cell_dropout
+        self.content_dropout = content_dropout
         self.content_cost = content_cost
         reads_size = num_heads * memory_unit_size
         self.controller = LSTMController(input_size + reads_size, controller_size)
@@ -122,39 +140,41 @@ class NTM(nn.Module):
             cell=self.initial_cell.expand(batch_size, -1),
         )
 
-    def step(self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None) -> tuple[Tensor, NTMState]:
+    def step(self, x: Tensor, state: NTMState, dropped: Dropped = NOTHING) -> tuple[Tensor, NTMState]:
         """Take one step.
 
         Args:
             x: external input, (B, input_size).
             state: the state that the last step left.
-            cell_mask: 0 where a controller cell forgets, (B, C); None keeps all.
+            dropped: what dropout takes away at this step.
 
         Returns:
             Output logits (B, output_size) and the new state.
         """
-        logits, state, _ = self.explained_step(x, state, cell_mask)
+        logits, state, _ = self.explained_step(x, state, dropped)
         return logits, state
 
     def explained_step(
-        self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None
+        self, x: Tensor, state: NTMState, dropped: Dropped = NOTHING
     ) -> tuple[Tensor, NTMState, Controls]:
         """Take one step as `step` does, and give the heads' controls as well, for pictures."""
         seen = torch.cat((x, state.reads.flatten(1)), dim=-1)
-        hidden, cell = self.controller(seen, state.hidden, state.cell, cell_mask)
-        reading, writing, controls = self.heads(hidden, state.memory, state.weighting)
+        hidden, cell = self.controller(seen, state.hidden, state.cell, dropped.cells)
+        reading, writing, controls = self.heads(hidden, state.memory, state.weighting, dropped.blind)
         reads = read(state.memory, reading)
         memory = write(state.memory, writing, controls.erase, controls.add)
         logits = self.output_map(torch.cat((hidden, reads.flatten(1)), dim=-1))
         weighting = torch.cat((reading, writing), dim=1)
         return logits, NTMState(memory, weighting, reads, hidden, cell), controls
 
-    def draw_cell_mask(self, steps: int, batch_size: int) -> Tensor | None:
-        """Draw which cells forget, (T, B, C), from torch's default generator; None where none ever does."""
-        if not (self.training and self.cell_dropout > 0):
-            return None
-        size = steps, batch_size, self.controller.controller_size
-        return self.initial_hidden.new_empty(size).bernoulli_(1 - self.cell_dropout)
+    def draw_dropped(self, steps: int, batch_size: int) -> Dropped:
+        """Draw from torch's default generator what dropout takes away from one unroll."""
+        if not self.training:
+            return NOTHING
+        room, size = self.initial_hidden, self.controller.controller_size
+        cells = room.new_empty(steps, batch_size, size).bernoulli_(1 - self.cell_dropout) if self.cell_dropout else None
+        blind = room.new_empty(batch_size).bernoulli_(self.content_dropout).bool() if self.content_dropout else None
+        return Dropped(cells, blind)
 
     def forward(
         self, inputs: Tensor, state: NTMState | None = None, memory_units: int | None = None
@@ -175,21 +195,20 @@ class NTM(nn.Module):
         steps, batch_size, _ = inputs.shape
         if state is None:
             state = self.initial_state(batch_size, memory_units)
-        cell_mask, content_cost = self.draw_cell_mask(steps, batch_size), self.content_cost if self.training else 0.0
+        dropped, content_cost = self.draw_dropped(steps, batch_size), self.content_cost if self.training else 0.0
         if use_fused(self.backend, self.initial_hidden):
             from ntm import fused  # here, so that the readable path does without Numba
 
-            return fused.unroll(self, inputs, state, cell_mask, content_cost)
-        return self.unroll(inputs, state, cell_mask, content_cost)
+            return fused.unroll(self, inputs, state, dropped, content_cost)
+        return self.unroll(inputs, state, dropped, content_cost)
 
     def unroll(
-        self, inputs: Tensor, state: NTMState, cell_mask: Tensor | None = None, content_cost: float = 0.0
+        self, inputs: Tensor, state: NTMState, dropped: Dropped = NOTHING, content_cost: float = 0.0
     ) -> tuple[Tensor, NTMState]:
         """Apply `step` T times: the readable path, on any device and in any floating-point type."""
         outputs, gates = [], []
         for t, x in enumerate(inputs):
-            mask = None if cell_mask is None else cell_mask[t]
-            logits, state, controls = self.explained_step(x, state, mask)
+            logits, state, controls = self.explained_step(x, state, dropped.at(t))
             outputs.append(logits)
             gates.append(controls.interpolation_gate)
         return Charge.apply(torch.stack(outputs), torch.stack(gates), content_cost), state

@@ -24,7 +24,7 @@ def both_paths(model, inputs, state):
     results = []
     for backend in (Backend.REFERENCE, Backend.FUSED):
         model.backend = backend
-        torch.manual_seed(7)  # the cell mask, and the projection
+        torch.manual_seed(7)  # what is dropped, and the projection
         logits, end = model(free[0], NTMState(*free[1:]))
         outputs = (logits, *end)
         loss = sum((out * torch.randn(out.shape, dtype=out.dtype)).sum() for out in outputs)
@@ -48,6 +48,7 @@ sizes = st.fixed_dictionaries(
         "controller": st.integers(1, 20),
         "heads": st.integers(1, 3),
         "dropout": st.sampled_from([0.0, 0.2]),
+        "blind": st.sampled_from([0.0, 0.5, 1.0]),
         "cost": st.sampled_from([0.0, 100.0]),
         "scale": st.sampled_from([0.1, 0.5, 1.0]),
     }
@@ -60,7 +61,7 @@ def test_any_shape(dtype, tolerance, size):
     torch.manual_seed(1)
     model = lively_model(
         size["heads"], torch.float64, size["rows"], size["width"], size["controller"], size["scale"],
-        cell_dropout=size["dropout"], content_cost=size["cost"],
+        cell_dropout=size["dropout"], content_dropout=size["blind"], content_cost=size["cost"],
     )  # fmt: skip
     inputs, state = torch.rand(size["steps"], size["batch"], 5), lively_state(model, size["batch"])
     model, state = model.to(dtype), NTMState(*(part.to(dtype) for part in state))

@@ -16,15 +16,18 @@ BACKENDS = [Backend.REFERENCE, Backend.FUSED]
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_unroll_is_the_paper(heads, backend):
-    model = lively_model(heads, cell_dropout=0.3, backend=backend)
+    model = lively_model(heads, cell_dropout=0.3, content_dropout=0.5, backend=backend)
     inputs, state = torch.rand(6, 3, 5, dtype=torch.float64), lively_state(model, 3)
     torch.manual_seed(5)
-    mask = model.draw_cell_mask(6, 3)
+    cells, blind = model.draw_dropped(6, 3)
     torch.manual_seed(5)
     logits, end = model(inputs, state)
-    assert 0 < mask.mean() < 1
+    assert 0 < cells.mean() < 1
+    assert 0 < blind.sum() < 3
     for b in range(3):
-        theirs, their_end = oracle.unroll(model, inputs[:, b].numpy(), [part[b] for part in state], mask[:, b].numpy())
+        theirs, their_end = oracle.unroll(
+            *(model, inputs[:, b].numpy(), [part[b] for part in state]), cells[:, b].numpy(), blind[b]
+        )
         np.testing.assert_allclose(logits[:, b].detach(), theirs, rtol=1e-9, atol=1e-12)
         for ours, other in zip(end, their_end, strict=True):
             np.testing.assert_allclose(ours[b].detach(), other, rtol=1e-9, atol=1e-12)
@@ -118,15 +121,15 @@ def test_cell_dropout_is_off_in_eval_and_follows_the_generator_in_training():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_content_cost_is_the_mean_of_the_gates(backend):
-    model, inputs = lively_model(cell_dropout=0.3, backend=backend), torch.rand(5, 6, 5, dtype=torch.float64)
+    model, inputs = lively_model(content_dropout=0.4, backend=backend), torch.rand(5, 6, 5, dtype=torch.float64)
     cost, state, gates = 0.3, model.initial_state(6), []
 
     torch.manual_seed(2)
-    mask = model.draw_cell_mask(5, 6)
-    for t, x in enumerate(inputs):
-        _, state, controls = model.explained_step(x, state, mask[t])
+    dropped = model.draw_dropped(5, 6)
+    for x in inputs:
+        _, state, controls = model.explained_step(x, state, dropped)
         gates.append(controls.interpolation_gate)
-    logits, _ = model.unroll(inputs, model.initial_state(6), mask)
+    logits, _ = model.unroll(inputs, model.initial_state(6), dropped)
     loss = logits.square().mean() + cost * torch.stack(gates).mean()
     wanted = torch.autograd.grad(loss, model.parameters())
 
@@ -138,8 +141,8 @@ def test_the_content_cost_is_the_mean_of_the_gates(backend):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_the_content_cost_is_off_in_eval():
-    model, plain = lively_model(content_cost=5.0), lively_model()
+def test_content_dropout_and_cost_are_off_in_eval():
+    model, plain = lively_model(content_dropout=0.5, content_cost=5.0), lively_model()
     plain.load_state_dict(model.state_dict())
     inputs = torch.rand(5, 2, 5, dtype=torch.float64)
 
