@@ -36,9 +36,13 @@ class Repository:
         for name in ("train.py", "evaluate.py", "reproduce.py"):
             shutil.copy2(ROOT / name, folder / name)
 
+    def start(self, *words):
+        """Run `python words...`."""
+        return subprocess.run([sys.executable, *map(str, words)], cwd=self.folder, capture_output=True, text=True)
+
     def run(self, *words, code=0):
         """Run `python words...`; the exit code must be as expected."""
-        done = subprocess.run([sys.executable, *map(str, words)], cwd=self.folder, capture_output=True, text=True)
+        done = self.start(*words)
         assert done.returncode == code, done.stdout + done.stderr
         return done
 

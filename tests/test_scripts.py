@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -43,16 +44,26 @@ def tiny(repository):
     return flags, done, model, curves(repository.folder, "tiny")
 
 
+@pytest.fixture(scope="session")
+def evaluated(repository):
+    """Each configuration, trained and evaluated shortly, two at a time."""
+
+    def train_and_evaluate(name):
+        repository.run("train.py", "-config", name, "-num_iters", 50)
+        return repository.run("evaluate.py", "-config", name, "-num_sequences", 5, "-lengths", "1,3").stdout
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(NAMES, pool.map(train_and_evaluate, NAMES), strict=True))
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_each_configuration_trains_saves_and_evaluates(repository, name):
-    repository.run("train.py", "-config", name, "-num_iters", 50)
+def test_each_configuration_trains_saves_and_evaluates(repository, evaluated, name):
     saved = repository.folder / "saved_model" / f"reverse_{name}.pt"
     model, configuration = load_model(saved)
     assert not model.training
     assert configuration.name == name
     assert configuration.recipe.num_iters == 50
-    out = repository.run("evaluate.py", "-config", name, "-num_sequences", 5, "-lengths", "1,3").stdout
-    assert re.search(r"^ +3 +128 +5 ", out, re.MULTILINE)
+    assert re.search(r"^ +3 +128 +5 ", evaluated[name], re.MULTILINE)
 
 
 def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
@@ -247,17 +258,24 @@ def bad_files(repository, tiny):
     torch.save({"weights": torch.zeros(3)}, folder / "foreign.pt")
 
 
-@pytest.mark.parametrize("case", WRONG)
-@pytest.mark.usefixtures("bad_files")
-def test_bad_input_gets_one_line_and_code_2_and_changes_nothing(repository, case):
-    command, said = WRONG[case]
+@pytest.fixture(scope="session")
+def refused(repository, bad_files):
+    """What became of each wrong command, two at a time; none may change a file."""
     before = repository.files()
-    done = repository.run(*command.split(), code=2)
-    assert said in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda case: repository.start(*case[0].split()), WRONG.values()))
     assert repository.files() == before
     assert not (repository.folder / "attacked").exists()
+    return dict(zip(WRONG, results, strict=True))
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_gets_one_line_and_code_2_and_changes_nothing(refused, case):
+    done = refused[case]
+    assert done.returncode == 2, done.stderr
+    assert WRONG[case][1] in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
