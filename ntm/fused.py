@@ -827,6 +827,22 @@ def new_scratch(history: History, d: StateGradients) -> Scratch:
     )
 
 
+class DenormalsFlushed:
+    """While it lasts, this thread takes numbers below the smallest normal one for 0.
+
+    Weightings and their gradients fade to such numbers everywhere, and arithmetic on them is many times slower.
+    """
+
+    TINY = np.array(1e-40, np.float32)
+
+    def __enter__(self) -> None:
+        self.before = bool(self.TINY * 1 == 0)
+        torch.set_flush_denormal(True)
+
+    def __exit__(self, *_) -> None:
+        torch.set_flush_denormal(self.before)
+
+
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -841,12 +857,17 @@ os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a for
 def each(work, parts: list) -> list:
     """Call `work` on each part, over as many threads as PyTorch uses; results in order."""
     global _pool
+
+    def flushed(part):
+        with DenormalsFlushed():
+            return work(part)
+
     threads = min(torch.get_num_threads(), len(parts))
     if threads == 1:
-        return [work(part) for part in parts]
+        return [flushed(part) for part in parts]
     if _pool is None or _pool._max_workers < threads:
         _pool = ThreadPoolExecutor(threads)
-    return list(_pool.map(work, parts))
+    return list(_pool.map(flushed, parts))
 
 
 def forward(
