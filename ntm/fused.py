@@ -17,13 +17,17 @@ How it is laid out
 
 import math
 import os
+import platform
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  the BLAS behind np.dot in compiled code
 import torch
-from numba import njit, types
+from llvmlite.binding import get_host_cpu_features
+from numba import config, njit, types
+from numba.core.cpu import CPUTargetOptions
 from numba.extending import overload
 from threadpoolctl import threadpool_limits
 from torch import Tensor
@@ -37,6 +41,11 @@ threadpool_limits(limits=1, user_api="blas")
 
 GROUP = 8  # sequences a call: few enough that their history stays in cache, enough to feed a matrix product
 SMALL_PRODUCT = 1_000_000  # multiplications: beyond it, OpenBLAS packs its operands first, which costs more here
+# The arrays that one of the small functions below takes never overlap. Numba has a flag that says so, but no option for
+# it; without, each short loop would begin with comparing all its arrays' addresses, which takes longer than the loop.
+CPUTargetOptions.noalias = CPUTargetOptions.Mapping("noalias")
+if config.CPU_FEATURES is None and platform.machine() in ("x86_64", "AMD64"):  # vectors as wide as the processor has
+    config.CPU_FEATURES = get_host_cpu_features().flatten() + ",-prefer-256-bit"
 # Sums may be reordered and products fused, which vectorises them; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
@@ -48,7 +57,8 @@ def compiled(function, counted: bool = False):
     small views; such a function can take views of the arrays that it is given, and make no array of its own. It is
     always inlined: a copy of its own would be rounded differently by the process that compiles than by those to come.
     """
-    options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy", "_nrt": counted, "forceinline": not counted}
+    options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
+    options |= {"_nrt": counted, "noalias": not counted, "forceinline": not counted}
     try:
         return njit(function, cache=True, **options)
     except RuntimeError:  # Numba found no folder for its cache
@@ -120,6 +130,37 @@ def _log(x):
     return log32
 
 
+def order(x):
+    """A whole number that is larger where x is, in compiled code only: a search among floats would not vectorise."""
+
+
+def unorder(x):
+    """The way back from `order`, in compiled code only."""
+
+
+LOW_BITS = np.int32(0x7FFFFFFF)
+
+
+@overload(order)
+def _order(x):
+    if x != types.float32:
+        return lambda x: x
+
+    def order32(x):
+        bits = np.float32(x).view(np.int32)
+        return np.int32(bits ^ ((bits >> np.int32(31)) & LOW_BITS))
+
+    return order32
+
+
+@overload(unorder)
+def _unorder(x):
+    if x != types.int32:
+        return lambda x: x
+
+    return lambda x: np.int32(x ^ ((x >> np.int32(31)) & LOW_BITS)).view(np.float32)
+
+
 @compiled
 def sigmoid(x):
     return ONE / (ONE + exp(-x))
@@ -154,28 +195,10 @@ def copy(a, out):
 
 @compiled
 def largest(a):
-    """Four maxima side by side: each waits for its own last comparison alone."""
-    top0 = top1 = top2 = top3 = a[0]
-    whole = a.shape[0] // 4 * 4
-    for n in range(0, whole, 4):
-        top0, top1 = max(top0, a[n]), max(top1, a[n + 1])
-        top2, top3 = max(top2, a[n + 2]), max(top3, a[n + 3])
-    for n in range(whole, a.shape[0]):
-        top0 = max(top0, a[n])
-    return max(max(top0, top1), max(top2, top3))
-
-
-@compiled
-def add_blend(out, memory, vector):
-    """out[n] += sum_m vector[m] memory[m, n], four m a pass, so as to touch `out` less often."""
-    width = memory.shape[0]
-    for m in range(0, width - 3, 4):
-        v0, v1, v2, v3 = vector[m], vector[m + 1], vector[m + 2], vector[m + 3]
-        for n in range(memory.shape[1]):
-            out[n] += v0 * memory[m, n] + v1 * memory[m + 1, n] + v2 * memory[m + 2, n] + v3 * memory[m + 3, n]
-    for m in range(width - width % 4, width):
-        for n in range(memory.shape[1]):
-            out[n] += vector[m] * memory[m, n]
+    top = order(a[0])
+    for n in range(a.shape[0]):
+        top = max(top, order(a[n]))
+    return unorder(top)
 
 
 # --- The controller ---------------------------------------------------------------------------------------------------
@@ -284,15 +307,36 @@ def activate_backward(c, d):
 
 
 @compiled
-def inverse_norms(memory, inverse_norm):
-    """1 / |M(n)| of every row (eq. 6)."""
-    for n in range(inverse_norm.shape[0]):
-        inverse_norm[n] = NORM_EPSILON
-    for m in range(memory.shape[0]):
-        for n in range(memory.shape[1]):
-            inverse_norm[n] += memory[m, n] * memory[m, n]
-    for n in range(inverse_norm.shape[0]):
-        inverse_norm[n] = ONE / np.sqrt(inverse_norm[n])
+def compare(memory, keys, squares, similarity):
+    """The products of eq. 6: fills `squares` with |M(n)|^2, and `similarity` with each head's k.M(n).
+
+    Two heads a pass and four columns at a time, so as to touch each number as rarely as can be.
+    """
+    width, rows = memory.shape
+    squares[:] = NORM_EPSILON
+    similarity[:] = memory.dtype.type(0)
+    for h in range(0, similarity.shape[0], 2):
+        first = h == 0
+        one, two = similarity[h], similarity[h + 1]
+        k, j = keys[h * width : (h + 1) * width], keys[(h + 1) * width : (h + 2) * width]
+        for m in range(0, width - 3, 4):
+            k0, k1, k2, k3, j0, j1, j2, j3 = k[m], k[m + 1], k[m + 2], k[m + 3], j[m], j[m + 1], j[m + 2], j[m + 3]
+            m0, m1, m2, m3 = memory[m], memory[m + 1], memory[m + 2], memory[m + 3]
+            if first:
+                for n in range(rows):
+                    squares[n] += m0[n] * m0[n] + m1[n] * m1[n] + m2[n] * m2[n] + m3[n] * m3[n]
+                    one[n] += k0 * m0[n] + k1 * m1[n] + k2 * m2[n] + k3 * m3[n]
+                    two[n] += j0 * m0[n] + j1 * m1[n] + j2 * m2[n] + j3 * m3[n]
+            else:
+                for n in range(rows):
+                    one[n] += k0 * m0[n] + k1 * m1[n] + k2 * m2[n] + k3 * m3[n]
+                    two[n] += j0 * m0[n] + j1 * m1[n] + j2 * m2[n] + j3 * m3[n]
+        for m in range(width - width % 4, width):
+            for n in range(rows):
+                if first:
+                    squares[n] += memory[m, n] * memory[m, n]
+                one[n] += k[m] * memory[m, n]
+                two[n] += j[m] * memory[m, n]
 
 
 @compiled
@@ -309,11 +353,8 @@ def softmax(logits):
 
 
 @compiled
-def content_weighting(memory, inverse_norm, key, key_strength, similarity, content):
-    """eq. 6 and 5: fills `similarity` (K) and `content` (w^c)."""
-    for n in range(similarity.shape[0]):
-        similarity[n] = key_strength - key_strength
-    add_blend(similarity, memory, key)
+def content_weighting(inverse_norm, key, key_strength, similarity, content):
+    """eq. 6 and 5: `similarity` comes in as products and leaves as K; fills `content` (w^c)."""
     inverse_key_norm = ONE / np.sqrt(dot(key, key) + NORM_EPSILON)
     for n in range(similarity.shape[0]):
         similarity[n] *= inverse_norm[n] * inverse_key_norm
@@ -323,7 +364,7 @@ def content_weighting(memory, inverse_norm, key, key_strength, similarity, conte
 
 @compiled
 def content_weighting_backward(inverse_norm, key, key_strength, similarity, content, d_content, direct, along_row):
-    """The gradient of eq. 5, and of eq. 6 up to the products with memory, which `similarity_backward` has.
+    """The gradient of eq. 5, and of eq. 6 up to the products with memory, which `memory_backward` has.
 
     With u.v / (|u| |v|) for K: sets `direct`, the gradient of u.v, and adds to `along_row`, that of |v|^2, doubled and
     negative. Returns d_key_strength and the like of `along_row` for the key.
@@ -339,24 +380,6 @@ def content_weighting_backward(inverse_norm, key, key_strength, similarity, cont
         along_row[n] += along * inverse_norm[n] * inverse_norm[n]
         direct[n] = key_strength * d_logit * inverse_norm[n] * inverse_key_norm
     return d_key_strength, along_key * inverse_key_norm * inverse_key_norm
-
-
-@compiled
-def similarity_backward(memory, keys, direct, along_row, along_key, d_memory, d_keys):
-    """The rest of the gradient of eq. 6, all heads, two a pass. Adds to `d_memory`, sets `d_keys`."""
-    width, rows = memory.shape
-    for h in range(0, along_key.shape[0], 2):
-        one, two = direct[h], direct[h + 1]
-        for m in range(width):
-            key_one, key_two = keys[h * width + m], keys[(h + 1) * width + m]
-            total_one = total_two = memory.dtype.type(0)
-            for n in range(rows):
-                total_one += one[n] * memory[m, n]
-                total_two += two[n] * memory[m, n]
-                d_memory[m, n] += one[n] * key_one + two[n] * key_two - along_row[n] * memory[m, n]
-            d_keys[h * width + m] = total_one - along_key[h] * key_one
-            d_keys[(h + 1) * width + m] = total_two - along_key[h + 1] * key_two
-        along_row[:] = memory.dtype.type(0)
 
 
 @compiled
@@ -436,18 +459,6 @@ def read(memory, weighting, reads):
 
 
 @compiled
-def read_backward(memory, weighting, d_reads, d_memory, d_weighting):
-    """Adds to `d_memory` and `d_weighting`."""
-    width = memory.shape[0]
-    for h in range(weighting.shape[0]):
-        d_read = d_reads[h * width : (h + 1) * width]
-        add_blend(d_weighting[h], memory, d_read)
-        for m in range(width):
-            for n in range(memory.shape[1]):
-                d_memory[m, n] += d_read[m] * weighting[h, n]
-
-
-@compiled
 def write(memory, weighting, erase, add, new_memory):
     """eq. 3 and 4."""
     width, rows = memory.shape
@@ -467,31 +478,81 @@ def write(memory, weighting, erase, add, new_memory):
 
 
 @compiled
-def write_backward(memory, weighting, erase, add, d_memory, d_weighting, d_erase, d_add, scratch):
-    """`d_memory` comes in as the gradient of M_t and leaves as that of M_{t-1}. Adds to `d_weighting`."""
-    (width, rows), writers = memory.shape, weighting.shape[0]
+def read_write_backward(memory, weighting, erase, add, d_reads, d_memory, d_weighting, d_erase, d_add, scratch):
+    """The gradient of eq. 2, 3 and 4 but for that of the memory, which `memory_backward` has.
+
+    `d_memory` is the gradient of M_t. Adds to `d_weighting`, of all heads; sets `d_erase` and `d_add`.
+    """
+    (width, rows), writers = memory.shape, d_add.shape[0] // memory.shape[0]
+    readers, zero = weighting.shape[0] - writers, memory.dtype.type(0)
     for h in range(writers):
         found = memory  # what this head had to erase: the memory, less what the other heads erased
         for other in range(writers):
             if other != h:
                 for m in range(width):
                     for n in range(rows):
-                        scratch[m, n] = found[m, n] - found[m, n] * weighting[other, n] * erase[other * width + m]
+                        scratch[m, n] = (
+                            found[m, n] - found[m, n] * weighting[readers + other, n] * erase[other * width + m]
+                        )
                 found = scratch
+        reading, writing, written = d_weighting[h], d_weighting[readers + h], weighting[readers + h]
         for m in range(width):
-            erase_m, add_m = erase[h * width + m], add[h * width + m]
-            total_erase = total_add = erase.dtype.type(0)
+            erase_m, add_m, d_read = erase[h * width + m], add[h * width + m], d_reads[h * width + m]
+            total_erase = total_add = zero
+            row, had, d_row = memory[m], found[m], d_memory[m]
             for n in range(rows):
-                d_written = d_memory[m, n] * weighting[h, n]
+                d_written = d_row[n] * written[n]
                 total_add += d_written
-                total_erase += d_written * found[m, n]
-                d_weighting[h, n] += d_memory[m, n] * (add_m - erase_m * found[m, n])
+                total_erase += d_written * had[n]
+                writing[n] += d_row[n] * (add_m - erase_m * had[n])
+                reading[n] += d_read * row[n]
             d_add[h * width + m] = total_add
             d_erase[h * width + m] = -total_erase
-    for h in range(writers):
+
+
+@compiled
+def memory_backward(memory, weighting, erase, keys, d_reads, direct, along_row, along_key, d_memory, d_keys):
+    """The memory's gradient by eq. 2, 3, 4 and 6. `d_memory` comes in as that of M_t and leaves as that of M_{t-1}.
+
+    Sets `d_keys`. One pass for each read head with a write head; `along_row` counts once, and is left at 0.
+    """
+    (width, rows), readers, zero = memory.shape, weighting.shape[0] // 2, memory.dtype.type(0)
+    for h in range(1, readers):  # all heads erase before any adds
         for m in range(width):
             for n in range(rows):
-                d_memory[m, n] -= d_memory[m, n] * weighting[h, n] * erase[h * width + m]
+                d_memory[m, n] -= d_memory[m, n] * weighting[readers + h, n] * erase[h * width + m]
+    for h in range(readers):
+        one, two, read, written = direct[h], direct[readers + h], weighting[h], weighting[readers + h]
+        k, j = keys[h * width : (h + 1) * width], keys[(readers + h) * width : (readers + h + 1) * width]
+        d_k, d_j = d_keys[h * width : (h + 1) * width], d_keys[(readers + h) * width : (readers + h + 1) * width]
+        e, d_read = erase[h * width : (h + 1) * width], d_reads[h * width : (h + 1) * width]
+        erases = memory.dtype.type(h == 0)
+        for m in range(0, width - 1, 2):
+            p = m + 1
+            row, d_row, row_p, d_row_p = memory[m], d_memory[m], memory[p], d_memory[p]
+            k_m, j_m, e_m, r_m = k[m], j[m], e[m] * erases, d_read[m]
+            k_p, j_p, e_p, r_p = k[p], j[p], e[p] * erases, d_read[p]
+            total_k = total_j = total_k_p = total_j_p = zero
+            for n in range(rows):
+                total_k += one[n] * row[n]
+                total_j += two[n] * row[n]
+                total_k_p += one[n] * row_p[n]
+                total_j_p += two[n] * row_p[n]
+                kept, kept_p = d_row[n] - d_row[n] * written[n] * e_m, d_row_p[n] - d_row_p[n] * written[n] * e_p
+                d_row[n] = kept + r_m * read[n] + one[n] * k_m + two[n] * j_m - along_row[n] * row[n]
+                d_row_p[n] = kept_p + r_p * read[n] + one[n] * k_p + two[n] * j_p - along_row[n] * row_p[n]
+            d_k[m], d_j[m] = total_k - along_key[h] * k_m, total_j - along_key[readers + h] * j_m
+            d_k[p], d_j[p] = total_k_p - along_key[h] * k_p, total_j_p - along_key[readers + h] * j_p
+        for m in range(width - width % 2, width):
+            total_k = total_j = zero
+            row, d_row = memory[m], d_memory[m]
+            for n in range(rows):
+                total_k += one[n] * row[n]
+                total_j += two[n] * row[n]
+                kept = d_row[n] - d_row[n] * written[n] * e[m] * erases
+                d_row[n] = kept + d_read[m] * read[n] + one[n] * k[m] + two[n] * j[m] - along_row[n] * row[n]
+            d_k[m], d_j[m] = total_k - along_key[h] * k[m], total_j - along_key[readers + h] * j[m]
+        along_row[:] = memory.dtype.type(0)
 
 
 # --- The unroll, one group of sequences -------------------------------------------------------------------------------
@@ -528,6 +589,8 @@ class History(NamedTuple):
     shifted: np.ndarray  # (slots, G, H, N)
     log_shifted: np.ndarray  # (slots, G, H, N)
     answer: np.ndarray  # (slots, G, C + R M): hidden, reads
+    d_gates: np.ndarray  # (slots, G, 4 C), filled on the way back: gradients of the gates' sums,
+    d_controls: np.ndarray  # (slots, G, P), and of the controls' sums
 
 
 @compiled
@@ -583,7 +646,9 @@ def memory_step(controls_bias, blind, writers, history, now, after, slot, gated)
         if blind[b]:
             c.interpolation_gate[:] = 0
         else:
-            inverse_norms(memory, inverse_norm)
+            compare(memory, c.key, inverse_norm, history.similarity[slot, b])
+            for n in range(inverse_norm.shape[0]):
+                inverse_norm[n] = ONE / np.sqrt(inverse_norm[n])
         for h in range(heads):
             similarity, content = history.similarity[slot, b, h], history.content[slot, b, h]
             shifted, log_shifted = history.shifted[slot, b, h], history.log_shifted[slot, b, h]
@@ -591,7 +656,7 @@ def memory_step(controls_bias, blind, writers, history, now, after, slot, gated)
             if blind[b]:
                 copy(previous[h], gated)
             else:
-                content_weighting(memory, inverse_norm, key, c.key_strength[h], similarity, content)
+                content_weighting(inverse_norm, key, c.key_strength[h], similarity, content)
                 interpolate(content, previous[h], c.interpolation_gate[h], gated)
             shift(gated, c.shift_weighting[3 * h : 3 * h + 3], shifted)
             sharpen(shifted, c.sharpening[h], log_shifted, weighting[h])
@@ -648,7 +713,7 @@ class Scratch(NamedTuple):
 
 
 @compiled
-def memory_step_backward(blind, gate_cost, writers, history, t, d, d_controls, r):
+def memory_step_backward(blind, gate_cost, writers, history, t, d, r):
     """The way back through `memory_step`. `gate_cost` is what an open gate costs at one step."""
     heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
     readers = heads - writers
@@ -658,13 +723,12 @@ def memory_step_backward(blind, gate_cost, writers, history, t, d, d_controls, r
         previous, weighting = history.weighting[t, b], history.weighting[t + 1, b]
         d_memory, d_weighting = d.memory[b], d.weighting[b]
         c = named(history.controls[t, b], heads, writers, width)
-        d_c = named(d_controls[t, b], heads, writers, width)
+        d_c = named(history.d_controls[t, b], heads, writers, width)
         for j in range(readers * width):
             r.reads[j] = r.answer[b, size + j] + r.seen[b, reads_at + j]
-        write_backward(
-            memory, weighting[readers:], c.erase, c.add, d_memory, d_weighting[readers:], d_c.erase, d_c.add, r.found
+        read_write_backward(
+            memory, weighting, c.erase, c.add, r.reads, d_memory, d_weighting, d_c.erase, d_c.add, r.found
         )
-        read_backward(memory, weighting[:readers], r.reads, d_memory, d_weighting[:readers])
         for h in range(heads):
             similarity, content = history.similarity[t, b, h], history.content[t, b, h]
             shifted, log_shifted = history.shifted[t, b, h], history.log_shifted[t, b, h]
@@ -688,14 +752,16 @@ def memory_step_backward(blind, gate_cost, writers, history, t, d, d_controls, r
                 inverse_norm, key, c.key_strength[h], similarity, content, r.content, r.direct[h], r.along_row
             )
         if blind[b]:
-            d_c.key[:] = d_c.key_strength[:] = d_c.interpolation_gate[:] = 0
-        else:
-            similarity_backward(memory, c.key, r.direct, r.along_row, r.along_key, d_memory, d_c.key)
+            d_c.key_strength[:] = d_c.interpolation_gate[:] = r.along_key[:] = 0
+            r.direct[:] = 0
+        memory_backward(
+            memory, weighting, c.erase, c.key, r.reads, r.direct, r.along_row, r.along_key, d_memory, d_c.key
+        )
         activate_backward(c, d_c)
 
 
 @compiled
-def controller_step_backward(cell_mask, history, t, d, d_gates, r):
+def controller_step_backward(cell_mask, history, t, d, r):
     """The way back through `controller_step`; `r.hidden` comes with what the controls hand back."""
     size = history.cell.shape[2]
     hidden_at = r.seen.shape[1] - size
@@ -709,25 +775,25 @@ def controller_step_backward(cell_mask, history, t, d, d_gates, r):
             history.tanh_cell[t, b],
             r.hidden[b],
             d.cell[b],
-            d_gates[t, b],
+            history.d_gates[t, b],
         )
 
 
 @compiled_with_counts
-def backward_group(cell_mask, blind, gate_cost, writers, p, history, d_logits, d, r, d_inputs, d_gates, d_controls):
+def backward_group(cell_mask, blind, gate_cost, writers, p, history, d_logits, d, r, d_inputs):
     """Go back through the time steps of `forward_group`.
 
-    Turns `d` from the final state's gradients into the initial state's, and sets `d_inputs` (T, G, I), `d_gates`
-    (T, G, 4C) and `d_controls` (T, G, P), from which the gradients of the weights follow.
+    Turns `d` from the final state's gradients into the initial state's, sets `d_inputs` (T, G, I), and fills
+    `history.d_gates` and `history.d_controls`, from which the gradients of the weights follow.
     """
     input_size = d_inputs.shape[2]
     r.seen[:, input_size:] = d.reads_hidden
     for t in range(d_inputs.shape[0] - 1, -1, -1):
         product(d_logits[t], p.output, r.answer)
-        memory_step_backward(blind, gate_cost, writers, history, t, d, d_controls, r)
-        product(d_controls[t], p.controls, r.hidden)
-        controller_step_backward(cell_mask, history, t, d, d_gates, r)
-        product(d_gates[t], p.gates, r.seen)
+        memory_step_backward(blind, gate_cost, writers, history, t, d, r)
+        product(history.d_controls[t], p.controls, r.hidden)
+        controller_step_backward(cell_mask, history, t, d, r)
+        product(history.d_gates[t], p.gates, r.seen)
         see(r.seen[:, :input_size], d_inputs[t])
     d.reads_hidden[:] = r.seen[:, input_size:]
 
@@ -756,6 +822,40 @@ class Group:
             _spare.append(self.room)
 
 
+@lru_cache
+def history_layout(
+    kind: np.dtype, slots: int, group: int, rows: int, width: int, heads: int, size: int, seen: int, controls: int
+) -> tuple[list[tuple], int]:
+    """Lay the arrays of a `History` one after the other, each on a cache line of its own.
+
+    Returns:
+        Shape and offset in bytes of each, and the bytes in all.
+    """
+    shapes = History(
+        memory=(slots + 1, group, width, rows),
+        weighting=(slots + 1, group, heads, rows),
+        cell=(slots + 1, group, size),
+        seen=(slots + 1, group, seen),
+        gates=(slots, group, 4 * size),
+        tanh_cell=(slots, group, size),
+        hidden=(slots, group, size),
+        controls=(slots, group, controls),
+        inverse_norm=(slots, group, rows),
+        similarity=(slots, group, heads, rows),
+        content=(slots, group, heads, rows),
+        shifted=(slots, group, heads, rows),
+        log_shifted=(slots, group, heads, rows),
+        answer=(slots, group, size + heads // 2 * width),
+        d_gates=(slots, group, 4 * size),
+        d_controls=(slots, group, controls),
+    )
+    places, end = [], 0
+    for shape in shapes:
+        places.append((shape, end))
+        end += -(-math.prod(shape) * kind.itemsize // 64) * 64
+    return places, end
+
+
 def new_history(slots: int, inputs: np.ndarray, start: NTMState, p: Parameters) -> tuple[History, np.ndarray]:
     """Make room for a group's history, and put the initial state in its first slot.
 
@@ -768,39 +868,18 @@ def new_history(slots: int, inputs: np.ndarray, start: NTMState, p: Parameters) 
     Returns:
         The history, and the room in which all its arrays lie.
     """
-    (_, group, input_size), (_, rows, width) = inputs.shape, start.memory.shape
-    heads, size, reads_size = start.weighting.shape[1], start.cell.shape[1], start.reads[0].size
-    shapes = History(
-        memory=(slots + 1, group, width, rows),
-        weighting=(slots + 1, group, heads, rows),
-        cell=(slots + 1, group, size),
-        seen=(slots + 1, group, input_size + reads_size + size),
-        gates=(slots, group, 4 * size),
-        tanh_cell=(slots, group, size),
-        hidden=(slots, group, size),
-        controls=(slots, group, len(p.controls_bias)),
-        inverse_norm=(slots, group, rows),
-        similarity=(slots, group, heads, rows),
-        content=(slots, group, heads, rows),
-        shifted=(slots, group, heads, rows),
-        log_shifted=(slots, group, heads, rows),
-        answer=(slots, group, size + reads_size),
+    (group, heads, rows), size, kind = start.weighting.shape, start.cell.shape[1], inputs.dtype
+    seen, input_size = p.gates.shape[1], inputs.shape[2]
+    places, needed = history_layout(
+        kind, slots, group, rows, start.memory.shape[2], heads, size, seen, len(p.controls_bias)
     )
-    line = 64 // inputs.itemsize  # each array begins on a cache line
-    sizes = [-(-math.prod(shape) // line) * line for shape in shapes]
     try:
         room = _spare.pop()
     except IndexError:
         room = np.empty(0, np.uint8)
-    if room.nbytes < sum(sizes) * inputs.itemsize:
-        room = np.empty(sum(sizes) * inputs.itemsize, np.uint8)
-    flat, ends = room[: sum(sizes) * inputs.itemsize].view(inputs.dtype), np.cumsum(sizes).tolist()
-    history = History(
-        *(
-            flat[end - size : end][: math.prod(shape)].reshape(shape)
-            for end, size, shape in zip(ends, sizes, shapes, strict=True)
-        )
-    )
+    if room.nbytes < needed:
+        room = np.empty(needed, np.uint8)
+    history = History(*(np.ndarray(shape, kind, room, offset) for shape, offset in places))
     history.memory[0] = start.memory.transpose(0, 2, 1)
     history.weighting[0], history.cell[0] = start.weighting, start.cell
     history.seen[0, :, input_size:-size] = start.reads.reshape(group, -1)
@@ -926,20 +1005,15 @@ def backward(
         r = new_scratch(history, d)
         d_outputs = np.ascontiguousarray(d_logits[:, which])
         d_group_inputs = np.empty((steps, group, d_inputs.shape[2]), kind)
-        d_gates = np.empty((steps, group, len(p.gates)), kind)
-        d_controls = np.empty((steps, group, len(p.controls)), kind)
         cost = kind.type(gate_cost)
-        backward_group(
-            *(part.cell_mask, part.blind, cost, writers, p, history),
-            *(d_outputs, d, r, d_group_inputs, d_gates, d_controls),
-        )
+        backward_group(part.cell_mask, part.blind, cost, writers, p, history, d_outputs, d, r, d_group_inputs)
         d_inputs[:, which] = d_group_inputs
         d_start.memory[which] = d.memory.transpose(0, 2, 1)
         d_start.weighting[which], d_start.cell[which] = d.weighting, d.cell
         d_start.reads[which] = d.reads_hidden[:, :reads_size].reshape(d_start.reads[which].shape)
         d_start.hidden[which] = d.reads_hidden[:, reads_size:]
         # One product over all time steps for each map: sums = source @ weight.T + bias.
-        maps = (d_gates, history.seen[:-1]), (d_controls, history.hidden), (d_outputs, history.answer)
+        maps = (history.d_gates, history.seen[:-1]), (history.d_controls, history.hidden), (d_outputs, history.answer)
         flat = [(sums.reshape(-1, sums.shape[2]), source.reshape(-1, source.shape[2])) for sums, source in maps]
         return [d_weight for sums, source in flat for d_weight in (sums.T @ source, sums.sum(0))]
 

@@ -17,6 +17,7 @@ the controller.
     h_t, c_t hidden, cell        (B, C)      LSTM        ntm/controller.py
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -68,6 +69,16 @@ class Charge(torch.autograd.Function):
     def backward(ctx, d_logits: Tensor) -> tuple[Tensor, Tensor, None]:
         """Return a gradient for each argument of `forward`."""
         return d_logits, d_logits.new_full(ctx.shape, ctx.cost / ctx.shape.numel()), None
+
+
+def chances(probability: float, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Draw 1 with a probability, to 1 in 65,536, else 0; of the type and on the device of `like`.
+
+    Sixteen random bits a chance: a fifth of the time of `Tensor.bernoulli_`, which is noticed beside the fast path.
+    """
+    count, limit = math.prod(shape), round(probability * 2**16) - 2**15
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    return (words.view(torch.int16)[:count].view(shape) < limit).to(like.dtype)
 
 
 class NTM(nn.Module):
@@ -171,10 +182,10 @@ class NTM(nn.Module):
         """Draw from torch's default generator what dropout takes away from one unroll."""
         if not self.training:
             return NOTHING
-        room, size = self.initial_hidden, self.controller.controller_size
-        cells = room.new_empty(steps, batch_size, size).bernoulli_(1 - self.cell_dropout) if self.cell_dropout else None
-        blind = room.new_empty(batch_size).bernoulli_(self.content_dropout).bool() if self.content_dropout else None
-        return Dropped(cells, blind)
+        like, size = self.initial_hidden, self.controller.controller_size
+        kept = chances(1 - self.cell_dropout, (steps, batch_size, size), like) if self.cell_dropout else None
+        blind = chances(self.content_dropout, (batch_size,), like).bool() if self.content_dropout else None
+        return Dropped(kept, blind)
 
     def forward(
         self, inputs: Tensor, state: NTMState | None = None, memory_units: int | None = None
