@@ -39,7 +39,7 @@ from experiment.scoring import (
 from experiment.training import (
     Best,
     Clipper,
-    Rollback,
+    Progress,
     draw_batch,
     longest_length,
     make_optimizer,
@@ -91,8 +91,8 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("clip_spike", "clip the norm to this many times its running mean; 0: off", type=not_negative)
     recipe_flag("clip_value", "clip each of its elements; 0: off", type=not_negative)
     recipe_flag("cell_dropout", "chance that a controller cell forgets", type=below_one)
-    recipe_flag("content_dropout", "chance that a sequence goes without content addressing", type=share)
-    recipe_flag("content_cost", "what gates open to content add to the loss", type=not_negative)
+    recipe_flag("content_dropout", "chance that a sequence goes without content, once the tape is found", type=share)
+    recipe_flag("content_cost", "what gates open to content add to the loss, once the tape is found", type=not_negative)
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
     recipe_flag("uneven", "share of sequences with nearly empty or repeated vectors", type=share)
     recipe_flag("rollback", "training loss at which what was learned and lost is taken back; 0: off", type=not_negative)
@@ -165,7 +165,7 @@ def main() -> None:
     model = configuration.make_model(Backend(options.backend)).to(device)
     path = start_backend(model)
     parameters = list(model.parameters())
-    optimizer, clipper, rollback = make_optimizer(recipe, parameters), Clipper(recipe), Rollback(recipe)
+    optimizer, clipper, progress = make_optimizer(recipe, parameters), Clipper(recipe), Progress(recipe)
     held_out = generator(recipe.seed, HELD_OUT)
     tests = {
         "test": sample_lengths(task, spread_lengths(data.min_seq_len, data.max_seq_len, 8), 16, held_out),
@@ -187,7 +187,7 @@ def main() -> None:
         model.load_state_dict(stored["model"])
         optimizer.load_state_dict(stored["optimizer"])
         clipper.log_typical, step, seconds_before = stored["log_typical_norm"], stored["step"], stored["seconds"]
-        rollback.state = stored["rollback"]
+        progress.state = stored["progress"]
         sums, best.state, sizes = stored["sums"], stored["best"], stored["sizes"]
     log = RunLog(configuration, options.output / "log", options.output / "runs", step, sizes)
     if not options.resume:
@@ -209,7 +209,7 @@ def main() -> None:
             "step": step,
             "seconds": seconds(),
             "sums": sums,
-            "rollback": rollback.state,
+            "progress": progress.state,
             "best": best.state,
             "sizes": log.sizes(),
         }
@@ -245,7 +245,7 @@ def main() -> None:
     stop = StopAsked()
     bar = tqdm(total=recipe.num_iters, initial=step, unit="it", dynamic_ncols=True, disable=None)
     while step < recipe.num_iters and not stop:
-        lr = set_schedule(recipe, step, optimizer, model)
+        lr = set_schedule(recipe, step, progress.found, optimizer, model)
         batch, rows = draw_batch(recipe, data, task, memory_units, step, generator(recipe.seed, BATCHES, step))
         batch = batch.to(device)
         seed_dropout(stream_seed(recipe.seed, DROPOUT, step), device)
@@ -265,8 +265,9 @@ def main() -> None:
         sums["bits"] += wrong.mean(dtype=torch.float64).item()
         sums["exact"] += (wrong == 0).double().mean().item()
         sums["norm"] += norm
-        if rollback.see(step, loss.item(), model, optimizer):
-            log.line(f"iteration {step}: what was learned was lost; back to the weights of when it was best")
+        news = progress.see(step, loss.item(), model, optimizer)
+        if news:
+            log.line(news)
         bar.update()
         if step % 50 == 0:
             rate = (step - step_before) * recipe.batch_size / (time.perf_counter() - started)

@@ -50,9 +50,9 @@ class Recipe:
     """How a network is trained. The defaults are the recipe that works best; every field is a flag of train.py."""
 
     batch_size: int = 16
-    num_iters: int = 10_000
+    num_iters: int = 6_000
     optimizer: str = "adam"
-    lr: float = 1e-3
+    lr: float = 2e-3
     lr_schedule: str = "cosine"
     beta1: float = 0.9
     beta2: float = 0.999

@@ -29,12 +29,18 @@ def falling(schedule: str, step: int, num_iters: int) -> float:
     return 1.0 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / num_iters))
 
 
-def set_schedule(recipe: Recipe, step: int, optimizer: torch.optim.Optimizer, model: NTM) -> float:
-    """Set the learning rate and the cell dropout of a step, which fall together; returns the rate."""
+def set_schedule(recipe: Recipe, step: int, found: bool, optimizer: torch.optim.Optimizer, model: NTM) -> float:
+    """Set what a step's training takes: the learning rate, which is returned, and the model's regularisers.
+
+    Cell dropout falls with the rate. What keeps heads from looking by content waits until the tape is `found`: before,
+    it hides the rows that the machine has yet to learn to use.
+    """
     share = falling(recipe.lr_schedule, step, recipe.num_iters)
     for group in optimizer.param_groups:
         group["lr"] = share * recipe.lr
     model.cell_dropout = share * recipe.cell_dropout
+    model.content_dropout = recipe.content_dropout if found else 0.0
+    model.content_cost = recipe.content_cost if found else 0.0
     return share * recipe.lr
 
 
@@ -78,44 +84,53 @@ def draw_batch(
     return task.sample(recipe.batch_size, length, source, recipe.uneven), rows
 
 
-class Rollback:
-    """Takes a machine that had learned and then collapsed back to when it was best, by its training loss.
+class Progress:
+    """Follows a run by its own training loss: when it finds the tape, and whether it loses it again.
 
-    A head between two rows passes on a gradient that may be a thousand times the usual one. Clipping bounds the step,
-    not its direction, and now and then a run falls apart within some hundred iterations. Going back costs only those:
-    the batches to come are others.
+    Until the tape is found, the controller holds what it can in its own cells, and the loss falls slowly; with the tape
+    it falls to nearly nothing within some hundred iterations. Afterwards a run may still fall apart: a head between two
+    rows passes on a gradient that may be a thousand times the usual one, and clipping bounds the step, not its
+    direction. Then the machine goes back to when it was best. That costs only the iterations since: the batches to
+    come are others.
 
     Attributes:
-        state: the sum of losses since the last look, and from the best look its mean loss, weights and optimizer, for a
-            checkpoint.
+        state: for a checkpoint: the sum of losses since the last look, the iteration at which the tape was found, and
+            from the best look since then its mean loss, weights and optimizer.
     """
 
     EVERY = 100  # iterations between looks
-    LEARNED = 0.03  # a mean loss below this is worth going back to
+    FOUND = 0.05  # a mean loss below this needs the tape
+    LEARNED = 0.03  # one below this is worth going back to
     AS_GOOD = 0.01  # below this, the latest is as good as the best
 
     def __init__(self, recipe: Recipe) -> None:
         self.lost = recipe.rollback
-        self.state: dict[str, Any] = {"sum": 0.0, "best": None}
+        self.state: dict[str, Any] = {"sum": 0.0, "found": None, "best": None}
 
-    def see(self, step: int, loss: float, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
-        """Take in an iteration's loss; at a look, keep model and optimizer, or take them back, which returns true."""
-        if not self.lost:
-            return False
+    @property
+    def found(self) -> bool:
+        """Whether the tape has been found."""
+        return self.state["found"] is not None
+
+    def see(self, step: int, loss: float, model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+        """Take in an iteration's loss; at a look, keep model and optimizer, or take them back; returns what to log."""
         self.state["sum"] += loss
         if step % self.EVERY:
-            return False
+            return None
         mean, best = self.state["sum"] / self.EVERY, self.state["best"]
         self.state["sum"] = 0.0
-        if best is None or mean <= max(best["loss"], self.AS_GOOD):
+        if not self.found:
+            if mean < self.FOUND:
+                self.state["found"] = step
+                return f"iteration {step}: the tape is found"
+        elif best is None or mean <= max(best["loss"], self.AS_GOOD):
             now = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             self.state["best"] = {"loss": mean, **copy.deepcopy(now)}
-            return False
-        if best["loss"] < self.LEARNED and mean > self.lost:
+        elif self.lost and best["loss"] < self.LEARNED and mean > self.lost:
             model.load_state_dict(best["model"])
             optimizer.load_state_dict(copy.deepcopy(best["optimizer"]))
-            return True
-        return False
+            return f"iteration {step}: what was learned was lost; back to the weights of when it was best"
+        return None
 
 
 class Best:

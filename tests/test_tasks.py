@@ -8,7 +8,7 @@ import torch
 
 from experiment.configuration import NAMES, Recipe, load_configuration
 from experiment.scoring import generator, sample_lengths, score, spread_lengths, summarise
-from experiment.training import Clipper, Rollback, draw_batch, longest_length, make_optimizer, set_schedule
+from experiment.training import Clipper, Progress, draw_batch, longest_length, make_optimizer, set_schedule
 from tasks import TASKS, Reverse
 
 
@@ -111,12 +111,21 @@ def test_learning_rate_and_cell_dropout_fall_together():
     model = load_configuration("m1d1", recipe).make_model()
     optimizer = make_optimizer(recipe, model.parameters())
     for step, left in ((0, 1.0), (50, 0.5), (100, 0.0)):
-        assert set_schedule(recipe, step, optimizer, model) == pytest.approx(1e-2 * left)
+        assert set_schedule(recipe, step, True, optimizer, model) == pytest.approx(1e-2 * left)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * left)
         assert model.cell_dropout == pytest.approx(0.2 * left)
     constant = Recipe(num_iters=100, lr=1e-2, lr_schedule="constant")
-    assert set_schedule(constant, 99, optimizer, model) == 1e-2
+    assert set_schedule(constant, 99, True, optimizer, model) == 1e-2
     assert model.cell_dropout == constant.cell_dropout
+
+
+def test_content_is_dropped_and_charged_once_the_tape_is_found():
+    recipe = Recipe(content_dropout=0.3, content_cost=0.02)
+    model = load_configuration("m1d1", recipe).make_model()
+    optimizer = make_optimizer(recipe, model.parameters())
+    for found, expected in ((False, (0, 0)), (True, (0.3, 0.02))):
+        set_schedule(recipe, 5, found, optimizer, model)
+        assert (model.content_dropout, model.content_cost) == expected
 
 
 def test_spread_lengths_has_both_ends():
@@ -171,28 +180,33 @@ def test_clipping():
     assert clipped(by_value, 10.0, -10.0)[1] == pytest.approx(2 * 5**0.5)
 
 
-def test_a_collapse_is_taken_back_and_nothing_else_is():
+def test_progress_sees_the_tape_found_and_takes_back_a_collapse_and_nothing_else():
     model = torch.nn.Linear(2, 1)
     optimizer = make_optimizer(Recipe(), list(model.parameters()))
 
-    def run(rollback, *means):
-        """Take a hundred steps at each mean loss, with weights of its number; when it was taken back, and to which."""
-        back, step = [], 0
+    def run(progress, *means):
+        """Take a hundred steps at each mean loss, with weights of its number; what was said when, and the weights."""
+        news, step = [], 0
         for number, mean in enumerate(means):
             torch.nn.init.constant_(model.weight, number)
             for _ in range(100):
                 step += 1
-                if rollback.see(step, mean, model, optimizer):
-                    back.append((number, model.weight[0, 0].item()))
-        return back
+                said = progress.see(step, mean, model, optimizer)
+                if said:
+                    news.append((number, said.split(": ")[1][:15], model.weight[0, 0].item()))
+        return news
 
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    assert run(Rollback(Recipe()), 0.5, 0.02, 0.05, 0.3, 0.2) == [(3, 1), (4, 1)]  # to where it was best
-    assert run(Rollback(Recipe()), 0.5, 0.002, 0.008, 0.02, 0.3) == [(4, 2)]  # of two good ones, to the later
-    assert run(Rollback(Recipe()), 0.5, 0.04, 0.3) == []  # it had not learned yet
-    assert run(Rollback(Recipe(rollback=0.0)), 0.5, 0.01, 0.5) == []
-    first, second = Rollback(Recipe()), Rollback(Recipe())
-    run(first, 0.5, 0.02)
+    found, lost = "the tape is fou", "what was learne"
+    # Once found, what it takes to lose it is measured anew; back to where it was best ...
+    assert run(Progress(Recipe()), 0.5, 0.04, 0.3, 0.02, 0.05, 0.3, 0.2) == [(1, found, 1), (5, lost, 3), (6, lost, 3)]
+    assert run(Progress(Recipe()), 0.04, 0.002, 0.008, 0.02, 0.3) == [(0, found, 0), (4, lost, 2)]  # ... and latest
+    assert run(Progress(Recipe()), 0.04, 0.035, 0.3) == [(0, found, 0)]  # it had not learned yet
+    assert run(Progress(Recipe()), 0.5, 0.06, 0.3) == []
+    assert run(Progress(Recipe(rollback=0.0)), 0.04, 0.01, 0.5) == [(0, found, 0)]
+    first, second = Progress(Recipe()), Progress(Recipe())
+    run(first, 0.04, 0.02)
     second.state = first.state  # by way of a checkpoint
-    assert run(second, 0.3) == [(0, 1)]
+    assert second.found
+    assert run(second, 0.3) == [(0, lost, 1)]
