@@ -77,6 +77,8 @@ def chances(probability: float, shape: tuple[int, ...], like: Tensor) -> Tensor:
     Sixteen random bits a chance: a fifth of the time of `Tensor.bernoulli_`, which is noticed beside the fast path.
     """
     count, limit = math.prod(shape), round(probability * 2**16) - 2**15
+    if limit == 2**15:  # which is no int16
+        return like.new_ones(shape)
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
     return (words.view(torch.int16)[:count].view(shape) < limit).to(like.dtype)
 

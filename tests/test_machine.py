@@ -9,6 +9,7 @@ from torch.autograd import gradcheck
 
 from experiment.configuration import NAMES, Recipe, load_configuration
 from ntm import NTM, Backend, BackendError, NTMState
+from ntm.ntm import chances
 
 BACKENDS = [Backend.REFERENCE, Backend.FUSED]
 
@@ -158,3 +159,10 @@ def test_asking_for_the_fused_path_where_it_cannot_be_had_is_an_error():
     model = lively_model(dtype=torch.float16, backend=Backend.FUSED)
     with pytest.raises(BackendError, match="float32 or float64"):
         model(torch.rand(2, 1, 5, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("probability", [0.0, 1e-9, 0.15, 0.85, 1 - 1e-9, 1.0])
+def test_chances_are_as_asked_up_to_both_ends(probability):
+    drawn = chances(probability, (500, 333), torch.zeros(1))
+    assert set(drawn.unique().tolist()) <= {0.0, 1.0}
+    assert drawn.mean().item() == pytest.approx(probability, abs=5e-3 if 0.1 < probability < 0.9 else 1e-6)
