@@ -4,7 +4,8 @@
     python reproduce.py
 
 goes through nine configurations and five seeds, two runs at a time. A second call skips what is finished and goes on
-with what is not. `-ship` copies the runs of seed 0 to saved_model/, runs/ and log/.
+with what is not. `-ship` copies the runs of seed 0 to saved_model/, runs/ and log/. `-ablations` leaves out one part of
+the recipe at a time instead.
 """
 
 import json
@@ -30,9 +31,36 @@ LENGTHS = (1, 2, 5, 10, 20, 30, 50, 64, 65, 75, 100, 120)  # with as many rows a
 SEQUENCES = 1000
 LONG_LENGTH, LONG_ROWS, LONG_SEQUENCES = 1000, 1024, 100
 SCORING_SEED = 1
+SEEDS = "0,1,2,3,4"
+
+ABLATION_CONFIGS, ABLATION_SEEDS = "m1d1,m1d2,m1d3", "0,1,2"
+ABLATION_SEQUENCES, ABLATION_LONG_SEQUENCES = 200, 20  # of each length, and of length 1,000
+PAPER = (  # Graves et al. 2014, section 4.6
+    "-optimizer rmsprop -momentum 0.9 -lr 1e-4 -lr_schedule constant -clip_norm 0 -clip_spike 0 -clip_value 10 "
+    "-batch_size 1 -num_iters 100000 -full_tape -uneven 0 -content_cost 0 -content_dropout 0 -rollback 0 "
+    "-curriculum 0 -cell_dropout 0"
+)
+ABLATIONS = {  # what is left out, and the flags of train.py that do so
+    "nothing: the recipe": "",
+    "content cost": "-content_cost 0",
+    "content dropout": "-content_dropout 0",
+    "content cost and dropout": "-content_cost 0 -content_dropout 0",
+    "their wait for the tape": "-content_at_once",
+    "uneven sequences": "-uneven 0",
+    "short tapes": "-full_tape",
+    "the curriculum": "-curriculum 0",
+    "cell dropout": "-cell_dropout 0",
+    "weight decay": "-weight_decay 0",
+    "clipping of spikes": "-clip_spike 0",
+    "the way back": "-rollback 0",
+    "half of the learning rate": "-lr 1e-3",
+    "all of it: the paper's setting": PAPER,
+}
 
 
-def train_and_score(name: str, seed: int, folder: Path, more_flags: list[str]) -> dict:
+def train_and_score(
+    name: str, seed: int, folder: Path, more_flags: list[str], sequences: int, long_sequences: int
+) -> dict:
     """Train one configuration with one seed, unless that is done, and score it, unless that is done."""
     result = folder / "log" / f"{name}_reproduce.json"
     if result.exists():
@@ -53,25 +81,58 @@ def train_and_score(name: str, seed: int, folder: Path, more_flags: list[str]) -
     task, source = configuration.make_task(), generator(SCORING_SEED, EVALUATION)
     wrong = {}
     for length in LENGTHS:
-        s, _ = score(model, task, sample_lengths(task, [length], SEQUENCES, source))
+        s, _ = score(model, task, sample_lengths(task, [length], sequences, source))
         wrong[length] = round((1 - s.exact) * s.sequences)
-    s, _ = score(model, task, sample_lengths(task, [LONG_LENGTH], LONG_SEQUENCES, source), LONG_ROWS)
+    s, _ = score(model, task, sample_lengths(task, [LONG_LENGTH], long_sequences, source), LONG_ROWS)
     wrong[LONG_LENGTH] = round((1 - s.exact) * s.sequences)
-    scored = {"name": name, "seed": seed, "wrong_sequences": wrong, **first_perfect(folder / "log" / f"{name}.log")}
+    scored = {"name": name, "seed": seed, "wrong_sequences": wrong, **landmarks(folder / "log" / f"{name}.log")}
     write_atomically(result, (json.dumps(scored) + "\n").encode())
     return json.loads(json.dumps(scored))
 
 
-def first_perfect(log: Path) -> dict[str, float | None]:
-    """Find in a log when the held-out set of trained lengths was first answered without a mistake, and the end."""
+def landmarks(log: Path) -> dict[str, float | None]:
+    """Find in a log when the tape was found, the held-out set first answered without a mistake, and the run's end."""
     text = log.read_text()
+    found = re.search(r"^iteration +(\d+): the tape is found", text, re.MULTILINE)
     solved = re.search(r"^iteration +(\d+) +([\d.]+) s .*  test: \S+ \S+ bits +\S+ exact 1\.0000", text, re.MULTILINE)
     end = re.search(r"^finished after ([\d.]+) s", text, re.MULTILINE)
     return {
+        "found_iteration": int(found[1]) if found else None,
         "solved_iteration": int(solved[1]) if solved else None,
         "solved_seconds": float(solved[2]) if solved else None,
         "seconds": float(end[1]) if end else None,
     }
+
+
+def run_all(jobs: dict[tuple, tuple], processes: int) -> dict[tuple, dict]:
+    """Call `train_and_score` on each job's arguments and say how each ended; results by the jobs' keys."""
+    results = {}
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(train_and_score, *job): key for key, job in jobs.items()}
+        for future in tqdm(as_completed(futures), total=len(jobs), unit="run"):
+            key, result = futures[future], future.result()
+            results[key] = result
+            bad = {n: wrong for n, wrong in result["wrong_sequences"].items() if wrong}
+            tqdm.write(f"{', '.join(map(str, key))}: {bad or 'perfect'}")
+    return {key: results[key] for key in jobs}
+
+
+def print_ablations(results: dict[tuple, dict]) -> None:
+    """Print, by what was left out, how many runs found the tape and had no wrong sequence, and shares of exact ones."""
+    longest = str(LENGTHS[-1])
+    print("\n| left out | tape found | at iteration | no wrong sequence | "
+          f"exact at {longest} | exact at {LONG_LENGTH} |\n|---|---|---|---|---|---|")  # fmt: skip
+    for variant in dict.fromkeys(key[0] for key in results):
+        runs = [result for key, result in results.items() if key[0] == variant]
+        found = sorted(r["found_iteration"] for r in runs if r["found_iteration"])
+        when = f"{found[len(found) // 2]}" if found else "-"
+        perfect = sum(not any(r["wrong_sequences"].values()) for r in runs)
+        exact, exact_long = (
+            1 - sum(r["wrong_sequences"][n] for r in runs) / (len(runs) * sequences)
+            for n, sequences in ((longest, ABLATION_SEQUENCES), (str(LONG_LENGTH), ABLATION_LONG_SEQUENCES))
+        )
+        counts = f"{len(found)}/{len(runs)} | {when} | {perfect}/{len(runs)}"
+        print(f"| {variant} | {counts} | {exact:.3f} | {exact_long:.3f} |")
 
 
 def print_table(results: list[dict]) -> None:
@@ -111,32 +172,51 @@ def ship(folder: Path) -> None:
 def main() -> None:
     """Run what is missing, then print the table of all that is there."""
     parser = Parser(__doc__)
-    parser.add("configs", default=",".join(NAMES), help="which of the nine")
-    parser.add("seeds", default="0,1,2,3,4", help="which seeds")
-    parser.add("output", type=Path, default=ROOT / "reproduced", help="folder for the runs, one a seed")
+    parser.add("configs", metavar="NAME,...", help=f"which of the nine (default: all; ablations: {ABLATION_CONFIGS})")
+    parser.add("seeds", metavar="N,...", help=f"which seeds (default: {SEEDS}; ablations: {ABLATION_SEEDS})")
+    parser.add("ablations", action="store_true", help="leave out one part of the recipe at a time")
+    parser.add("output", type=Path, default=ROOT / "reproduced", help="folder for the runs (default: reproduced)")
     parser.add("jobs", type=number(int, 1, 256), default=2, help="runs at a time, each on one thread")
-    parser.add("table", default="log/seeds.json", metavar="FILE", help="where the results go")
+    parser.add("table", metavar="FILE", help="where the results go (default: log/seeds.json or log/ablations.json)")
     parser.add("ship", action="store_true", help="copy the runs of the first seed to saved_model/, runs/ and log/")
     parser.add("flags", default="", help="more flags for train.py, in one word: '-full_tape -lr 1e-4'")
     options = parser.parse_args()
-    names, whole = options.configs.split(","), number(int, 0, 2**31)
+    names = (options.configs or (ABLATION_CONFIGS if options.ablations else ",".join(NAMES))).split(",")
     if not set(names) <= set(NAMES):
         raise InputError(f"-configs {options.configs}: choose from {', '.join(NAMES)}")
+    if options.ablations and options.ship:
+        raise InputError("-ship goes with runs of the whole recipe, not with -ablations")
+    whole, wanted = number(int, 0, 2**31), options.seeds or (ABLATION_SEEDS if options.ablations else SEEDS)
     try:
-        seeds = [whole(text) for text in options.seeds.split(",")]
+        seeds = [whole(text) for text in wanted.split(",")]
     except Exception as error:
         raise InputError(f"-seeds: {error}") from error
-    jobs = [(name, seed, options.output / str(seed), options.flags.split()) for seed in seeds for name in names]
-    results = []
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(train_and_score, *job) for job in jobs]
-        for future in tqdm(as_completed(futures), total=len(jobs), unit="run"):
-            results.append(future.result())
-            bad = {n: wrong for n, wrong in results[-1]["wrong_sequences"].items() if wrong}
-            tqdm.write(f"{results[-1]['name']} seed {results[-1]['seed']}: {bad or 'perfect'}")
-    results.sort(key=lambda r: (r["name"], r["seed"]))
-    write_atomically(ROOT / options.table, ("[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n").encode())
-    print_table(results)
+    more = options.flags.split()
+    if options.ablations:
+        jobs = {
+            (variant, name, seed): (
+                *(name, seed, options.output / "ablations" / str(number) / str(seed), flags.split() + more),
+                *(ABLATION_SEQUENCES, ABLATION_LONG_SEQUENCES),
+            )
+            for number, (variant, flags) in enumerate(ABLATIONS.items())
+            for name in names
+            for seed in seeds
+        }
+    else:
+        jobs = {
+            (name, seed): (name, seed, options.output / str(seed), more, SEQUENCES, LONG_SEQUENCES)
+            for seed in seeds
+            for name in names
+        }
+    results = run_all(jobs, options.jobs)
+    table = options.table or ("log/ablations.json" if options.ablations else "log/seeds.json")
+    if options.ablations:
+        print_ablations(results)
+        lines = [{"left_out": key[0], **result} for key, result in results.items()]
+    else:
+        lines = sorted(results.values(), key=lambda r: (r["name"], r["seed"]))
+        print_table(lines)
+    write_atomically(ROOT / table, ("[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n").encode())
     if options.ship:
         ship(options.output / str(seeds[0]))
 

@@ -93,6 +93,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("cell_dropout", "chance that a controller cell forgets", type=below_one)
     recipe_flag("content_dropout", "chance that a sequence goes without content, once the tape is found", type=share)
     recipe_flag("content_cost", "what gates open to content add to the loss, once the tape is found", type=not_negative)
+    recipe_flag("content_at_once", "have these two from the first iteration", action="store_true")
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
     recipe_flag("uneven", "share of sequences with nearly empty or repeated vectors", type=share)
     recipe_flag("rollback", "training loss at which what was learned and lost is taken back; 0: off", type=not_negative)

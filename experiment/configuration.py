@@ -66,6 +66,7 @@ class Recipe:
     cell_dropout: float = 0.15
     content_dropout: float = 0.25
     content_cost: float = 0.01
+    content_at_once: bool = False
     curriculum: float = 0.5
     uneven: float = 0.5
     rollback: float = 0.1

@@ -39,8 +39,9 @@ def set_schedule(recipe: Recipe, step: int, found: bool, optimizer: torch.optim.
     for group in optimizer.param_groups:
         group["lr"] = share * recipe.lr
     model.cell_dropout = share * recipe.cell_dropout
-    model.content_dropout = recipe.content_dropout if found else 0.0
-    model.content_cost = recipe.content_cost if found else 0.0
+    now = found or recipe.content_at_once
+    model.content_dropout = recipe.content_dropout if now else 0.0
+    model.content_cost = recipe.content_cost if now else 0.0
     return share * recipe.lr
 
 

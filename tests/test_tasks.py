@@ -1,5 +1,6 @@
 """The reverse task, its scoring, and the lengths and tapes that training draws."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -126,6 +127,8 @@ def test_content_is_dropped_and_charged_once_the_tape_is_found():
     for found, expected in ((False, (0, 0)), (True, (0.3, 0.02))):
         set_schedule(recipe, 5, found, optimizer, model)
         assert (model.content_dropout, model.content_cost) == expected
+    set_schedule(dataclasses.replace(recipe, content_at_once=True), 5, False, optimizer, model)
+    assert (model.content_dropout, model.content_cost) == (0.3, 0.02)
 
 
 def test_spread_lengths_has_both_ends():
