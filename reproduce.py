@@ -38,7 +38,7 @@ ABLATION_SEQUENCES, ABLATION_LONG_SEQUENCES = 200, 20  # of each length, and of 
 PAPER = (  # Graves et al. 2014, section 4.6
     "-optimizer rmsprop -momentum 0.9 -lr 1e-4 -lr_schedule constant -clip_norm 0 -clip_spike 0 -clip_value 10 "
     "-batch_size 1 -num_iters 100000 -full_tape -uneven 0 -content_cost 0 -content_dropout 0 -rollback 0 "
-    "-curriculum 0 -cell_dropout 0"
+    "-restart_after 0 -curriculum 0 -cell_dropout 0"
 )
 ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "nothing: the recipe": "",
@@ -53,6 +53,7 @@ ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "weight decay": "-weight_decay 0",
     "clipping of spikes": "-clip_spike 0",
     "the way back": "-rollback 0",
+    "starting over": "-restart_after 0",
     "half of the learning rate": "-lr 1e-3",
     "all of it: the paper's setting": PAPER,
 }

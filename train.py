@@ -29,6 +29,7 @@ from experiment.scoring import (
     BATCHES,
     DROPOUT,
     HELD_OUT,
+    WEIGHTS,
     generator,
     sample_lengths,
     score,
@@ -74,7 +75,8 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
         shown = "" if default is False else f" (default: {default})"
         parser.add(name, default=argparse.SUPPRESS, help=help + shown, **options)
 
-    whole, share, positive = number(int, 1, 10**9), number(float, 0, 1), number(float, 0, 1e18, low_open=True)
+    whole, count, share = number(int, 1, 10**9), number(int, 0, 10**9), number(float, 0, 1)
+    positive = number(float, 0, 1e18, low_open=True)
     below_one, not_negative = number(float, 0, 0.999999), number(float, 0, 1e18)
     recipe_flag("batch_size", "sequences an iteration", type=number(int, 1, 100_000))
     recipe_flag("num_iters", "iterations", type=whole)
@@ -97,6 +99,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
     recipe_flag("uneven", "share of sequences with nearly empty or repeated vectors", type=share)
     recipe_flag("rollback", "training loss at which what was learned and lost is taken back; 0: off", type=not_negative)
+    recipe_flag("restart_after", "iterations until a machine that has not learned starts over; 0: off", type=count)
     recipe_flag("full_tape", "always train on all rows of memory", action="store_true")
     recipe_flag("seed", "everything random follows from it", type=number(int, 0, 2**63 - 1))
     options = parser.parse_args()
@@ -226,7 +229,7 @@ def main() -> None:
         log.scalars("train", step, loss=means["loss"], bits=means["bits"], exact=means["exact"])
         rate = (step - step_before) * recipe.batch_size / (time.perf_counter() - started)
         log.scalars("train", step, learning_rate=lr, gradient_norm=means["norm"], sequences_per_second=rate)
-        log.scalars("train", step, longest_length=longest_length(recipe, data, step))
+        log.scalars("train", step, longest_length=longest_length(recipe, data, step - progress.began))
         line = f"iteration {step:6d}  {seconds():7.1f} s  train: "
         line += "loss {loss:.5f} bits {bits:7.3f} exact {exact:.4f}".format(**means)
         results = {curve: score(model, task, batches)[0] for curve, batches in tests.items()}
@@ -234,7 +237,7 @@ def main() -> None:
             log.scalars(curve, step, loss=result.loss, bits=result.bits, exact=result.exact)
             line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
         log.line(line)
-        if step % (REPORTS_AN_IMAGE * options.report_every) == 0 or step == recipe.num_iters:
+        if step % (REPORTS_AN_IMAGE * options.report_every) == 0 or step == progress.end:
             log.images("test", step, plots.trace_images(trace(model, shown)))
         warning = best.see(step, results["test"].bits, model)
         if warning:
@@ -244,10 +247,11 @@ def main() -> None:
     if not options.resume:
         save_checkpoint()
     stop = StopAsked()
-    bar = tqdm(total=recipe.num_iters, initial=step, unit="it", dynamic_ncols=True, disable=None)
-    while step < recipe.num_iters and not stop:
-        lr = set_schedule(recipe, step, progress.found, optimizer, model)
-        batch, rows = draw_batch(recipe, data, task, memory_units, step, generator(recipe.seed, BATCHES, step))
+    bar = tqdm(total=progress.end, initial=step, unit="it", dynamic_ncols=True, disable=None)
+    while step < progress.end and not stop:
+        at = step - progress.began  # where the schedules stand
+        lr = set_schedule(recipe, at, progress.found, optimizer, model)
+        batch, rows = draw_batch(recipe, data, task, memory_units, at, generator(recipe.seed, BATCHES, step))
         batch = batch.to(device)
         seed_dropout(stream_seed(recipe.seed, DROPOUT, step), device)
         logits, state = model(batch.inputs, memory_units=rows)
@@ -274,13 +278,20 @@ def main() -> None:
             rate = (step - step_before) * recipe.batch_size / (time.perf_counter() - started)
             loss_now, bits_now = (sums[key] / sums["iters"] for key in ("loss", "bits"))
             bar.set_postfix(loss=f"{loss_now:.4f}", bits=f"{bits_now:.2f}", seq_s=f"{rate:.0f}")
-        if step % options.report_every == 0 or step == recipe.num_iters:
+        if step % options.report_every == 0 or step == progress.end:
             report()
-        if step % options.checkpoint_every == 0 and step < recipe.num_iters:
+        if progress.stuck(step):
+            log.line(f"iteration {step}: not learned; starting over with other weights")
+            progress.start_over(step)
+            torch.manual_seed(stream_seed(recipe.seed, WEIGHTS, step))
+            model.load_state_dict(configuration.make_model().state_dict())
+            optimizer, clipper, best = make_optimizer(recipe, parameters), Clipper(recipe), Best()
+            bar.total = progress.end
+        if step % options.checkpoint_every == 0 and step < progress.end:
             save_checkpoint()
     bar.close()
 
-    if step < recipe.num_iters:
+    if step < progress.end:
         save_checkpoint()
         log.close()
         again = shlex.join([*(word for word in sys.argv if word.lstrip("-") != "resume"), "-resume"])

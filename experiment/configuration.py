@@ -70,6 +70,7 @@ class Recipe:
     curriculum: float = 0.5
     uneven: float = 0.5
     rollback: float = 0.1
+    restart_after: int = 3_000
     full_tape: bool = False
     seed: int = 0
 

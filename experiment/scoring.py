@@ -12,7 +12,7 @@ from tasks import Batch, Task
 
 BATCH = 64  # sequences at a time
 # Independent random streams of one seed.
-BATCHES, HELD_OUT, EVALUATION, DROPOUT = range(4)
+BATCHES, HELD_OUT, EVALUATION, DROPOUT, WEIGHTS = range(5)
 
 
 def stream_seed(seed: int, stream: int, step: int = 0) -> int:

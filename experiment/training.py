@@ -94,19 +94,34 @@ class Progress:
     direction. Then the machine goes back to when it was best. That costs only the iterations since: the batches to
     come are others.
 
+    A few machines in a hundred never get there: their read head rests while they read and jumps to the last vector
+    by content. With content dropout their training loss says so, and after `restart_after` iterations they start over.
+
     Attributes:
-        state: for a checkpoint: the sum of losses since the last look, the iteration at which the tape was found, and
-            from the best look since then its mean loss, weights and optimizer.
+        state: for a checkpoint: the iteration at which this attempt began, and how many there were before; the sum of
+            losses since the last look, the iteration at which the tape was found, and from the best look since then
+            its mean loss, weights and optimizer.
     """
 
     EVERY = 100  # iterations between looks
     FOUND = 0.05  # a mean loss below this needs the tape
     LEARNED = 0.03  # one below this is worth going back to
     AS_GOOD = 0.01  # below this, the latest is as good as the best
+    MOST_RESTARTS = 4
 
     def __init__(self, recipe: Recipe) -> None:
-        self.lost = recipe.rollback
-        self.state: dict[str, Any] = {"sum": 0.0, "found": None, "best": None}
+        self.recipe = recipe
+        self.state: dict[str, Any] = {"began": 0, "restarts": 0, "sum": 0.0, "found": None, "best": None}
+
+    @property
+    def began(self) -> int:
+        """The iteration at which this attempt began: 0, but for a machine that started over."""
+        return self.state["began"]
+
+    @property
+    def end(self) -> int:
+        """The iteration at which the run ends."""
+        return self.began + self.recipe.num_iters
 
     @property
     def found(self) -> bool:
@@ -127,11 +142,22 @@ class Progress:
         elif best is None or mean <= max(best["loss"], self.AS_GOOD):
             now = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             self.state["best"] = {"loss": mean, **copy.deepcopy(now)}
-        elif self.lost and best["loss"] < self.LEARNED and mean > self.lost:
+        elif self.recipe.rollback and best["loss"] < self.LEARNED and mean > self.recipe.rollback:
             model.load_state_dict(best["model"])
             optimizer.load_state_dict(copy.deepcopy(best["optimizer"]))
             return f"iteration {step}: what was learned was lost; back to the weights of when it was best"
         return None
+
+    def stuck(self, step: int) -> bool:
+        """Whether this attempt has had its time and not learned."""
+        best, restarts = self.state["best"], self.state["restarts"]
+        learned = best is not None and best["loss"] < self.LEARNED
+        had_its_time = step - self.began == self.recipe.restart_after  # never, where that is 0
+        return had_its_time and step < self.end and not learned and restarts < self.MOST_RESTARTS
+
+    def start_over(self, step: int) -> None:
+        """Begin the next attempt."""
+        self.state = {**Progress(self.recipe).state, "began": step, "restarts": self.state["restarts"] + 1}
 
 
 class Best:

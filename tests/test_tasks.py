@@ -213,3 +213,29 @@ def test_progress_sees_the_tape_found_and_takes_back_a_collapse_and_nothing_else
     second.state = first.state  # by way of a checkpoint
     assert second.found
     assert run(second, 0.3) == [(0, lost, 1)]
+
+
+def test_a_machine_that_has_not_learned_starts_over_a_few_times():
+    model = torch.nn.Linear(2, 1)
+    optimizer = make_optimizer(Recipe(), list(model.parameters()))
+
+    def stuck_at(recipe, mean):
+        progress, at = Progress(recipe), []
+        step = 0
+        while step < progress.end:
+            step += 1
+            progress.see(step, mean(step), model, optimizer)
+            if progress.stuck(step):
+                at.append(step)
+                progress.start_over(step)
+                assert (progress.began, progress.found) == (step, False)
+        assert step == recipe.num_iters + progress.began
+        return at
+
+    recipe = Recipe(num_iters=700, restart_after=300)
+    assert stuck_at(recipe, lambda step: 0.3) == [300, 600, 900, 1200]  # and no more
+    assert stuck_at(recipe, lambda step: 0.04) == [300, 600, 900, 1200]  # found, but not learned
+    assert stuck_at(recipe, lambda step: 0.01) == []
+    assert stuck_at(recipe, lambda step: 0.3 if step < 400 else 0.01) == [300]
+    assert stuck_at(Recipe(num_iters=700, restart_after=0), lambda step: 0.3) == []
+    assert stuck_at(Recipe(num_iters=300, restart_after=300), lambda step: 0.3) == []
