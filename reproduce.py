@@ -92,13 +92,14 @@ def train_and_score(
 
 
 def landmarks(log: Path) -> dict[str, float | None]:
-    """Find in a log when the tape was found, the held-out set first answered without a mistake, and the run's end."""
-    text = log.read_text()
+    """Find in a log when its last attempt found the tape and first answered the held-out set without a mistake."""
+    *failed, text = re.split(r"^iteration +\d+: not learned.*\n", log.read_text(), flags=re.MULTILINE)
     found = re.search(r"^iteration +(\d+): the tape is found", text, re.MULTILINE)
     solved = re.search(r"^iteration +(\d+) +([\d.]+) s .*  test: \S+ \S+ bits +\S+ exact 1\.0000", text, re.MULTILINE)
     end = re.search(r"^finished after ([\d.]+) s", text, re.MULTILINE)
     return {
         "found_iteration": int(found[1]) if found else None,
+        "restarts": len(failed),
         "solved_iteration": int(solved[1]) if solved else None,
         "solved_seconds": float(solved[2]) if solved else None,
         "seconds": float(end[1]) if end else None,
@@ -141,13 +142,14 @@ def print_table(results: list[dict]) -> None:
     names = sorted({r["name"] for r in results})
     lengths = [str(n) for n in (*LENGTHS, LONG_LENGTH)]
     print(f"\nRuns without a wrong sequence, of those made: {SEQUENCES} sequences a length, {LONG_SEQUENCES} of length")
-    print(f"{LONG_LENGTH} with {LONG_ROWS} rows. Then, as medians, when the held-out set was first answered without")
-    print("a mistake, in iterations and seconds, and the seconds of a whole run.\n")
-    print("| | " + " | ".join(lengths) + " | iterations | seconds | in all |")
-    print("|---" * (len(lengths) + 4) + "|")
+    print(f"{LONG_LENGTH} with {LONG_ROWS} rows. Then how often a run started over; and, as medians, when the held-out")
+    print("set was first answered without a mistake, in iterations and seconds, and the seconds of a whole run.\n")
+    print("| | " + " | ".join(lengths) + " | restarts | iterations | seconds | in all |")
+    print("|---" * (len(lengths) + 5) + "|")
     for name in names:
         runs = [r for r in results if r["name"] == name]
         cells = [f"{sum(r['wrong_sequences'][n] == 0 for r in runs)}/{len(runs)}" for n in lengths]
+        cells.append(str(sum(r["restarts"] for r in runs)))
         for key in ("solved_iteration", "solved_seconds", "seconds"):
             values = sorted(r[key] for r in runs if r[key] is not None)
             cells.append(f"{values[len(values) // 2]:.0f}" if values else "-")

@@ -297,7 +297,8 @@ def main() -> None:
         again = shlex.join([*(word for word in sys.argv if word.lstrip("-") != "resume"), "-resume"])
         print(f"stopped at iteration {step}; to go on: python {again}")
         sys.exit(130)
-    trained = {"iterations": step, "chosen": best.state["step"], "seconds": seconds(), "commit": commit()}
+    trained = {"iterations": step, "restarts": progress.state["restarts"], "chosen": best.state["step"]}
+    trained |= {"seconds": seconds(), "commit": commit()}
     contents = {"configuration": configuration.as_dict(), "model": best.state["model"], "trained": trained}
     checkpoint.save(saved_model, contents)
     at = best.state["step"]
