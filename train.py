@@ -50,7 +50,6 @@ from experiment.training import (
 from ntm import Backend
 
 OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "eps", "weight_decay"), "rmsprop": ("momentum", "alpha")}
-REPORTS_AN_IMAGE = 8
 
 
 def parse_options() -> tuple[argparse.Namespace, Configuration]:
@@ -237,8 +236,7 @@ def main() -> None:
             log.scalars(curve, step, loss=result.loss, bits=result.bits, exact=result.exact)
             line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
         log.line(line)
-        if step % (REPORTS_AN_IMAGE * options.report_every) == 0 or step == progress.end:
-            log.images("test", step, plots.trace_images(trace(model, shown)))
+        log.images("test", step, plots.trace_images(trace(model, shown)))
         warning = best.see(step, results["test"].bits, model)
         if warning:
             log.line(warning)
