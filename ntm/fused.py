@@ -6,8 +6,8 @@ the definition; this file computes the same numbers, and the tests hold one agai
 
 How it is laid out
     * Memory is [M][N] here, a row of the paper a column, so that the N rows lie along the vector lanes.
-    * Sequences go in groups of at most `GROUP`; a group is one call, and groups are shared out over threads. The group
-      size does not depend on the number of threads, and neither does any result.
+    * Sequences go in groups of at most `GROUP`; a group is one call. Where no gradient is wanted, they are shared out
+      over threads; the group size does not depend on their number, and neither does any result.
     * `History` holds what backward needs. Its arrays are as long as the sequence, or a single step where no gradient is
       wanted: slots `t % depth`.
     * Each equation is a small function with its backward next to it. A gradient carries the name of its variable with a
@@ -933,15 +933,15 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
 
 
-def each(work, parts: list) -> list:
-    """Call `work` on each part, over as many threads as PyTorch uses; results in order."""
+def each(work, parts: list, threads: int) -> list:
+    """Call `work` on each part, over so many threads; results in order."""
     global _pool
 
     def flushed(part):
         with DenormalsFlushed():
             return work(part)
 
-    threads = min(torch.get_num_threads(), len(parts))
+    threads = min(threads, len(parts))
     if threads == 1:
         return [flushed(part) for part in parts]
     if _pool is None or _pool._max_workers < threads:
@@ -980,7 +980,9 @@ def forward(
         end.hidden[which] = history.seen[last, :, -size:]
         return Group(which, group_mask, blind[which], history, room)
 
-    groups = each(run, [slice(b, min(b + GROUP, batch_size)) for b in range(0, batch_size, GROUP)])
+    parts = [slice(b, min(b + GROUP, batch_size)) for b in range(0, batch_size, GROUP)]
+    # A training step is no faster on two threads: they hand Python's lock over too often. Alone, it leaves them free.
+    groups = each(run, parts, threads=1 if keep else torch.get_num_threads())
     return logits, end, groups if keep else []
 
 
@@ -1017,7 +1019,7 @@ def backward(
         flat = [(sums.reshape(-1, sums.shape[2]), source.reshape(-1, source.shape[2])) for sums, source in maps]
         return [d_weight for sums, source in flat for d_weight in (sums.T @ source, sums.sum(0))]
 
-    total, *others = each(run, groups)
+    total, *others = each(run, groups, threads=1)
     for weights in others:
         for d_weight, more in zip(total, weights, strict=True):
             d_weight += more
