@@ -54,7 +54,6 @@ ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "clipping of spikes": "-clip_spike 0",
     "the way back": "-rollback 0",
     "starting over": "-restart_after 0",
-    "half of the learning rate": "-lr 1e-3",
     "all of it: the paper's setting": PAPER,
 }
 

@@ -6,7 +6,7 @@ the definition; this file computes the same numbers, and the tests hold one agai
 
 How it is laid out
     * Memory is [M][N] here, a row of the paper a column, so that the N rows lie along the vector lanes.
-    * Sequences go in groups of at most `GROUP`; a group is one call. Where no gradient is wanted, they are shared out
+    * Sequences go in groups of at most `GROUP`; a group is one call. Where no gradient is wanted, groups are shared out
       over threads; the group size does not depend on their number, and neither does any result.
     * `History` holds what backward needs. Its arrays are as long as the sequence, or a single step where no gradient is
       wanted: slots `t % depth`.
