@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from experiment import plots
+from experiment import animation, plots
 from experiment.backend import choose_device, start_backend
 from experiment.bits import read_sequences
 from experiment.checkpoint import load_model
 from experiment.configuration import NAMES, ROOT, Configuration
 from experiment.errors import InputError, Parser, number, run_script
+from experiment.page import write_page
 from experiment.scoring import EVALUATION, Score, generator, sample_lengths, score, trace
 from ntm import NTM, Backend
 from tasks import Batch
@@ -27,6 +28,7 @@ from tasks import Batch
 LENGTHS = (20, 30, 50, 75, 100, 120)
 MISTAKES_SHOWN = 3
 SHOWN_LENGTH = 30  # of the sequence in the picture, or the longest trained length where that is less
+ANIMATED_LENGTH = 10  # likewise
 
 
 def lengths_type(text: str) -> list[int]:
@@ -44,6 +46,8 @@ def parse_options() -> argparse.Namespace:
         "lengths", type=lengths_type, metavar="L,L,...", help="lengths to score (default: trained ones, and up to 120)"
     )
     parser.add("input", type=Path, metavar="FILE", help="answer these sequences instead: a vector a line, as 01101001")
+    parser.add("page", action="store_true", help="write log/<config>.html instead: the model, running in a browser")
+    parser.add("animate", action="store_true", help="write log/<config>_steps.gif and _training.gif instead")
     parser.add("num_sequences", type=number(int, 1, 10**7), default=256, help="sequences a length")
     parser.add("memory_units", type=number(int, 1, 10**6), help="rows of memory (default: as configured)")
     parser.add("seed", type=number(int, 0, 2**63 - 1), default=0, help="of the test sequences")
@@ -180,6 +184,20 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
     return configuration, scores
 
 
+def animate(path: Path, options: argparse.Namespace) -> None:
+    """Write the moving pictures of a model, and of the run that made it."""
+    model, configuration = load_model(path, choose_device(options.device), Backend(options.backend))
+    name, log = configuration.name, options.output / "log"
+    length = min(ANIMATED_LENGTH, configuration.data.max_seq_len)
+    sequence = configuration.make_task().sample(1, length, generator(options.seed, EVALUATION))
+    shown = trace(model, sequence, options.memory_units)
+    log.mkdir(parents=True, exist_ok=True)
+    animation.steps(shown, f"{name}: reversing {length} vectors", log / f"{name}_steps.gif")
+    print(f"{log / f'{name}_steps.gif'}")
+    animation.training(options.output / "runs" / name, name, log / f"{name}_training.gif")
+    print(f"{log / f'{name}_training.gif'}")
+
+
 def main() -> None:
     """Evaluate one model, or all nine."""
     options = parse_options()
@@ -187,6 +205,16 @@ def main() -> None:
     paths = {name: options.saved_model or options.output / "saved_model" / f"reverse_{name}.pt" for name in names}
     if options.input:
         answer(paths[options.config], options)
+        return
+    if options.animate or options.page:
+        for path in paths.values():
+            if options.animate:
+                animate(path, options)
+            if options.page:
+                model, configuration = load_model(path)
+                page = options.output / "log" / f"{configuration.name}.html"
+                write_page(model, configuration, page)
+                print(page)
         return
     results = {name: evaluate_one(path, options) for name, path in paths.items()}
     if len(results) == 1:

@@ -20,7 +20,6 @@ def page(model: NTM, configuration: Configuration) -> str:
         "name": configuration.name,
         "bits": data.seq_width,
         "trained": [data.min_seq_len, data.max_seq_len],
-        "rows": network.memory_units,
         "width": network.memory_unit_size,
         "cells": network.controller_size,
         "heads": network.num_heads,

@@ -78,8 +78,7 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         path: the PNG file to write.
     """
     answering = np.flatnonzero(shown.mask)
-    visited = np.flatnonzero(np.maximum(shown.write_weighting[:, 0], shown.read_weighting[:, 0]).max(0) > 0.05)
-    order = _visited_window(visited, shown.memory.shape[0])
+    order = visited_window(shown)
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
             4, 2, figsize=(9.6, 8.4), sharex=True, layout="constrained", height_ratios=(2, 2, 2, 4)
@@ -158,8 +157,7 @@ def memory_before_and_after(shown: Trace, title: str, path: Path) -> None:
         path: the PNG file to write.
     """
     first_answer = int(np.flatnonzero(shown.mask)[0])
-    visited = np.flatnonzero(np.maximum(shown.write_weighting[:, 0], shown.read_weighting[:, 0]).max(0) > 0.05)
-    order = _visited_window(visited, shown.memory.shape[0])
+    order = visited_window(shown)
     limit = max(1e-6, float(np.abs(shown.memories[[first_answer - 1, -1]]).max()))
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 4.2), sharey=True, layout="constrained")
@@ -180,8 +178,10 @@ def memory_before_and_after(shown: Trace, title: str, path: Path) -> None:
         plt.close(figure)
 
 
-def _visited_window(visited: np.ndarray, rows: int) -> np.ndarray:
-    """Order the rows of the circular memory so that those visited stand together: the shortest arc that holds them."""
+def visited_window(shown: Trace) -> np.ndarray:
+    """Find the rows of the circular memory that a head visits, in order: the shortest arc that holds them."""
+    visited = np.flatnonzero(np.maximum(shown.write_weighting[:, 0], shown.read_weighting[:, 0]).max(0) > 0.05)
+    rows = shown.memory.shape[0]
     if len(visited) == 0:
         return np.arange(rows)
     gaps = np.diff(np.append(visited, visited[0] + rows))

@@ -153,6 +153,27 @@ def test_the_papers_own_setting_learns(repository):
     assert configuration.recipe.clip_value == 10
 
 
+def test_evaluate_writes_moving_pictures_and_the_page(repository, tiny):
+    saved, log = repository.folder / "saved_model" / "reverse_tiny.pt", repository.folder / "log"
+    out = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-page").stdout.split()
+    assert out == [str(log / name) for name in ("tiny_steps.gif", "tiny_training.gif", "tiny.html")]
+    for name, frames in (("tiny_steps.gif", 2 * 4 + 2), ("tiny_training.gif", 3)):
+        with Image.open(log / name) as image:
+            assert image.n_frames == frames
+            assert (log / name).stat().st_size < 2_000_000
+            shown = set()
+            for frame in range(frames):
+                image.seek(frame)
+                shown.add(image.convert("RGB").tobytes())
+            assert len(shown) == frames  # no frame like another
+    html = (log / "tiny.html").read_text()
+    assert "/*SPEC*/" not in html
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://", html)  # it needs no network
+    error = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-output", "nowhere", code=2).stderr
+    assert error.count("\n") == 1
+    assert "holds no pictures of a run" in error
+
+
 def test_evaluate_writes_its_table_and_pictures(repository, tiny):
     saved = repository.folder / "saved_model" / "reverse_tiny.pt"
     out = repository.run("evaluate.py", "-saved_model", saved, "-num_sequences", 70, "-memory_units", 40).stdout

@@ -1,0 +1,152 @@
+"""The page in a real browser: typed into, stepped through, and compared number by number with PyTorch."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import lively_model
+
+from experiment.configuration import ROOT, Configuration, Data, Network, Recipe
+from experiment.page import write_page
+from experiment.scoring import trace
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver (Debian packages)")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--force-prefers-reduced-motion"):
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def shipped():
+    from experiment.checkpoint import load_model
+
+    return load_model(ROOT / "saved_model" / "reverse_m1d2.pt")
+
+
+def two_heads_of_each_kind():
+    data = Data("reverse", 3, 1, 6, 7, 9)
+    model = lively_model(2, torch.float32, memory_units=9, width=5, controller_size=11, scale=0.4)
+    return model.eval(), Configuration("two", Network(11, 9, 5, 2), data, Recipe())
+
+
+def text(browser, name):
+    return browser.find_element(By.ID, name).text
+
+
+def type_in(browser, words):
+    box = browser.find_element(By.ID, "bits")
+    box.send_keys(Keys.CONTROL, "a")
+    box.send_keys(words)
+    browser.execute_script("document.activeElement.blur()")
+
+
+@pytest.mark.parametrize("make", [shipped, two_heads_of_each_kind])
+def test_every_number_is_pytorchs(browser, tmp_path, make):
+    model, configuration = make()
+    write_page(model, configuration, tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size < 2_000_000
+    browser.get((tmp_path / "page.html").as_uri())
+    assert text(browser, "name") == configuration.name
+
+    task, length = configuration.make_task(), 6
+    bits = torch.randint(0, 2, (length, 1, task.output_size), generator=torch.Generator().manual_seed(5)).float()
+    type_in(browser, " ".join("".join(str(int(bit)) for bit in vector[0]) for vector in bits))
+    rows = browser.execute_script("return page.rows")
+    expected = trace(model, task.batch(bits), rows)
+    body = browser.find_element(By.TAG_NAME, "body")
+    heads = expected.read_weighting.shape[1]
+    for t in range(2 * length + 2):
+        assert text(browser, "phase").startswith(f"Step {t + 1} of {2 * length + 2}: ")
+        step = browser.execute_script("return JSON.parse(JSON.stringify(page.trace[page.t], "
+            "(key, value) => ArrayBuffer.isView(value) ? Array.from(value) : value))")  # fmt: skip
+        weighting = np.concatenate((expected.read_weighting[t], expected.write_weighting[t]))
+        for ours, theirs in (
+            (1 / (1 + np.exp(-np.array(step["logits"]))), expected.outputs[t]),
+            (step["input"], expected.inputs[t]),
+            (step["weighting"], weighting),
+            (step["memory"], expected.memories[t]),
+            (step["controls"]["gate"], expected.interpolation_gate[t]),
+            (step["controls"]["strength"], expected.key_strength[t]),
+            (step["controls"]["shift"], expected.shift_weighting[t]),
+            (step["controls"]["sharpening"], expected.sharpening[t]),
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+        shown = [line.text.split() for line in browser.find_elements(By.CSS_SELECTOR, "#controls tr")]
+        assert len(shown) == 2 * heads
+        for h, cells in enumerate(shown):
+            gate, *shift, sharpening, strength, row, weight = map(float, cells[1 if heads == 1 else 2 :])
+            assert gate == pytest.approx(expected.interpolation_gate[t, h], abs=2e-4)
+            assert shift == pytest.approx(expected.shift_weighting[t, h].tolist(), abs=2e-4)
+            assert sharpening == pytest.approx(expected.sharpening[t, h], abs=2e-3)
+            assert strength == pytest.approx(expected.key_strength[t, h], abs=2e-3)
+            assert weight == pytest.approx(weighting[h].max(), abs=2e-4)
+            assert weighting[h, int(row)] == pytest.approx(weighting[h].max(), abs=2e-4)
+        body.send_keys(Keys.ARROW_RIGHT)
+    wrong = int(task.wrong_bits(torch.logit(torch.from_numpy(expected.outputs))[:, None], task.batch(bits))[0])
+    assert f"{length} of {length} vectors answered, {wrong or 'no'} wrong bit" in text(browser, "score")
+
+
+def test_words_mistakes_and_keyboard(browser, tmp_path):
+    write_page(*shipped(), tmp_path / "page.html")
+    browser.get((tmp_path / "page.html").as_uri())
+    body = browser.find_element(By.TAG_NAME, "body")
+    type_in(browser, "01101001 11110000 00111100 10101010")
+    body.send_keys(Keys.END)
+    assert "answers with vector 1" in text(browser, "phase")
+    assert "4 of 4 vectors answered, no wrong bits" in text(browser, "score")
+    body.send_keys(Keys.HOME)
+    assert "the start mark" in text(browser, "phase")
+    for _ in range(3):
+        body.send_keys(Keys.ARROW_RIGHT)
+    assert "reads vector 3 of 4" in text(browser, "phase")
+    assert "moved one row" in text(browser, "write-words")
+
+    for words, complaint in (("0110", 'Vector 1, "0110"'), ("01101001 01101012", "Vector 2"), (" ", "Type vectors")):
+        type_in(browser, words)
+        assert complaint in text(browser, "error")
+    assert "of 4" in text(browser, "phase")  # the last good one, of one vector, stays
+    browser.execute_script("document.getElementById('random').click()")
+    assert text(browser, "error") == ""
+
+    # Twenty vectors do not fit on four rows; the page says so, and shows what is wrong.
+    type_in(browser, " ".join(["01101001", "11110000"] * 10))
+    browser.execute_script(
+        "const r = document.getElementById('rows'); r.value = 4; r.dispatchEvent(new Event('input'))"
+    )
+    body.send_keys(Keys.END)
+    assert "20 vectors on 4 rows" in text(browser, "error")
+    assert browser.find_element(By.ID, "score").get_attribute("class") == "wrong"
+
+    cell = browser.find_element(By.CSS_SELECTOR, "[data-at='0 7']")
+    before = browser.execute_script("return page.vectors[0][7]")
+    cell.send_keys(Keys.SPACE)
+    assert browser.execute_script("return page.vectors[0][7]") == 1 - before
+    cell.send_keys(Keys.ARROW_RIGHT)
+    assert browser.switch_to.active_element.get_attribute("data-at") == "1 7"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_fits_a_phone_in_light_and_dark(browser, tmp_path, dark):
+    scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    write_page(*shipped(), tmp_path / "page.html")
+    browser.get((tmp_path / "page.html").as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (back == "rgb(22, 24, 27)") == dark
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
