@@ -37,7 +37,7 @@ ABLATION_CONFIGS, ABLATION_SEEDS = "m1d1,m1d2,m1d3", "0,1,2"
 ABLATION_SEQUENCES, ABLATION_LONG_SEQUENCES = 200, 20  # of each length, and of length 1,000
 PAPER = (  # Graves et al. 2014, section 4.6
     "-optimizer rmsprop -momentum 0.9 -lr 1e-4 -lr_schedule constant -clip_norm 0 -clip_spike 0 -clip_value 10 "
-    "-batch_size 1 -num_iters 100000 -full_tape -uneven 0 -content_cost 0 -content_dropout 0 -rollback 0 "
+    "-batch_size 1 -num_iters 100000 -full_tape -uneven 0 -content_cost 0 -blur_cost 0 -content_dropout 0 -rollback 0 "
     "-restart_after 0 -curriculum 0 -cell_dropout 0"
 )
 ABLATIONS = {  # what is left out, and the flags of train.py that do so

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.errors import InputError
-from ntm import NTM, Backend
+from ntm import NTM, Backend, Costs
 from tasks import TASKS, Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +66,7 @@ class Recipe:
     cell_dropout: float = 0.15
     content_dropout: float = 0.25
     content_cost: float = 0.01
+    blur_cost: float = 0.01
     content_at_once: bool = False
     curriculum: float = 0.5
     uneven: float = 0.5
@@ -102,7 +103,7 @@ class Configuration:
             **dataclasses.asdict(self.network),
             cell_dropout=self.recipe.cell_dropout,
             content_dropout=self.recipe.content_dropout,
-            content_cost=self.recipe.content_cost,
+            costs=Costs(self.recipe.content_cost, self.recipe.blur_cost),
             backend=backend,
         )
 

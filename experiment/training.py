@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from experiment.configuration import Data, Recipe
-from ntm import NTM
+from ntm import FREE, NTM, Costs
 from tasks import Batch, Task
 
 SPARE_ROWS = 2  # the tightest tape has this many rows more than a batch's sequences have vectors
@@ -41,7 +41,7 @@ def set_schedule(recipe: Recipe, step: int, found: bool, optimizer: torch.optim.
     model.cell_dropout = share * recipe.cell_dropout
     now = found or recipe.content_at_once
     model.content_dropout = recipe.content_dropout if now else 0.0
-    model.content_cost = recipe.content_cost if now else 0.0
+    model.costs = Costs(recipe.content_cost, recipe.blur_cost) if now else FREE
     return share * recipe.lr
 
 

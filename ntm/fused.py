@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ntm import addressing
-from ntm.ntm import NOTHING, NTM, Dropped, NTMState
+from ntm.ntm import FREE, NOTHING, NTM, Costs, Dropped, NTMState
 
 # Groups have the threads; a product inside one must not start more. (PyTorch has a BLAS of its own.)
 threadpool_limits(limits=1, user_api="blas")
@@ -446,6 +446,13 @@ def sharpen_backward(shifted, sharpening, log_shifted, weighting, d_weighting, d
     return d_sharpening
 
 
+@compiled
+def charge_blur(cost, weighting, d_weighting):
+    """Adds to `d_weighting` the gradient of `cost` * (1 - sum_n w(n)^2)."""
+    for n in range(weighting.shape[0]):
+        d_weighting[n] -= TWO * cost * weighting[n]
+
+
 # --- Reading and writing, all heads of one sequence -------------------------------------------------------------------
 
 
@@ -713,8 +720,8 @@ class Scratch(NamedTuple):
 
 
 @compiled
-def memory_step_backward(blind, gate_cost, writers, history, t, d, r):
-    """The way back through `memory_step`. `gate_cost` is what an open gate costs at one step."""
+def memory_step_backward(blind, gate_cost, blur_cost, writers, history, t, d, r):
+    """The way back through `memory_step`. The costs are those of one head at one step."""
     heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
     readers = heads - writers
     reads_at = r.seen.shape[1] - size - readers * width
@@ -730,6 +737,7 @@ def memory_step_backward(blind, gate_cost, writers, history, t, d, r):
             memory, weighting, c.erase, c.add, r.reads, d_memory, d_weighting, d_c.erase, d_c.add, r.found
         )
         for h in range(heads):
+            charge_blur(blur_cost, weighting[h], d_weighting[h])
             similarity, content = history.similarity[t, b, h], history.content[t, b, h]
             shifted, log_shifted = history.shifted[t, b, h], history.log_shifted[t, b, h]
             gate, s, d_s = c.interpolation_gate[h], c.shift_weighting[3 * h :], d_c.shift_weighting[3 * h :]
@@ -780,7 +788,7 @@ def controller_step_backward(cell_mask, history, t, d, r):
 
 
 @compiled_with_counts
-def backward_group(cell_mask, blind, gate_cost, writers, p, history, d_logits, d, r, d_inputs):
+def backward_group(cell_mask, blind, gate_cost, blur_cost, writers, p, history, d_logits, d, r, d_inputs):
     """Go back through the time steps of `forward_group`.
 
     Turns `d` from the final state's gradients into the initial state's, sets `d_inputs` (T, G, I), and fills
@@ -790,7 +798,7 @@ def backward_group(cell_mask, blind, gate_cost, writers, p, history, d_logits, d
     r.seen[:, input_size:] = d.reads_hidden
     for t in range(d_inputs.shape[0] - 1, -1, -1):
         product(d_logits[t], p.output, r.answer)
-        memory_step_backward(blind, gate_cost, writers, history, t, d, r)
+        memory_step_backward(blind, gate_cost, blur_cost, writers, history, t, d, r)
         product(history.d_controls[t], p.controls, r.hidden)
         controller_step_backward(cell_mask, history, t, d, r)
         product(history.d_gates[t], p.gates, r.seen)
@@ -987,10 +995,11 @@ def forward(
 
 
 def backward(
-    p: Parameters, writers: int, gate_cost: float, groups: list[Group], d_logits: np.ndarray, d_end: NTMState
+    p: Parameters, writers: int, costs: Costs, groups: list[Group], d_logits: np.ndarray, d_end: NTMState
 ) -> tuple[np.ndarray, NTMState, list[np.ndarray]]:
     """Turn gradients of what `forward` gave into those of inputs, initial state, and weights with their biases."""
     steps, kind = len(d_logits), d_logits.dtype
+    count = d_end.weighting.shape[0] * d_end.weighting.shape[1] * steps
     size, reads_size = d_end.cell.shape[1], d_end.reads[0].size
     d_inputs = np.empty((steps, d_logits.shape[1], p.gates.shape[1] - reads_size - size), kind)
     d_start = NTMState(d_end.memory, *(np.empty_like(d) for d in d_end[1:]))
@@ -1007,8 +1016,8 @@ def backward(
         r = new_scratch(history, d)
         d_outputs = np.ascontiguousarray(d_logits[:, which])
         d_group_inputs = np.empty((steps, group, d_inputs.shape[2]), kind)
-        cost = kind.type(gate_cost)
-        backward_group(part.cell_mask, part.blind, cost, writers, p, history, d_outputs, d, r, d_group_inputs)
+        charged = kind.type(costs.content / count), kind.type(costs.blur / count)
+        backward_group(part.cell_mask, part.blind, *charged, writers, p, history, d_outputs, d, r, d_group_inputs)
         d_inputs[:, which] = d_group_inputs
         d_start.memory[which] = d.memory.transpose(0, 2, 1)
         d_start.weighting[which], d_start.cell[which] = d.weighting, d.cell
@@ -1030,7 +1039,7 @@ class Unroll(torch.autograd.Function):
     """`forward` and `backward` as PyTorch sees them."""
 
     @staticmethod
-    def forward(ctx, keep, writers, dropped, content_cost, inputs, memory, weighting, reads, hidden, cell, *weights):
+    def forward(ctx, keep, writers, dropped, costs, inputs, memory, weighting, reads, hidden, cell, *weights):
         """Return logits and the final state's five tensors."""
         p = _parameters(weights)
         start = NTMState(*(s.numpy() for s in (memory, weighting, reads, hidden, cell)))
@@ -1040,7 +1049,7 @@ class Unroll(torch.autograd.Function):
         logits, end, groups = forward(p, writers, inputs.numpy(), cells, blind, start, keep)
         ctx.save_for_backward(*weights)  # so that PyTorch notices a weight that changes before backward
         ctx.writers, ctx.groups, ctx.start_shapes = writers, groups, [s.shape for s in start]
-        ctx.gate_cost = content_cost / (steps * batch_size * start.weighting.shape[1])
+        ctx.costs = costs
         ctx.set_materialize_grads(False)
         return tuple(map(torch.from_numpy, (logits, *end)))
 
@@ -1056,7 +1065,7 @@ class Unroll(torch.autograd.Function):
         d_end = NTMState(
             *(np.zeros(s, kind) if d is None else d.numpy() for d, s in zip(d_end, ctx.start_shapes, strict=True))
         )
-        d_inputs, d_start, d_weights = backward(p, ctx.writers, ctx.gate_cost, groups, d_logits, d_end)
+        d_inputs, d_start, d_weights = backward(p, ctx.writers, ctx.costs, groups, d_logits, d_end)
         return None, None, None, None, *map(torch.from_numpy, (d_inputs, *d_start, *d_weights))
 
 
@@ -1070,7 +1079,7 @@ def _parameters(weights: tuple[Tensor, ...]) -> Parameters:
 
 
 def unroll(
-    model: NTM, inputs: Tensor, state: NTMState, dropped: Dropped = NOTHING, content_cost: float = 0.0
+    model: NTM, inputs: Tensor, state: NTMState, dropped: Dropped = NOTHING, costs: Costs = FREE
 ) -> tuple[Tensor, NTMState]:
     """Compute what `NTM.unroll` computes, faster. Twice differentiable it is not.
 
@@ -1083,7 +1092,7 @@ def unroll(
     if any(x.dtype != inputs.dtype or x.device.type != "cpu" for x in given):
         raise TypeError(f"the fused path needs inputs, state and weights all in {weights[0].dtype} on the CPU")
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    logits, *end = Unroll.apply(keep, model.heads.num_write, dropped, content_cost, inputs, *state, *weights)
+    logits, *end = Unroll.apply(keep, model.heads.num_write, dropped, costs, inputs, *state, *weights)
     return logits, NTMState(*end)
 
 

@@ -53,22 +53,35 @@ class Dropped(NamedTuple):
 NOTHING = Dropped()
 
 
-class Charge(torch.autograd.Function):
-    """Hands logits on as they are; on the way back, every gate gets `cost` / (their number) added to its gradient.
+class Costs(NamedTuple):
+    """What is added to a loss in training, as means over steps, sequences and heads."""
 
-    So whatever loss is made of the logits, its gradient is that of loss + cost * mean(gates).
+    content: float = 0.0  # times g_t: a head looks by content only where that pays
+    blur: float = 0.0  # times 1 - sum_i w_t(i)^2: a head stands on one row rather than between many
+
+
+FREE = Costs()
+
+
+class Charge(torch.autograd.Function):
+    """Hands logits on as they are; on the way back, gates and weightings get the gradients of `Costs` added to theirs.
+
+    So whatever loss is made of the logits, its gradient is that of the loss with the costs.
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, gates: Tensor, cost: float) -> Tensor:
-        """Return a view of `logits`."""
-        ctx.shape, ctx.cost = gates.shape, cost
+    def forward(ctx, logits: Tensor, gates: Tensor, weightings: Tensor, costs: Costs) -> Tensor:
+        """Return a view of `logits`. Gates are (T, B, H, 1), weightings (T, B, H, N)."""
+        ctx.save_for_backward(weightings)
+        ctx.shape, ctx.costs = gates.shape, costs
         return logits.view_as(logits)
 
     @staticmethod
-    def backward(ctx, d_logits: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, d_logits: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Return a gradient for each argument of `forward`."""
-        return d_logits, d_logits.new_full(ctx.shape, ctx.cost / ctx.shape.numel()), None
+        (weightings,), count = ctx.saved_tensors, ctx.shape.numel()
+        d_gates = d_logits.new_full(ctx.shape, ctx.costs.content / count)
+        return d_logits, d_gates, -2 * ctx.costs.blur / count * weightings, None
 
 
 def chances(probability: float, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -98,8 +111,7 @@ class NTM(nn.Module):
             each step. A controller that cannot trust its own memory learns to use the external one. Off in `eval()`.
         content_dropout: in training, the probability that a sequence goes without content addressing: its gates are
             held at 0. A machine that may lose sight at any time learns to find its way by moving. Off in `eval()`.
-        content_cost: in training, added to the gradient is that of this much loss for gates fully open to content,
-            averaged over steps, sequences and heads. A head then looks by content only where that pays.
+        costs: in training, what open gates and blurred weightings add to the gradient of the loss. Off in `eval()`.
         backend: which code runs `forward`; the numbers are the same.
     """
 
@@ -113,7 +125,7 @@ class NTM(nn.Module):
         num_heads: int = 1,
         cell_dropout: float = 0.0,
         content_dropout: float = 0.0,
-        content_cost: float = 0.0,
+        costs: Costs = FREE,
         backend: Backend = Backend.AUTO,
     ) -> None:
         super().__init__()
@@ -122,7 +134,7 @@ class NTM(nn.Module):
         self.memory_units = memory_units
         self.cell_dropout = cell_dropout
         self.content_dropout = content_dropout
-        self.content_cost = content_cost
+        self.costs = costs
         reads_size = num_heads * memory_unit_size
         self.controller = LSTMController(input_size + reads_size, controller_size)
         self.heads = Heads(controller_size, memory_unit_size, num_read=num_heads, num_write=num_heads)
@@ -208,20 +220,21 @@ class NTM(nn.Module):
         steps, batch_size, _ = inputs.shape
         if state is None:
             state = self.initial_state(batch_size, memory_units)
-        dropped, content_cost = self.draw_dropped(steps, batch_size), self.content_cost if self.training else 0.0
+        dropped, costs = self.draw_dropped(steps, batch_size), self.costs if self.training else FREE
         if use_fused(self.backend, self.initial_hidden):
             from ntm import fused  # here, so that the readable path does without Numba
 
-            return fused.unroll(self, inputs, state, dropped, content_cost)
-        return self.unroll(inputs, state, dropped, content_cost)
+            return fused.unroll(self, inputs, state, dropped, costs)
+        return self.unroll(inputs, state, dropped, costs)
 
     def unroll(
-        self, inputs: Tensor, state: NTMState, dropped: Dropped = NOTHING, content_cost: float = 0.0
+        self, inputs: Tensor, state: NTMState, dropped: Dropped = NOTHING, costs: Costs = FREE
     ) -> tuple[Tensor, NTMState]:
         """Apply `step` T times: the readable path, on any device and in any floating-point type."""
-        outputs, gates = [], []
+        outputs, gates, weightings = [], [], []
         for t, x in enumerate(inputs):
             logits, state, controls = self.explained_step(x, state, dropped.at(t))
             outputs.append(logits)
             gates.append(controls.interpolation_gate)
-        return Charge.apply(torch.stack(outputs), torch.stack(gates), content_cost), state
+            weightings.append(state.weighting)
+        return Charge.apply(torch.stack(outputs), torch.stack(gates), torch.stack(weightings), costs), state

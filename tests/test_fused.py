@@ -11,7 +11,7 @@ from conftest import lively_model, lively_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntm import Backend, NTMState
+from ntm import Backend, Costs, NTMState
 from ntm.memory import INITIAL_VALUE
 
 settings.register_profile("fused", deadline=None, derandomize=True, max_examples=40)
@@ -62,7 +62,7 @@ def model_and_inputs(size):
     torch.manual_seed(1)
     model = lively_model(
         size["heads"], torch.float64, size["rows"], size["width"], size["controller"], size["scale"],
-        cell_dropout=size["dropout"], content_dropout=size["blind"], content_cost=size["cost"],
+        cell_dropout=size["dropout"], content_dropout=size["blind"], costs=Costs(size["cost"], size["cost"]),
     )  # fmt: skip
     return model, torch.rand(size["steps"], size["batch"], 5).double(), lively_state(model, size["batch"])
 

@@ -8,7 +8,7 @@ from conftest import lively_model, lively_state
 from torch.autograd import gradcheck
 
 from experiment.configuration import NAMES, Recipe, load_configuration
-from ntm import NTM, Backend, BackendError, NTMState
+from ntm import NTM, Backend, BackendError, Costs, NTMState
 from ntm.ntm import chances
 
 BACKENDS = [Backend.REFERENCE, Backend.FUSED]
@@ -121,20 +121,21 @@ def test_cell_dropout_is_off_in_eval_and_follows_the_generator_in_training():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_content_cost_is_the_mean_of_the_gates(backend):
+def test_costs_are_those_of_mean_gates_and_blurs(backend):
     model, inputs = lively_model(content_dropout=0.4, backend=backend), torch.rand(5, 6, 5, dtype=torch.float64)
-    cost, state, gates = 0.3, model.initial_state(6), []
+    costs, state, gates, blurs = Costs(content=0.3, blur=0.7), model.initial_state(6), [], []
 
     torch.manual_seed(2)
     dropped = model.draw_dropped(5, 6)
     for x in inputs:
         _, state, controls = model.explained_step(x, state, dropped)
         gates.append(controls.interpolation_gate)
+        blurs.append(1 - state.weighting.square().sum(-1))
     logits, _ = model.unroll(inputs, model.initial_state(6), dropped)
-    loss = logits.square().mean() + cost * torch.stack(gates).mean()
+    loss = logits.square().mean() + costs.content * torch.stack(gates).mean() + costs.blur * torch.stack(blurs).mean()
     wanted = torch.autograd.grad(loss, model.parameters())
 
-    model.content_cost = cost
+    model.costs = costs
     torch.manual_seed(2)
     charged, _ = model(inputs)
     torch.testing.assert_close(charged, logits)  # what the machine answers is not touched
@@ -142,8 +143,8 @@ def test_the_content_cost_is_the_mean_of_the_gates(backend):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_content_dropout_and_cost_are_off_in_eval():
-    model, plain = lively_model(content_dropout=0.5, content_cost=5.0), lively_model()
+def test_content_dropout_and_costs_are_off_in_eval():
+    model, plain = lively_model(content_dropout=0.5, costs=Costs(5.0, 5.0)), lively_model()
     plain.load_state_dict(model.state_dict())
     inputs = torch.rand(5, 2, 5, dtype=torch.float64)
 

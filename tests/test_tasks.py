@@ -10,6 +10,7 @@ import torch
 from experiment.configuration import NAMES, Recipe, load_configuration
 from experiment.scoring import generator, sample_lengths, score, spread_lengths, summarise
 from experiment.training import Clipper, Progress, draw_batch, longest_length, make_optimizer, set_schedule
+from ntm import FREE, Costs
 from tasks import TASKS, Reverse
 
 
@@ -121,14 +122,14 @@ def test_learning_rate_and_cell_dropout_fall_together():
 
 
 def test_content_is_dropped_and_charged_once_the_tape_is_found():
-    recipe = Recipe(content_dropout=0.3, content_cost=0.02)
+    recipe = Recipe(content_dropout=0.3, content_cost=0.02, blur_cost=0.04)
     model = load_configuration("m1d1", recipe).make_model()
     optimizer = make_optimizer(recipe, model.parameters())
-    for found, expected in ((False, (0, 0)), (True, (0.3, 0.02))):
+    for found, expected in ((False, (0, FREE)), (True, (0.3, Costs(0.02, 0.04)))):
         set_schedule(recipe, 5, found, optimizer, model)
-        assert (model.content_dropout, model.content_cost) == expected
+        assert (model.content_dropout, model.costs) == expected
     set_schedule(dataclasses.replace(recipe, content_at_once=True), 5, False, optimizer, model)
-    assert (model.content_dropout, model.content_cost) == (0.3, 0.02)
+    assert (model.content_dropout, model.costs) == (0.3, Costs(0.02, 0.04))
 
 
 def test_spread_lengths_has_both_ends():
