@@ -66,7 +66,7 @@ class Recipe:
     cell_dropout: float = 0.15
     content_dropout: float = 0.25
     content_cost: float = 0.01
-    blur_cost: float = 0.01
+    blur_cost: float = 0.05
     content_at_once: bool = False
     curriculum: float = 0.5
     uneven: float = 0.5

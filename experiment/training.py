@@ -105,8 +105,7 @@ class Progress:
 
     EVERY = 100  # iterations between looks
     FOUND = 0.05  # a mean loss below this needs the tape
-    LEARNED = 0.03  # one below this is worth going back to
-    AS_GOOD = 0.01  # below this, the latest is as good as the best
+    LEARNED = 0.01  # one below this needs heads that walk; it is worth going back to, the latest as much as the best
     MOST_RESTARTS = 4
 
     def __init__(self, recipe: Recipe) -> None:
@@ -139,7 +138,7 @@ class Progress:
             if mean < self.FOUND:
                 self.state["found"] = step
                 return f"iteration {step}: the tape is found"
-        elif best is None or mean <= max(best["loss"], self.AS_GOOD):
+        elif best is None or mean <= max(best["loss"], self.LEARNED):
             now = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             self.state["best"] = {"loss": mean, **copy.deepcopy(now)}
         elif self.recipe.rollback and best["loss"] < self.LEARNED and mean > self.recipe.rollback:

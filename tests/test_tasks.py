@@ -204,13 +204,13 @@ def test_progress_sees_the_tape_found_and_takes_back_a_collapse_and_nothing_else
     optimizer.step()
     found, lost = "the tape is fou", "what was learne"
     # Once found, what it takes to lose it is measured anew; back to where it was best ...
-    assert run(Progress(Recipe()), 0.5, 0.04, 0.3, 0.02, 0.05, 0.3, 0.2) == [(1, found, 1), (5, lost, 3), (6, lost, 3)]
+    assert run(Progress(Recipe()), 0.5, 0.04, 0.3, 0.009, 0.05, 0.3, 0.2) == [(1, found, 1), (5, lost, 3), (6, lost, 3)]
     assert run(Progress(Recipe()), 0.04, 0.002, 0.008, 0.02, 0.3) == [(0, found, 0), (4, lost, 2)]  # ... and latest
-    assert run(Progress(Recipe()), 0.04, 0.035, 0.3) == [(0, found, 0)]  # it had not learned yet
+    assert run(Progress(Recipe()), 0.04, 0.012, 0.3) == [(0, found, 0)]  # it had not learned yet
     assert run(Progress(Recipe()), 0.5, 0.06, 0.3) == []
-    assert run(Progress(Recipe(rollback=0.0)), 0.04, 0.01, 0.5) == [(0, found, 0)]
+    assert run(Progress(Recipe(rollback=0.0)), 0.04, 0.009, 0.5) == [(0, found, 0)]
     first, second = Progress(Recipe()), Progress(Recipe())
-    run(first, 0.04, 0.02)
+    run(first, 0.04, 0.009)
     second.state = first.state  # by way of a checkpoint
     assert second.found
     assert run(second, 0.3) == [(0, lost, 1)]
@@ -236,7 +236,7 @@ def test_a_machine_that_has_not_learned_starts_over_a_few_times():
     recipe = Recipe(num_iters=700, restart_after=300)
     assert stuck_at(recipe, lambda step: 0.3) == [300, 600, 900, 1200]  # and no more
     assert stuck_at(recipe, lambda step: 0.04) == [300, 600, 900, 1200]  # found, but not learned
-    assert stuck_at(recipe, lambda step: 0.01) == []
-    assert stuck_at(recipe, lambda step: 0.3 if step < 400 else 0.01) == [300]
+    assert stuck_at(recipe, lambda step: 0.009) == []
+    assert stuck_at(recipe, lambda step: 0.3 if step < 400 else 0.009) == [300]
     assert stuck_at(Recipe(num_iters=700, restart_after=0), lambda step: 0.3) == []
     assert stuck_at(Recipe(num_iters=300, restart_after=300), lambda step: 0.3) == []
