@@ -163,7 +163,9 @@ def print_table(results: list[dict]) -> None:
 
 
 def ship(folder: Path) -> None:
-    """Copy the models, curves and logs of one seed to where the repository keeps its own."""
+    """Copy the models, curves and logs of one seed to where the repository keeps its own, in place of those there."""
+    for run in (folder / "runs").iterdir():  # its events have names of their own, and would come beside the old ones
+        shutil.rmtree(ROOT / "runs" / run.name, ignore_errors=True)
     for top in ("saved_model", "runs", "log"):
         for path in (folder / top).rglob("*"):
             if path.is_file() and not path.name.endswith("_reproduce.json"):
