@@ -122,7 +122,7 @@ def test_learning_rate_and_cell_dropout_fall_together():
 
 
 def test_content_is_dropped_and_charged_once_the_tape_is_found():
-    recipe = Recipe(content_dropout=0.3, content_cost=0.02, blur_cost=0.04, weaning=0.0)
+    recipe = Recipe(content_dropout=0.3, content_cost=0.02, blur_cost=0.04)
     model = load_configuration("m1d1", recipe).make_model()
     optimizer = make_optimizer(recipe, model.parameters())
     for found, expected in ((False, (0, FREE)), (True, (0.3, Costs(0.02, 0.04)))):
