@@ -128,12 +128,6 @@ def test_content_is_dropped_and_charged_once_the_tape_is_found():
     for found, expected in ((False, (0, FREE)), (True, (0.3, Costs(0.02, 0.04)))):
         set_schedule(recipe, 5, found, optimizer, model)
         assert (model.content_dropout, model.costs) == expected
-    weaned = dataclasses.replace(recipe, num_iters=100, weaning=0.5)
-    for step, expected in ((0, 0.3), (15, 0.3), (25, 0.5), (50, 1.0), (99, 1.0)):
-        set_schedule(weaned, step, True, optimizer, model)
-        assert model.content_dropout == pytest.approx(expected)
-    set_schedule(dataclasses.replace(weaned, content_dropout=0.0), 99, True, optimizer, model)
-    assert model.content_dropout == 0
     set_schedule(dataclasses.replace(recipe, content_at_once=True), 5, False, optimizer, model)
     assert (model.content_dropout, model.costs) == (0.3, Costs(0.02, 0.04))
 
