@@ -128,8 +128,12 @@ class RunLog:
         }
         for key, value in lines.items():
             self.line(f"# {key}: {value}")
-        text = "\n".join(f"    {key}: {value}" for key, value in lines.items())
-        self._curves["train"].add(summary.text("run", text), 0)
+        rows = {}
+        for key, value in lines.items():  # one row a value: tensorboard shows a long line only in part
+            parts = fields[key] if isinstance(fields.get(key), dict) else {"": value}
+            rows |= {f"{key} {part}".strip(): shown for part, shown in parts.items()}
+        table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+        self._curves["train"].add(summary.text("run", f"| | |\n|---|---|\n{table}"), 0)
 
     def line(self, text: str) -> None:
         """Add a line to the log."""
