@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_configuration import GOOD
 
 from experiment.checkpoint import load_model, save
-from experiment.configuration import NAMES
+from experiment.configuration import NAMES, Recipe
 from experiment.errors import InputError
 from ntm import Backend
 
@@ -318,7 +318,7 @@ def test_help_names_each_flag_with_its_default(repository, script):
             "-alpha",
             "-resume",
         } <= flags
-        assert "(default: 0.001)" in text
+        assert f"(default: {Recipe().lr})" in text
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path):
