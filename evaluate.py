@@ -59,6 +59,8 @@ def parse_options() -> argparse.Namespace:
     for flag in ("saved_model", "input"):
         if options.config == "all" and getattr(options, flag):
             raise InputError(f"-{flag} goes with one model, not with -config all")
+    if options.input and (options.animate or options.page):
+        raise InputError("-input answers sequences; give -animate and -page in a call of their own")
     return options
 
 

@@ -200,10 +200,10 @@ def main() -> None:
     if options.ablations:
         jobs = {
             (variant, name, seed): (
-                *(name, seed, options.output / "ablations" / str(number) / str(seed), flags.split() + more),
+                *(name, seed, options.output / "ablations" / str(place) / str(seed), flags.split() + more),
                 *(ABLATION_SEQUENCES, ABLATION_LONG_SEQUENCES),
             )
-            for number, (variant, flags) in enumerate(ABLATIONS.items())
+            for place, (variant, flags) in enumerate(ABLATIONS.items())
             for name in names
             for seed in seeds
         }
