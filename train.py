@@ -95,6 +95,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("content_dropout", "chance that a sequence goes without content, once the tape is found", type=share)
     recipe_flag("content_cost", "what gates open to content add to the loss, once the tape is found", type=not_negative)
     recipe_flag("blur_cost", "what blurred weightings add to the loss, once the tape is found", type=not_negative)
+    recipe_flag("weaning", "share of iterations from which on all sequences go without content; 0: off", type=share)
     recipe_flag("content_at_once", "have these three from the first iteration", action="store_true")
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
     recipe_flag("uneven", "share of sequences with nearly empty or repeated vectors", type=share)

@@ -68,6 +68,7 @@ class Recipe:
     content_cost: float = 0.01
     blur_cost: float = 0.05
     content_at_once: bool = False
+    weaning: float = 0.75
     curriculum: float = 0.5
     uneven: float = 0.5
     rollback: float = 0.1

@@ -29,6 +29,13 @@ def falling(schedule: str, step: int, num_iters: int) -> float:
     return 1.0 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / num_iters))
 
 
+def blind_share(recipe: Recipe, step: int) -> float:
+    """The share of sequences that go without content addressing: `content_dropout`, or rising to 1 with `weaning`."""
+    if not (recipe.content_dropout and recipe.weaning):
+        return recipe.content_dropout
+    return min(1.0, max(recipe.content_dropout, step / (recipe.weaning * recipe.num_iters)))
+
+
 def set_schedule(recipe: Recipe, step: int, found: bool, optimizer: torch.optim.Optimizer, model: NTM) -> float:
     """Set what a step's training takes: the learning rate, which is returned, and the model's regularisers.
 
@@ -40,7 +47,7 @@ def set_schedule(recipe: Recipe, step: int, found: bool, optimizer: torch.optim.
         group["lr"] = share * recipe.lr
     model.cell_dropout = share * recipe.cell_dropout
     now = found or recipe.content_at_once
-    model.content_dropout = recipe.content_dropout if now else 0.0
+    model.content_dropout = blind_share(recipe, step) if now else 0.0
     model.costs = Costs(recipe.content_cost, recipe.blur_cost) if now else FREE
     return share * recipe.lr
 

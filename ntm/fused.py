@@ -650,9 +650,7 @@ def memory_step(controls_bias, blind, writers, history, now, after, slot, gated)
         previous, weighting = history.weighting[now, b], history.weighting[after, b]
         c = named(history.controls[slot, b], heads, writers, width)
         activate(c)
-        if blind[b]:
-            c.interpolation_gate[:] = 0
-        else:
+        if not blind[b]:
             compare(memory, c.key, inverse_norm, history.similarity[slot, b])
             for n in range(inverse_norm.shape[0]):
                 inverse_norm[n] = ONE / np.sqrt(inverse_norm[n])
@@ -749,8 +747,9 @@ def memory_step_backward(blind, gate_cost, blur_cost, writers, history, t, d, r)
                 shifted, c.sharpening[h], log_shifted, weighting[h], d_weighting[h], r.shifted
             )
             shift_backward(r.gated, s, r.shifted, r.d_gated, d_s)
-            if blind[b]:
+            if blind[b]:  # the gate was not followed, but it costs what it asks
                 copy(r.d_gated, d_weighting[h])
+                d_c.interpolation_gate[h] = gate_cost
                 continue
             d_c.interpolation_gate[h] = gate_cost + interpolate_backward(
                 content, previous[h], gate, r.d_gated, r.content, d_weighting[h]
@@ -760,7 +759,7 @@ def memory_step_backward(blind, gate_cost, blur_cost, writers, history, t, d, r)
                 inverse_norm, key, c.key_strength[h], similarity, content, r.content, r.direct[h], r.along_row
             )
         if blind[b]:
-            d_c.key_strength[:] = d_c.interpolation_gate[:] = r.along_key[:] = 0
+            d_c.key_strength[:] = r.along_key[:] = 0
             r.direct[:] = 0
         memory_backward(
             memory, weighting, c.erase, c.key, r.reads, r.direct, r.along_row, r.along_key, d_memory, d_c.key

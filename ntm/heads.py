@@ -68,12 +68,13 @@ class Heads(nn.Module):
             blind: true where a sequence goes without content addressing, (B,); None: nowhere.
 
         Returns:
-            The read heads' weighting (B, R, N), the write heads' (B, W, N), and the controls.
+            The read heads' weighting (B, R, N), the write heads' (B, W, N), and the controls, with the gates that a
+            blind sequence asked for.
         """
-        controls = self.controls(hidden)
+        controls = followed = self.controls(hidden)
         if blind is not None:
             gate = controls.interpolation_gate.masked_fill(blind[:, None, None], 0)
-            controls = controls._replace(interpolation_gate=gate)
-        weighting = address(memory, previous, *controls[:5])
+            followed = controls._replace(interpolation_gate=gate)
+        weighting = address(memory, previous, *followed[:5])
         reading, writing = weighting.split((self.num_read, self.num_write), dim=1)
         return reading, writing, controls

@@ -56,7 +56,7 @@ NOTHING = Dropped()
 class Costs(NamedTuple):
     """What is added to a loss in training, as means over steps, sequences and heads."""
 
-    content: float = 0.0  # times g_t: a head looks by content only where that pays
+    content: float = 0.0  # times g_t, followed or not: a head asks for content only where that pays
     blur: float = 0.0  # times 1 - sum_i w_t(i)^2: a head stands on one row rather than between many
 
 

@@ -122,12 +122,18 @@ def test_learning_rate_and_cell_dropout_fall_together():
 
 
 def test_content_is_dropped_and_charged_once_the_tape_is_found():
-    recipe = Recipe(content_dropout=0.3, content_cost=0.02, blur_cost=0.04)
+    recipe = Recipe(content_dropout=0.3, content_cost=0.02, blur_cost=0.04, weaning=0.0)
     model = load_configuration("m1d1", recipe).make_model()
     optimizer = make_optimizer(recipe, model.parameters())
     for found, expected in ((False, (0, FREE)), (True, (0.3, Costs(0.02, 0.04)))):
         set_schedule(recipe, 5, found, optimizer, model)
         assert (model.content_dropout, model.costs) == expected
+    weaned = dataclasses.replace(recipe, num_iters=100, weaning=0.5)
+    for step, expected in ((0, 0.3), (15, 0.3), (25, 0.5), (50, 1.0), (99, 1.0)):
+        set_schedule(weaned, step, True, optimizer, model)
+        assert model.content_dropout == pytest.approx(expected)
+    set_schedule(dataclasses.replace(weaned, content_dropout=0.0), 99, True, optimizer, model)
+    assert model.content_dropout == 0
     set_schedule(dataclasses.replace(recipe, content_at_once=True), 5, False, optimizer, model)
     assert (model.content_dropout, model.costs) == (0.3, Costs(0.02, 0.04))
 
