@@ -134,7 +134,8 @@ def main() -> None:
                 slow: tuple[float, float] | None = None
                 for backend in backends:
                     model = configuration.make_model(backend).to(device)
-                    start_backend(model)
+                    torch.set_num_threads(n)
+                    start_backend(model, n)
                     step = milliseconds(
                         training_step(configuration, model, batch_size, options.length), options.seconds, device
                     )

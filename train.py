@@ -81,7 +81,7 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("num_iters", "iterations", type=whole)
     recipe_flag("optimizer", "which one", choices=list(OPTIMIZER_FLAGS))
     recipe_flag("lr", "learning rate", type=positive)
-    recipe_flag("lr_schedule", "how the rate goes on, and cell dropout with it", choices=["cosine", "constant"])
+    recipe_flag("lr_schedule", "how the rate goes on", choices=["cosine", "constant"])
     recipe_flag("beta1", "adam: decay of the gradient's mean", type=below_one)
     recipe_flag("beta2", "adam: decay of its square's mean", type=below_one)
     recipe_flag("eps", "adam: gradients well below this hardly move a weight", type=positive)

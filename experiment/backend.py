@@ -27,8 +27,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def start_backend(model: NTM) -> str:
+def start_backend(model: NTM, threads: int | None = None) -> str:
     """Compile the fast path if the model runs on it, or load it from its cache; returns the path in words.
+
+    Args:
+        threads: how many the fast path gets; None for as many as PyTorch had.
 
     Raises:
         InputError: the model asks for the fused path, and it cannot be had.
@@ -46,5 +49,5 @@ def start_backend(model: NTM) -> str:
 
     fused.warm_up(model)
     notice.cancel()
-    threads = torch.get_num_threads()
+    threads = fused.use_threads(threads)
     return f"fused path on {device}, {threads} thread{'s' * (threads > 1)}"

@@ -65,14 +65,14 @@ class Recipe:
     clip_value: float = 0.0
     cell_dropout: float = 0.15
     content_dropout: float = 0.25
-    content_cost: float = 0.01
+    content_cost: float = 0.05
     blur_cost: float = 0.05
     content_at_once: bool = False
     weaning: float = 0.75
     curriculum: float = 0.5
     uneven: float = 0.5
     rollback: float = 0.1
-    restart_after: int = 3_000
+    restart_after: int = 2_500
     full_tape: bool = False
     seed: int = 0
 

@@ -39,17 +39,16 @@ def blind_share(recipe: Recipe, step: int) -> float:
 def set_schedule(recipe: Recipe, step: int, found: bool, optimizer: torch.optim.Optimizer, model: NTM) -> float:
     """Set what a step's training takes: the learning rate, which is returned, and the model's regularisers.
 
-    Cell dropout falls with the rate. What keeps heads from looking by content waits until the tape is `found`: before,
-    it hides the rows that the machine has yet to learn to use.
+    What keeps heads from looking by content waits until the tape is `found`: before, it hides the rows that the machine
+    has yet to learn to use.
     """
-    share = falling(recipe.lr_schedule, step, recipe.num_iters)
+    lr = recipe.lr * falling(recipe.lr_schedule, step, recipe.num_iters)
     for group in optimizer.param_groups:
-        group["lr"] = share * recipe.lr
-    model.cell_dropout = share * recipe.cell_dropout
+        group["lr"] = lr
     now = found or recipe.content_at_once
     model.content_dropout = blind_share(recipe, step) if now else 0.0
     model.costs = Costs(recipe.content_cost, recipe.blur_cost) if now else FREE
-    return share * recipe.lr
+    return lr
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:

@@ -6,8 +6,8 @@ the definition; this file computes the same numbers, and the tests hold one agai
 
 How it is laid out
     * Memory is [M][N] here, a row of the paper a column, so that the N rows lie along the vector lanes.
-    * Sequences go in groups of at most `GROUP`; a group is one call. Where no gradient is wanted, groups are shared out
-      over threads; the group size does not depend on their number, and neither does any result.
+    * Sequences go in groups of 8 or 16, and groups are shared out over threads, one call each. A group's size
+      does not depend on the number of threads, and neither does any result.
     * `History` holds what backward needs. Its arrays are as long as the sequence, or a single step where no gradient is
       wanted: slots `t % depth`.
     * Each equation is a small function with its backward next to it. A gradient carries the name of its variable with a
@@ -39,7 +39,6 @@ from ntm.ntm import FREE, NOTHING, NTM, Costs, Dropped, NTMState
 # Groups have the threads; a product inside one must not start more. (PyTorch has a BLAS of its own.)
 threadpool_limits(limits=1, user_api="blas")
 
-GROUP = 8  # sequences a call: few enough that their history stays in cache, enough to feed a matrix product
 SMALL_PRODUCT = 1_000_000  # multiplications: beyond it, OpenBLAS packs its operands first, which costs more here
 # The arrays that one of the small functions below takes never overlap. Numba has a flag that says so, but no option for
 # it; without, each short loop would begin with comparing all its arrays' addresses, which takes longer than the loop.
@@ -580,24 +579,24 @@ class Parameters(NamedTuple):
 
 
 class History(NamedTuple):
-    """What a group of G sequences leaves behind, by time slot. Carried values have a slot more, for the step before."""
+    """What a batch leaves behind, by time slot. Carried values have a slot more, for the step before."""
 
-    memory: np.ndarray  # (slots + 1, G, M, N)
-    weighting: np.ndarray  # (slots + 1, G, H, N)
-    cell: np.ndarray  # (slots + 1, G, C)
-    seen: np.ndarray  # (slots + 1, G, I + R M + C): input, last reads, last hidden
-    gates: np.ndarray  # (slots, G, 4 C)
-    tanh_cell: np.ndarray  # (slots, G, C)
-    hidden: np.ndarray  # (slots, G, C)
-    controls: np.ndarray  # (slots, G, P)
-    inverse_norm: np.ndarray  # (slots, G, N)
-    similarity: np.ndarray  # (slots, G, H, N)
-    content: np.ndarray  # (slots, G, H, N)
-    shifted: np.ndarray  # (slots, G, H, N)
-    log_shifted: np.ndarray  # (slots, G, H, N)
-    answer: np.ndarray  # (slots, G, C + R M): hidden, reads
-    d_gates: np.ndarray  # (slots, G, 4 C), filled on the way back: gradients of the gates' sums,
-    d_controls: np.ndarray  # (slots, G, P), and of the controls' sums
+    memory: np.ndarray  # (slots + 1, B, M, N)
+    weighting: np.ndarray  # (slots + 1, B, H, N)
+    cell: np.ndarray  # (slots + 1, B, C)
+    seen: np.ndarray  # (slots + 1, B, I + R M + C): input, last reads, last hidden
+    gates: np.ndarray  # (slots, B, 4 C)
+    tanh_cell: np.ndarray  # (slots, B, C)
+    hidden: np.ndarray  # (slots, B, C)
+    controls: np.ndarray  # (slots, B, P)
+    inverse_norm: np.ndarray  # (slots, B, N)
+    similarity: np.ndarray  # (slots, B, H, N)
+    content: np.ndarray  # (slots, B, H, N)
+    shifted: np.ndarray  # (slots, B, H, N)
+    log_shifted: np.ndarray  # (slots, B, H, N)
+    answer: np.ndarray  # (slots, B, C + R M): hidden, reads
+    d_gates: np.ndarray  # (slots, B, 4 C), filled on the way back: gradients of the gates' sums,
+    d_controls: np.ndarray  # (slots, B, P), and of the controls' sums
 
 
 @compiled
@@ -625,10 +624,10 @@ def see(inputs, seen):
 
 
 @compiled
-def controller_step(gates_bias, cell_mask, history, t, now, after, slot):
+def controller_step(first, last, gates_bias, cell_mask, history, t, now, after, slot):
     """From the gates' sums to the controller's output, each sequence of the group."""
-    add_bias(history.gates[slot], gates_bias)
-    for b in range(history.cell.shape[1]):
+    add_bias(history.gates[slot, first:last], gates_bias)
+    for b in range(first, last):
         lstm(
             history.gates[slot, b],
             history.cell[now, b],
@@ -640,12 +639,12 @@ def controller_step(gates_bias, cell_mask, history, t, now, after, slot):
 
 
 @compiled
-def memory_step(controls_bias, blind, writers, history, now, after, slot, gated):
+def memory_step(first, last, controls_bias, blind, writers, history, now, after, slot, gated):
     """From the controls' sums to new memory, weightings and reads, each sequence of the group."""
     heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
     readers = heads - writers
-    add_bias(history.controls[slot], controls_bias)
-    for b in range(history.cell.shape[1]):
+    add_bias(history.controls[slot, first:last], controls_bias)
+    for b in range(first, last):
         memory, inverse_norm = history.memory[now, b], history.inverse_norm[slot, b]
         previous, weighting = history.weighting[now, b], history.weighting[after, b]
         c = named(history.controls[slot, b], heads, writers, width)
@@ -676,32 +675,37 @@ def memory_step(controls_bias, blind, writers, history, now, after, slot, gated)
 
 
 @compiled_with_counts
-def forward_group(inputs, cell_mask, blind, writers, p, history, logits):
-    """Run a group of sequences: inputs (T, G, I) to logits (T, G, O). The first slot of `history` holds the start."""
+def forward_groups(begin, end, group, inputs, cell_mask, blind, writers, p, history, logits):
+    """Run sequences `begin` to `end` of a batch, a group at a time: inputs (T, B, I) to logits (T, B, O).
+
+    The first slot of `history` holds the start.
+    """
     slots = history.gates.shape[0]
     gated = np.empty(history.weighting.shape[3], inputs.dtype)
-    for t in range(inputs.shape[0]):
-        now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
-        see(inputs[t], history.seen[now])
-        product(history.seen[now], p.gates_t, history.gates[slot])
-        controller_step(p.gates_bias, cell_mask, history, t, now, after, slot)
-        product(history.hidden[slot], p.controls_t, history.controls[slot])
-        memory_step(p.controls_bias, blind, writers, history, now, after, slot, gated)
-        product(history.answer[slot], p.output_t, logits[t])
-        add_bias(logits[t], p.output_bias)
+    for first in range(begin, end, group):
+        last = min(first + group, end)
+        for t in range(inputs.shape[0]):
+            now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
+            see(inputs[t, first:last], history.seen[now, first:last])
+            product(history.seen[now, first:last], p.gates_t, history.gates[slot, first:last])
+            controller_step(first, last, p.gates_bias, cell_mask, history, t, now, after, slot)
+            product(history.hidden[slot, first:last], p.controls_t, history.controls[slot, first:last])
+            memory_step(first, last, p.controls_bias, blind, writers, history, now, after, slot, gated)
+            product(history.answer[slot, first:last], p.output_t, logits[t, first:last])
+            add_bias(logits[t, first:last], p.output_bias)
 
 
 class StateGradients(NamedTuple):
-    """Gradients of the final state; `backward_group` turns them into those of the initial state, in place."""
+    """Gradients of the final state; `backward_groups` turns them into those of the initial state, in place."""
 
-    memory: np.ndarray  # (G, M, N)
-    weighting: np.ndarray  # (G, H, N)
-    cell: np.ndarray  # (G, C)
-    reads_hidden: np.ndarray  # (G, R M + C)
+    memory: np.ndarray  # (B, M, N)
+    weighting: np.ndarray  # (B, H, N)
+    cell: np.ndarray  # (B, C)
+    reads_hidden: np.ndarray  # (B, R M + C)
 
 
 class Scratch(NamedTuple):
-    """Room for the gradients of one time step."""
+    """Room for the gradients of one time step of a group of G sequences, and of one sequence."""
 
     answer: np.ndarray  # (G, C + R M)
     hidden: np.ndarray  # (G, C)
@@ -718,19 +722,19 @@ class Scratch(NamedTuple):
 
 
 @compiled
-def memory_step_backward(blind, gate_cost, blur_cost, writers, history, t, d, r):
+def memory_step_backward(first, last, blind, gate_cost, blur_cost, writers, history, t, d, r):
     """The way back through `memory_step`. The costs are those of one head at one step."""
     heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
     readers = heads - writers
     reads_at = r.seen.shape[1] - size - readers * width
-    for b in range(history.cell.shape[1]):
+    for b in range(first, last):
         memory, inverse_norm = history.memory[t, b], history.inverse_norm[t, b]
         previous, weighting = history.weighting[t, b], history.weighting[t + 1, b]
         d_memory, d_weighting = d.memory[b], d.weighting[b]
         c = named(history.controls[t, b], heads, writers, width)
         d_c = named(history.d_controls[t, b], heads, writers, width)
         for j in range(readers * width):
-            r.reads[j] = r.answer[b, size + j] + r.seen[b, reads_at + j]
+            r.reads[j] = r.answer[b - first, size + j] + r.seen[b - first, reads_at + j]
         read_write_backward(
             memory, weighting, c.erase, c.add, r.reads, d_memory, d_weighting, d_c.erase, d_c.add, r.found
         )
@@ -768,61 +772,79 @@ def memory_step_backward(blind, gate_cost, blur_cost, writers, history, t, d, r)
 
 
 @compiled
-def controller_step_backward(cell_mask, history, t, d, r):
+def controller_step_backward(first, last, cell_mask, history, t, d, r):
     """The way back through `controller_step`; `r.hidden` comes with what the controls hand back."""
     size = history.cell.shape[2]
     hidden_at = r.seen.shape[1] - size
-    for b in range(history.cell.shape[1]):
+    for b in range(first, last):
+        g = b - first
         for j in range(size):
-            r.hidden[b, j] += r.answer[b, j] + r.seen[b, hidden_at + j]
+            r.hidden[g, j] += r.answer[g, j] + r.seen[g, hidden_at + j]
         lstm_backward(
             history.gates[t, b],
             history.cell[t, b],
             cell_mask[t, b],
             history.tanh_cell[t, b],
-            r.hidden[b],
+            r.hidden[g],
             d.cell[b],
             history.d_gates[t, b],
         )
 
 
 @compiled_with_counts
-def backward_group(cell_mask, blind, gate_cost, blur_cost, writers, p, history, d_logits, d, r, d_inputs):
-    """Go back through the time steps of `forward_group`.
+def backward_groups(
+    begin, end, group, cell_mask, blind, gate_cost, blur_cost, writers, p, history, d_logits, d, d_inputs
+):
+    """Go back through the time steps of `forward_groups`.
 
-    Turns `d` from the final state's gradients into the initial state's, sets `d_inputs` (T, G, I), and fills
+    Turns `d` from the final state's gradients into the initial state's, sets `d_inputs` (T, B, I), and fills
     `history.d_gates` and `history.d_controls`, from which the gradients of the weights follow.
     """
-    input_size = d_inputs.shape[2]
-    r.seen[:, input_size:] = d.reads_hidden
-    for t in range(d_inputs.shape[0] - 1, -1, -1):
-        product(d_logits[t], p.output, r.answer)
-        memory_step_backward(blind, gate_cost, blur_cost, writers, history, t, d, r)
-        product(history.d_controls[t], p.controls, r.hidden)
-        controller_step_backward(cell_mask, history, t, d, r)
-        product(history.d_gates[t], p.gates, r.seen)
-        see(r.seen[:, :input_size], d_inputs[t])
-    d.reads_hidden[:] = r.seen[:, input_size:]
+    (steps, _, input_size), kind = d_inputs.shape, d_inputs.dtype
+    _, _, width, rows = history.memory.shape
+    heads, size, seen = history.weighting.shape[2], history.cell.shape[2], history.seen.shape[2]
+    reads = history.answer.shape[2] - size
+    r = Scratch(
+        np.empty((group, size + reads), kind),
+        np.empty((group, size), kind),
+        np.empty((group, seen), kind),
+        np.empty(reads, kind),
+        np.empty(rows, kind),
+        np.empty(rows, kind),
+        np.empty(rows, kind),
+        np.empty(rows, kind),
+        np.empty((heads, rows), kind),
+        np.zeros(rows, kind),
+        np.empty(heads, kind),
+        np.empty((width, rows), kind),
+    )
+    for first in range(begin + (end - begin - 1) // group * group, begin - 1, -group):  # the last is still in cache
+        last = min(first + group, end)
+        r_answer, r_hidden, r_seen = r.answer[: last - first], r.hidden[: last - first], r.seen[: last - first]
+        r_seen[:, input_size:] = d.reads_hidden[first:last]
+        for t in range(steps - 1, -1, -1):
+            product(d_logits[t, first:last], p.output, r_answer)
+            memory_step_backward(first, last, blind, gate_cost, blur_cost, writers, history, t, d, r)
+            product(history.d_controls[t, first:last], p.controls, r_hidden)
+            controller_step_backward(first, last, cell_mask, history, t, d, r)
+            product(history.d_gates[t, first:last], p.gates, r_seen)
+            see(r_seen[:, :input_size], d_inputs[t, first:last])
+        d.reads_hidden[first:last] = r_seen[:, input_size:]
 
 
 # --- The unroll, a whole batch ----------------------------------------------------------------------------------------
 
 
 _spare: list[np.ndarray] = []  # room of histories that are gone, to be used again: fresh memory costs page faults
-MOST_SPARE = 16
+MOST_SPARE = 4
 
 
-class Group:
-    """What forward leaves for backward of one group. Its history's room is handed on when it goes."""
+class Kept:
+    """What forward leaves for backward, and room for what backward makes. The room is handed on when it goes."""
 
-    def __init__(
-        self, which: slice, cell_mask: np.ndarray, blind: np.ndarray, history: "History", room: np.ndarray
-    ) -> None:
-        self.which = which  # of the batch
-        self.cell_mask = cell_mask  # (T, G, C), or (T, G, 0)
-        self.blind = blind  # (G)
-        self.history = history
-        self.room = room
+    def __init__(self, room: np.ndarray, arrays: list[np.ndarray]) -> None:
+        self.room = room  # in which all the arrays lie
+        self.history, self.d = History(*arrays[:-4]), StateGradients(*arrays[-4:])
 
     def __del__(self) -> None:
         if len(_spare) < MOST_SPARE:
@@ -830,87 +852,66 @@ class Group:
 
 
 @lru_cache
-def history_layout(
-    kind: np.dtype, slots: int, group: int, rows: int, width: int, heads: int, size: int, seen: int, controls: int
+def layout(
+    kind: np.dtype, slots: int, batch: int, rows: int, width: int, heads: int, size: int, seen: int, controls: int
 ) -> tuple[list[tuple], int]:
-    """Lay the arrays of a `History` one after the other, each on a cache line of its own.
+    """Lay the arrays of `History` and `StateGradients` one after the other, each on a cache line of its own.
 
     Returns:
         Shape and offset in bytes of each, and the bytes in all.
     """
-    shapes = History(
-        memory=(slots + 1, group, width, rows),
-        weighting=(slots + 1, group, heads, rows),
-        cell=(slots + 1, group, size),
-        seen=(slots + 1, group, seen),
-        gates=(slots, group, 4 * size),
-        tanh_cell=(slots, group, size),
-        hidden=(slots, group, size),
-        controls=(slots, group, controls),
-        inverse_norm=(slots, group, rows),
-        similarity=(slots, group, heads, rows),
-        content=(slots, group, heads, rows),
-        shifted=(slots, group, heads, rows),
-        log_shifted=(slots, group, heads, rows),
-        answer=(slots, group, size + heads // 2 * width),
-        d_gates=(slots, group, 4 * size),
-        d_controls=(slots, group, controls),
+    reads = heads // 2 * width
+    history = History(
+        memory=(slots + 1, batch, width, rows),
+        weighting=(slots + 1, batch, heads, rows),
+        cell=(slots + 1, batch, size),
+        seen=(slots + 1, batch, seen),
+        gates=(slots, batch, 4 * size),
+        tanh_cell=(slots, batch, size),
+        hidden=(slots, batch, size),
+        controls=(slots, batch, controls),
+        inverse_norm=(slots, batch, rows),
+        similarity=(slots, batch, heads, rows),
+        content=(slots, batch, heads, rows),
+        shifted=(slots, batch, heads, rows),
+        log_shifted=(slots, batch, heads, rows),
+        answer=(slots, batch, size + reads),
+        d_gates=(slots, batch, 4 * size),
+        d_controls=(slots, batch, controls),
     )
+    gradients = StateGradients((batch, width, rows), (batch, heads, rows), (batch, size), (batch, reads + size))
     places, end = [], 0
-    for shape in shapes:
+    for shape in (*history, *gradients):
         places.append((shape, end))
         end += -(-math.prod(shape) * kind.itemsize // 64) * 64
     return places, end
 
 
-def new_history(slots: int, inputs: np.ndarray, start: NTMState, p: Parameters) -> tuple[History, np.ndarray]:
-    """Make room for a group's history, and put the initial state in its first slot.
+def keep_room(slots: int, batch: int, start: NTMState, p: Parameters) -> Kept:
+    """Make room for a batch's history, and put the initial state in its first slot.
 
     Args:
         slots: the number of steps, or 1 to keep nothing.
-        inputs: (T, G, I).
-        start: the group's initial state, as arrays.
+        batch: B.
+        start: the initial state, as arrays, of B sequences or one for all.
         p: the weights.
-
-    Returns:
-        The history, and the room in which all its arrays lie.
     """
-    (group, heads, rows), size, kind = start.weighting.shape, start.cell.shape[1], inputs.dtype
-    seen, input_size = p.gates.shape[1], inputs.shape[2]
-    places, needed = history_layout(
-        kind, slots, group, rows, start.memory.shape[2], heads, size, seen, len(p.controls_bias)
-    )
+    (_, heads, rows), size, kind = start.weighting.shape, start.cell.shape[1], p.gates.dtype
+    width, seen, reads = start.memory.shape[2], p.gates.shape[1], start.reads[0].size
+    places, needed = layout(kind, slots, batch, rows, width, heads, size, seen, len(p.controls_bias))
     try:
         room = _spare.pop()
     except IndexError:
         room = np.empty(0, np.uint8)
     if room.nbytes < needed:
         room = np.empty(needed, np.uint8)
-    history = History(*(np.ndarray(shape, kind, room, offset) for shape, offset in places))
+    kept = Kept(room, [np.ndarray(shape, kind, room, offset) for shape, offset in places])
+    history = kept.history
     history.memory[0] = start.memory.transpose(0, 2, 1)
     history.weighting[0], history.cell[0] = start.weighting, start.cell
-    history.seen[0, :, input_size:-size] = start.reads.reshape(group, -1)
-    history.seen[0, :, -size:] = start.hidden
-    return history, room
-
-
-def new_scratch(history: History, d: StateGradients) -> Scratch:
-    """Make room for a group's way back."""
-    kind, heads, (width, rows) = history.memory.dtype, d.weighting.shape[1], d.memory.shape[1:]
-    return Scratch(
-        answer=np.empty_like(history.answer[0]),
-        hidden=np.empty_like(history.hidden[0]),
-        seen=np.empty_like(history.seen[0]),
-        reads=np.empty(history.answer.shape[2] - history.cell.shape[2], kind),
-        gated=np.empty(rows, kind),
-        d_gated=np.empty(rows, kind),
-        content=np.empty(rows, kind),
-        shifted=np.empty(rows, kind),
-        direct=np.empty((heads, rows), kind),
-        along_row=np.zeros(rows, kind),
-        along_key=np.empty(heads, kind),
-        found=np.empty((width, rows), kind),
-    )
+    history.seen[0, :, seen - size - reads : seen - size] = start.reads.reshape(-1, reads)
+    history.seen[0, :, seen - size :] = start.hidden
+    return kept
 
 
 class DenormalsFlushed:
@@ -929,7 +930,20 @@ class DenormalsFlushed:
         torch.set_flush_denormal(self.before)
 
 
+_threads: int | None = None
 _pool: ThreadPoolExecutor | None = None
+
+
+def use_threads(count: int | None = None) -> int:
+    """Give the fast path threads of its own, as many as PyTorch had if not said otherwise, and PyTorch a single one.
+
+    PyTorch's threads wait by spinning, on the cores that the fast path wants, and what else a training step does is too
+    little to share out. Without this call, the fast path takes as many threads as PyTorch has.
+    """
+    global _threads
+    _threads = count or _threads or torch.get_num_threads()
+    torch.set_num_threads(1)
+    return _threads
 
 
 def _forget_pool() -> None:
@@ -940,20 +954,24 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
 
 
-def each(work, parts: list, threads: int) -> list:
-    """Call `work` on each part, over so many threads; results in order."""
+def share_out(work, batch: int, *arguments) -> None:
+    """Call `work(begin, end, group, *arguments)` for all of a batch: parts of whole groups, over PyTorch's threads."""
     global _pool
+    group = 8 if batch < 32 else 16  # few enough to stay in cache, enough to feed a matrix product and two threads
+    groups = -(-batch // group)
+    threads = min(_threads or torch.get_num_threads(), groups)
+    bounds = [min(groups * i // threads * group, batch) for i in range(threads + 1)]
 
-    def flushed(part):
+    def part(i: int) -> None:
         with DenormalsFlushed():
-            return work(part)
+            work(bounds[i], bounds[i + 1], group, *arguments)
 
-    threads = min(threads, len(parts))
-    if threads == 1:
-        return [flushed(part) for part in parts]
-    if _pool is None or _pool._max_workers < threads:
-        _pool = ThreadPoolExecutor(threads)
-    return list(_pool.map(flushed, parts))
+    if threads > 1 and (_pool is None or _pool._max_workers < threads - 1):
+        _pool = ThreadPoolExecutor(threads - 1)
+    others = [_pool.submit(part, i) for i in range(1, threads)]
+    part(0)
+    for other in others:
+        other.result()
 
 
 def forward(
@@ -964,74 +982,57 @@ def forward(
     blind: np.ndarray,
     start: NTMState,
     keep: bool,
-) -> tuple[np.ndarray, NTMState, list[Group]]:
-    """Run a batch: logits (T, B, O), the final state, and, with `keep`, what backward needs."""
-    steps, batch_size, input_size = inputs.shape
-    rows, width = start.memory.shape[1:]
-    size, kind = start.cell.shape[1], inputs.dtype
-    logits = np.empty((steps, batch_size, len(p.output_bias)), kind)
-    end = NTMState(np.empty((batch_size, width, rows), kind).transpose(0, 2, 1), *(np.empty_like(s) for s in start[1:]))
-
-    def run(which: slice) -> Group:
-        group_inputs = np.ascontiguousarray(inputs[:, which])
-        group_mask = np.ascontiguousarray(cell_mask[:, which])
-        group_start = NTMState(*(s[which] for s in start))
-        history, room = new_history(steps if keep else 1, group_inputs, group_start, p)
-        group_logits = np.empty((*group_inputs.shape[:2], logits.shape[2]), kind)
-        forward_group(group_inputs, group_mask, blind[which], writers, p, history, group_logits)
-        logits[:, which] = group_logits
-        last = steps % len(history.memory)
-        end.memory[which] = history.memory[last].transpose(0, 2, 1)
-        end.weighting[which], end.cell[which] = history.weighting[last], history.cell[last]
-        end.reads[which] = history.seen[last, :, input_size:-size].reshape(end.reads[which].shape)
-        end.hidden[which] = history.seen[last, :, -size:]
-        return Group(which, group_mask, blind[which], history, room)
-
-    parts = [slice(b, min(b + GROUP, batch_size)) for b in range(0, batch_size, GROUP)]
-    # A training step is no faster on two threads: they hand Python's lock over too often. Alone, it leaves them free.
-    groups = each(run, parts, threads=1 if keep else torch.get_num_threads())
-    return logits, end, groups if keep else []
+) -> tuple[np.ndarray, NTMState, Kept]:
+    """Run a batch: logits (T, B, O), the final state, and what backward needs, if `keep`."""
+    steps, batch, input_size = inputs.shape
+    kept = keep_room(steps if keep else 1, batch, start, p)
+    history, size = kept.history, start.cell.shape[1]
+    logits = np.empty((steps, batch, len(p.output_bias)), inputs.dtype)
+    share_out(forward_groups, batch, inputs, cell_mask, blind, writers, p, history, logits)
+    last = steps % len(history.memory)
+    end = NTMState(
+        memory=history.memory[last].copy().transpose(0, 2, 1),
+        weighting=history.weighting[last].copy(),
+        reads=history.seen[last, :, input_size:-size].copy().reshape(batch, *start.reads.shape[1:]),
+        hidden=history.seen[last, :, -size:].copy(),
+        cell=history.cell[last].copy(),
+    )
+    return logits, end, kept
 
 
 def backward(
-    p: Parameters, writers: int, costs: Costs, groups: list[Group], d_logits: np.ndarray, d_end: NTMState
+    p: Parameters,
+    writers: int,
+    costs: Costs,
+    cell_mask: np.ndarray,
+    blind: np.ndarray,
+    kept: Kept,
+    d_logits: np.ndarray,
+    d_end: NTMState,
 ) -> tuple[np.ndarray, NTMState, list[np.ndarray]]:
-    """Turn gradients of what `forward` gave into those of inputs, initial state, and weights with their biases."""
-    steps, kind = len(d_logits), d_logits.dtype
-    count = d_end.weighting.shape[0] * d_end.weighting.shape[1] * steps
-    size, reads_size = d_end.cell.shape[1], d_end.reads[0].size
-    d_inputs = np.empty((steps, d_logits.shape[1], p.gates.shape[1] - reads_size - size), kind)
-    d_start = NTMState(d_end.memory, *(np.empty_like(d) for d in d_end[1:]))
+    """Turn gradients of what `forward` gave into those of inputs, initial state, and weights with their biases.
 
-    def run(part: Group) -> list[np.ndarray]:
-        which, history = part.which, part.history
-        group = part.cell_mask.shape[1]
-        d = StateGradients(
-            np.array(d_end.memory[which].transpose(0, 2, 1), order="C"),
-            np.array(d_end.weighting[which], order="C"),
-            np.array(d_end.cell[which], order="C"),
-            np.concatenate((d_end.reads[which].reshape(group, -1), d_end.hidden[which]), axis=1),
-        )
-        r = new_scratch(history, d)
-        d_outputs = np.ascontiguousarray(d_logits[:, which])
-        d_group_inputs = np.empty((steps, group, d_inputs.shape[2]), kind)
-        charged = kind.type(costs.content / count), kind.type(costs.blur / count)
-        backward_group(part.cell_mask, part.blind, *charged, writers, p, history, d_outputs, d, r, d_group_inputs)
-        d_inputs[:, which] = d_group_inputs
-        d_start.memory[which] = d.memory.transpose(0, 2, 1)
-        d_start.weighting[which], d_start.cell[which] = d.weighting, d.cell
-        d_start.reads[which] = d.reads_hidden[:, :reads_size].reshape(d_start.reads[which].shape)
-        d_start.hidden[which] = d.reads_hidden[:, reads_size:]
-        # One product over all time steps for each map: sums = source @ weight.T + bias.
-        maps = (history.d_gates, history.seen[:-1]), (history.d_controls, history.hidden), (d_outputs, history.answer)
-        flat = [(sums.reshape(-1, sums.shape[2]), source.reshape(-1, source.shape[2])) for sums, source in maps]
-        return [d_weight for sums, source in flat for d_weight in (sums.T @ source, sums.sum(0))]
-
-    total, *others = each(run, groups, threads=1)
-    for weights in others:
-        for d_weight, more in zip(total, weights, strict=True):
-            d_weight += more
-    return d_inputs, d_start, total
+    What is None in `d_end` has no gradient. The initial state's gradients last no longer than what was kept.
+    """
+    history, d, (steps, batch, _), kind = kept.history, kept.d, d_logits.shape, d_logits.dtype
+    heads, size = history.weighting.shape[2], history.cell.shape[2]
+    reads_size, width = history.answer.shape[2] - size, history.memory.shape[2]
+    d_state = NTMState(
+        memory=d.memory.transpose(0, 2, 1),
+        weighting=d.weighting,
+        reads=d.reads_hidden[:, :reads_size].reshape(batch, -1, width),
+        hidden=d.reads_hidden[:, reads_size:],
+        cell=d.cell,
+    )
+    for ours, given in zip(d_state, d_end, strict=True):
+        ours[:] = 0 if given is None else given
+    d_inputs = np.empty((steps, batch, history.seen.shape[2] - reads_size - size), kind)
+    charged = kind.type(costs.content / (heads * batch * steps)), kind.type(costs.blur / (heads * batch * steps))
+    share_out(backward_groups, batch, cell_mask, blind, *charged, writers, p, history, d_logits, d, d_inputs)
+    # One product over all time steps and sequences for each map: sums = source @ weight.T + bias.
+    maps = (history.d_gates, history.seen[:-1]), (history.d_controls, history.hidden), (d_logits, history.answer)
+    flat = [(sums.reshape(-1, sums.shape[2]), source.reshape(-1, source.shape[2])) for sums, source in maps]
+    return d_inputs, d_state, [d_weight for sums, source in flat for d_weight in (sums.T @ source, sums.sum(0))]
 
 
 class Unroll(torch.autograd.Function):
@@ -1039,33 +1040,40 @@ class Unroll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, keep, writers, dropped, costs, inputs, memory, weighting, reads, hidden, cell, *weights):
-        """Return logits and the final state's five tensors."""
-        p = _parameters(weights)
+        """Return logits and the final state's five tensors. The initial state may be one for all sequences."""
         start = NTMState(*(s.numpy() for s in (memory, weighting, reads, hidden, cell)))
-        steps, batch_size, _ = inputs.shape
-        cells = np.empty((steps, batch_size, 0), p.gates.dtype) if dropped.cells is None else dropped.cells.numpy()
-        blind = np.zeros(batch_size, bool) if dropped.blind is None else dropped.blind.numpy()
-        logits, end, groups = forward(p, writers, inputs.numpy(), cells, blind, start, keep)
-        ctx.save_for_backward(*weights)  # so that PyTorch notices a weight that changes before backward
-        ctx.writers, ctx.groups, ctx.start_shapes = writers, groups, [s.shape for s in start]
-        ctx.costs = costs
-        ctx.set_materialize_grads(False)
+        steps, batch, _ = inputs.shape
+        cells = np.empty((steps, batch, 0), start.cell.dtype) if dropped.cells is None else _flat(dropped.cells)
+        blind = np.zeros(batch, bool) if dropped.blind is None else _flat(dropped.blind)
+        p = _parameters(weights)
+        logits, end, kept = forward(p, writers, _flat(inputs), cells, blind, start, keep)
+        if keep:
+            ctx.save_for_backward(*weights)  # so that PyTorch notices a weight that changes before backward
+            ctx.arguments, ctx.start_batch = (p, writers, costs, cells, blind, kept), len(start.cell)
+            ctx.set_materialize_grads(False)
         return tuple(map(torch.from_numpy, (logits, *end)))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_logits, *d_end):
         """Return a gradient for each argument of `forward`."""
-        p = _parameters(ctx.saved_tensors)
-        groups, kind = ctx.groups, p.gates.dtype
-        batch_size, _, _ = ctx.start_shapes[0]
-        steps = len(groups[0].cell_mask)
-        d_logits = np.zeros((steps, batch_size, len(p.output)), kind) if d_logits is None else d_logits.numpy()
-        d_end = NTMState(
-            *(np.zeros(s, kind) if d is None else d.numpy() for d, s in zip(d_end, ctx.start_shapes, strict=True))
-        )
-        d_inputs, d_start, d_weights = backward(p, ctx.writers, ctx.costs, groups, d_logits, d_end)
-        return None, None, None, None, *map(torch.from_numpy, (d_inputs, *d_start, *d_weights))
+        _ = ctx.saved_tensors
+        p, kept = ctx.arguments[0], ctx.arguments[-1]
+        steps, batch, _ = kept.history.gates.shape
+        d_logits = np.zeros((steps, batch, len(p.output)), p.gates.dtype) if d_logits is None else _flat(d_logits)
+        d_end = NTMState(*(None if d is None else d.numpy() for d in d_end))
+        d_inputs, d_start, d_weights = backward(*ctx.arguments, d_logits, d_end)
+        summed = ctx.start_batch < batch
+        d_start = [
+            torch.from_numpy(d.sum(0, keepdims=True) if summed else d.copy()) if needed else None
+            for d, needed in zip(d_start, ctx.needs_input_grad[5:10], strict=True)
+        ]
+        return None, None, None, None, torch.from_numpy(d_inputs), *d_start, *map(torch.from_numpy, d_weights)
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    """An array without gaps, for which alone the functions above are compiled."""
+    return np.ascontiguousarray(tensor.numpy())
 
 
 def _parameters(weights: tuple[Tensor, ...]) -> Parameters:

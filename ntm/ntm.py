@@ -218,13 +218,13 @@ class NTM(nn.Module):
             BackendError: the fused path was asked for and cannot be had.
         """
         steps, batch_size, _ = inputs.shape
-        if state is None:
-            state = self.initial_state(batch_size, memory_units)
         dropped, costs = self.draw_dropped(steps, batch_size), self.costs if self.training else FREE
         if use_fused(self.backend, self.initial_hidden):
             from ntm import fused  # here, so that the readable path does without Numba
 
+            state = self.initial_state(1, memory_units) if state is None else state  # one for all sequences
             return fused.unroll(self, inputs, state, dropped, costs)
+        state = self.initial_state(batch_size, memory_units) if state is None else state
         return self.unroll(inputs, state, dropped, costs)
 
     def unroll(
