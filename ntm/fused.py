@@ -18,9 +18,11 @@ How it is laid out
 import math
 import os
 import platform
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg.cython_blas  # noqa: F401  the BLAS behind np.dot in compiled code
@@ -954,24 +956,30 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
 
 
-def share_out(work, batch: int, *arguments) -> None:
-    """Call `work(begin, end, group, *arguments)` for all of a batch: parts of whole groups, over PyTorch's threads."""
+def at_once(jobs: list[Callable[[], Any]]) -> list:
+    """Call the jobs, at once where there are threads for that; results in order."""
     global _pool
+    threads = min(_threads or torch.get_num_threads(), len(jobs))
+    if threads == 1:
+        return [job() for job in jobs]
+    if _pool is None or _pool._max_workers < threads - 1:
+        _pool = ThreadPoolExecutor(threads - 1)
+    others = [_pool.submit(job) for job in jobs[1:]]
+    return [jobs[0](), *(other.result() for other in others)]
+
+
+def share_out(work, batch: int, *arguments) -> None:
+    """Call `work(begin, end, group, *arguments)` for all of a batch: parts of whole groups, one for each thread."""
     group = 8 if batch < 32 else 16  # few enough to stay in cache, enough to feed a matrix product and two threads
     groups = -(-batch // group)
     threads = min(_threads or torch.get_num_threads(), groups)
     bounds = [min(groups * i // threads * group, batch) for i in range(threads + 1)]
 
-    def part(i: int) -> None:
+    def part(begin: int, end: int) -> None:
         with DenormalsFlushed():
-            work(bounds[i], bounds[i + 1], group, *arguments)
+            work(begin, end, group, *arguments)
 
-    if threads > 1 and (_pool is None or _pool._max_workers < threads - 1):
-        _pool = ThreadPoolExecutor(threads - 1)
-    others = [_pool.submit(part, i) for i in range(1, threads)]
-    part(0)
-    for other in others:
-        other.result()
+    at_once([partial(part, begin, end) for begin, end in pairwise(bounds)])
 
 
 def forward(
@@ -1029,10 +1037,28 @@ def backward(
     d_inputs = np.empty((steps, batch, history.seen.shape[2] - reads_size - size), kind)
     charged = kind.type(costs.content / (heads * batch * steps)), kind.type(costs.blur / (heads * batch * steps))
     share_out(backward_groups, batch, cell_mask, blind, *charged, writers, p, history, d_logits, d, d_inputs)
-    # One product over all time steps and sequences for each map: sums = source @ weight.T + bias.
+    return d_inputs, d_state, weight_gradients(history, d_logits)
+
+
+def weight_gradients(history: History, d_logits: np.ndarray) -> list[np.ndarray]:
+    """Make the gradients of the weights and biases of the three maps, sums = source @ weight.T + bias.
+
+    One product over all time steps and sequences for each map; that of the gates, which is the largest, in two halves.
+    """
     maps = (history.d_gates, history.seen[:-1]), (history.d_controls, history.hidden), (d_logits, history.answer)
-    flat = [(sums.reshape(-1, sums.shape[2]), source.reshape(-1, source.shape[2])) for sums, source in maps]
-    return d_inputs, d_state, [d_weight for sums, source in flat for d_weight in (sums.T @ source, sums.sum(0))]
+    (gates, seen), *others = [(sums.reshape(-1, sums.shape[2]), x.reshape(-1, x.shape[2])) for sums, x in maps]
+    d_gates, half = np.empty((gates.shape[1], seen.shape[1]), gates.dtype), gates.shape[1] // 2
+
+    def first_half() -> np.ndarray:
+        np.dot(gates[:, :half].T, seen, d_gates[:half])
+        return gates.sum(0)
+
+    def rest() -> list[np.ndarray]:
+        np.dot(gates[:, half:].T, seen, d_gates[half:])
+        return [d_weight for sums, x in others for d_weight in (sums.T @ x, sums.sum(0))]
+
+    d_gates_bias, d_others = at_once([first_half, rest])
+    return [d_gates, d_gates_bias, *d_others]
 
 
 class Unroll(torch.autograd.Function):
