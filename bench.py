@@ -5,7 +5,7 @@
 
 prints, for one training step (forward, backward, clipping, optimizer) and for a forward without gradients, the median
 milliseconds, sequences a second, the ratio to the readable path in the same run, and the share of this machine's own
-measured peak that the matrix products alone account for.
+measured peak that the matrix products alone account for. Then, what long sequences take, and what starting takes.
 """
 
 import os
@@ -75,31 +75,64 @@ def training_step(configuration: Configuration, model: NTM, batch_size: int, len
     return work
 
 
-def forward_only(configuration: Configuration, model: NTM, batch_size: int, length: int) -> Callable[[], None]:
-    """Make the work of one forward pass without gradients."""
+def forward_only(
+    configuration: Configuration, model: NTM, batch_size: int, length: int, rows: int | None = None
+) -> Callable[[], None]:
+    """Make the work of one forward pass without gradients, with the configured rows of memory or others."""
     task = configuration.make_task()
     batch = task.sample(batch_size, length, torch.Generator().manual_seed(0)).to(model.initial_hidden.device)
+    model.eval()
 
     @torch.no_grad()
     def work() -> None:
-        model.eval()
-        model(batch.inputs)
+        model(batch.inputs, memory_units=rows)
 
     return work
 
 
+STARTED = """
+import resource, time, torch, bench
+from experiment.configuration import Recipe, load_configuration
+from experiment.backend import start_backend
+configuration = load_configuration("m1d1", Recipe())
+model, began = configuration.make_model(), time.perf_counter()
+start_backend(model)
+seconds, peak = time.perf_counter() - began, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+"""
+TRAINED = """
+before, work = peak(), bench.training_step(configuration, model, 64, 100)
+work()
+began = time.perf_counter()
+work()
+print(f"{time.perf_counter() - began:.2f} s and {peak() - before:.0f} MB")
+"""
+EVALUATED = """
+before, work = peak(), bench.forward_only(configuration, model, 32, 1000, rows=1024)
+began = time.perf_counter()
+work()
+print(f"{time.perf_counter() - began:.2f} s and {peak() - before:.0f} MB")
+"""
+
+
+def in_a_process(code: str, **environment: str) -> str:
+    """Run Python code in a process of its own; returns what it printed."""
+    command = [sys.executable, "-c", STARTED + code]
+    environment = {**os.environ, **environment}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def long_sequences() -> None:
+    """Print time and memory that long sequences take on the fused path, for m1."""
+    print(f"training step, 64 sequences of length 100: {in_a_process(TRAINED)}")
+    print(f"answers to 32 sequences of length 1,000, 1,024 rows: {in_a_process(EVALUATED)}")
+
+
 def start_up() -> None:
     """Print what the fast path adds to the start of a program, cold and cached."""
-    code = "import time, torch, ntm; from experiment.configuration import *; from experiment.backend import *;"
-    code += "m = load_configuration('m1d1', Recipe()).make_model(); t = time.perf_counter(); start_backend(m);"
-    code += "print(time.perf_counter() - t)"
     with tempfile.TemporaryDirectory() as folder:
         for name in ("cold", "cached"):
-            environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
-            done = subprocess.run(
-                [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
-            )
-            print(f"start of the fused path, {name}: {float(done.stdout):.1f} s")
+            seconds = in_a_process("print(seconds)", NUMBA_CACHE_DIR=folder)
+            print(f"start of the fused path, {name}: {float(seconds):.1f} s")
 
 
 def main() -> None:
@@ -110,6 +143,7 @@ def main() -> None:
     parser.add("length", type=number(int, 1, 100_000), default=10, help="of a sequence")
     parser.add("threads", default="1,2", help="numbers of threads")
     parser.add("seconds", type=number(float, 0, 1000), default=2.0, help="time for each measurement")
+    parser.add("compile", action="store_true", help="measure the readable path with torch.compile as well (slow)")
     parser.add("device", default="cpu", metavar="NAME", help="cpu or cuda")
     options = parser.parse_args()
     device, whole = choose_device(options.device), number(int, 1, 10**6)
@@ -118,7 +152,7 @@ def main() -> None:
     except Exception as error:
         raise InputError(f"-batch_sizes and -threads: {error}") from error
     configurations = [load_configuration(name, Recipe(content_dropout=0.0)) for name in options.configs.split(",")]
-    backends = [Backend.REFERENCE] + ([Backend.FUSED] if device.type == "cpu" else [])
+    paths = ["reference"] + ["compiled"] * options.compile + ["fused"] * (device.type == "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     print(f"{name}, torch {torch.__version__}, length {options.length}, medians of {options.seconds:g} s each")
 
@@ -132,10 +166,12 @@ def main() -> None:
         for configuration in configurations:
             for batch_size in batch_sizes:
                 slow: tuple[float, float] | None = None
-                for backend in backends:
-                    model = configuration.make_model(backend).to(device)
+                for path in paths:
+                    model = configuration.make_model(Backend("reference" if path == "compiled" else path)).to(device)
                     torch.set_num_threads(n)
                     start_backend(model, n)
+                    if path == "compiled":
+                        model.explained_step = torch.compile(model.explained_step)
                     step = milliseconds(
                         training_step(configuration, model, batch_size, options.length), options.seconds, device
                     )
@@ -144,11 +180,12 @@ def main() -> None:
                     )
                     slow = slow or (step, forward)
                     share = 3 * products(model, 2 * options.length + 2) * batch_size / peak / (1e-3 * step)
-                    line = f"{configuration.name[:2]:6}{batch_size:6d} {backend.value:10}{step:9.2f}"
+                    line = f"{configuration.name[:2]:6}{batch_size:6d} {path:10}{step:9.2f}"
                     line += f"{1e3 * batch_size / step:9.0f}{slow[0] / step:7.1f}{share:10.0%}"
                     print(line + f"{forward:12.2f}{slow[1] / forward:15.1f}", flush=True)
     if device.type == "cpu":
         print()
+        long_sequences()
         start_up()
 
 

@@ -17,8 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_configuration import GOOD
 
 from experiment.checkpoint import load_model, save
-from experiment.configuration import NAMES, Recipe
+from experiment.configuration import NAMES, ROOT, Recipe
 from experiment.errors import InputError
+from experiment.page import page
 from ntm import Backend
 
 TAGS = {"loss", "bits", "exact"}
@@ -153,6 +154,11 @@ def test_the_papers_own_setting_learns(repository):
     _, configuration = load_model(repository.folder / "elsewhere" / "paper.pt")
     assert configuration.recipe.optimizer == "rmsprop"
     assert configuration.recipe.clip_value == 10
+
+
+def test_the_page_in_docs_holds_the_shipped_model():
+    shipped = load_model(ROOT / "saved_model" / "reverse_m1d2.pt")
+    assert (ROOT / "docs" / "index.html").read_text(encoding="utf-8") == page(*shipped)
 
 
 def test_evaluate_writes_moving_pictures_and_the_page(repository, tiny):
