@@ -22,10 +22,11 @@ import torch
 from tqdm import tqdm
 
 from experiment.backend import start_backend
-from experiment.checkpoint import load_model, write_atomically
+from experiment.checkpoint import load, load_model, write_atomically
 from experiment.configuration import NAMES, ROOT
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.scoring import EVALUATION, generator, sample_lengths, score
+from train import parse_options
 
 LENGTHS = (1, 2, 5, 10, 20, 30, 50, 64, 65, 75, 100, 120)  # with as many rows as configured
 SEQUENCES = 1000
@@ -43,7 +44,7 @@ PAPER = (  # Graves et al. 2014, section 4.6
 ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "nothing: the recipe": "",
     "content cost": "-content_cost 0",
-    "content dropout": "-content_dropout 0",
+    "content dropout and weaning": "-content_dropout 0",
     "weaning": "-weaning 0",
     "blur cost": "-blur_cost 0",
     "all four": "-content_cost 0 -content_dropout 0 -blur_cost 0",
@@ -65,9 +66,12 @@ def train_and_score(
 ) -> dict:
     """Train one configuration with one seed, unless that is done, and score it, unless that is done."""
     result = folder / "log" / f"{name}_reproduce.json"
+    saved = folder / "saved_model" / f"reverse_{name}.pt"
+    _, wanted = parse_options(["-config", name, "-seed", str(seed), *more_flags])
+    if saved.exists() and load(saved)["configuration"] != wanted.as_dict():
+        raise InputError(f"{saved}: made by another recipe; delete {folder}, or choose another -output")
     if result.exists():
         return json.loads(result.read_text())
-    saved = folder / "saved_model" / f"reverse_{name}.pt"
     if not saved.exists():
         output = os.path.relpath(folder, ROOT)  # what the run's log repeats should not name this machine's folders
         command = [sys.executable, "train.py", "-config", name, "-seed", str(seed), "-output", output, *more_flags]
@@ -201,10 +205,15 @@ def main() -> None:
     if options.ablations:
         jobs = {
             (variant, name, seed): (
-                *(name, seed, options.output / "ablations" / str(place) / str(seed), flags.split() + more),
+                *(
+                    name,
+                    seed,
+                    options.output / "ablations" / re.sub(r"\W+", "_", variant) / str(seed),
+                    flags.split() + more,
+                ),
                 *(ABLATION_SEQUENCES, ABLATION_LONG_SEQUENCES),
             )
-            for place, (variant, flags) in enumerate(ABLATIONS.items())
+            for variant, flags in ABLATIONS.items()
             for name in names
             for seed in seeds
         }

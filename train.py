@@ -52,8 +52,8 @@ from ntm import Backend
 OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "eps", "weight_decay"), "rmsprop": ("momentum", "alpha")}
 
 
-def parse_options() -> tuple[argparse.Namespace, Configuration]:
-    """Read the command line; each flag of the recipe that is not given keeps its default."""
+def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Configuration]:
+    """Read the command line, or given arguments; each flag of the recipe that is not given keeps its default."""
     parser = Parser(__doc__)
     parser.add("config", default="m1d1", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add("task_json", type=Path, metavar="FILE", help="a JSON file with network and data, instead of -config")
@@ -95,15 +95,15 @@ def parse_options() -> tuple[argparse.Namespace, Configuration]:
     recipe_flag("content_dropout", "chance that a sequence goes without content, once the tape is found", type=share)
     recipe_flag("content_cost", "what gates open to content add to the loss, once the tape is found", type=not_negative)
     recipe_flag("blur_cost", "what blurred weightings add to the loss, once the tape is found", type=not_negative)
-    recipe_flag("weaning", "share of iterations from which on all sequences go without content; 0: off", type=share)
-    recipe_flag("content_at_once", "have these three from the first iteration", action="store_true")
+    recipe_flag("weaning", "share of iterations in which content_dropout rises to all sequences; 0: off", type=share)
+    recipe_flag("content_at_once", "have what waits for the tape from the first iteration", action="store_true")
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
     recipe_flag("uneven", "share of sequences with nearly empty or repeated vectors", type=share)
     recipe_flag("rollback", "training loss at which what was learned and lost is taken back; 0: off", type=not_negative)
     recipe_flag("restart_after", "iterations until a machine that has not learned starts over; 0: off", type=count)
     recipe_flag("full_tape", "always train on all rows of memory", action="store_true")
     recipe_flag("seed", "everything random follows from it", type=number(int, 0, 2**63 - 1))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe) if field.name in options}
     recipe = Recipe(**given)
     for optimizer, flags in OPTIMIZER_FLAGS.items():
@@ -286,6 +286,7 @@ def main() -> None:
             torch.manual_seed(stream_seed(recipe.seed, WEIGHTS, step))
             model.load_state_dict(configuration.make_model().state_dict())
             optimizer, clipper, best = make_optimizer(recipe, parameters), Clipper(recipe), Best()
+            sums.update(dict.fromkeys(sums, 0))
             bar.total = progress.end
         if step % options.checkpoint_every == 0 and step < progress.end:
             save_checkpoint()

@@ -47,7 +47,9 @@ def start_backend(model: NTM, threads: int | None = None) -> str:
     notice.start()
     from ntm import fused  # here, so that the readable path does without Numba
 
-    fused.warm_up(model)
-    notice.cancel()
+    try:
+        fused.warm_up(model)
+    finally:
+        notice.cancel()
     threads = fused.use_threads(threads)
     return f"fused path on {device}, {threads} thread{'s' * (threads > 1)}"

@@ -140,7 +140,7 @@ def restore(contents: dict[str, Any], path: Path, backend: Backend = Backend.AUT
     """
     if not isinstance(contents["configuration"], dict):
         raise InputError(f"{path}: not a model file of this program")
-    configuration = Configuration.from_dict(contents["configuration"], str(path))
+    configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
     model = configuration.make_model(backend)
     try:
         model.load_state_dict(contents["model"])

@@ -41,7 +41,7 @@ class Data:
     seq_width: int  # bits in a vector
     min_seq_len: int
     max_seq_len: int
-    longer_min_seq_len: int  # the range of the longer test, never trained on
+    longer_min_seq_len: int  # the range of the longer test; above `max_seq_len`, never trained on
     longer_max_seq_len: int
 
 
@@ -113,14 +113,21 @@ class Configuration:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any], source: str) -> "Configuration":
+    def from_dict(cls, fields: dict[str, Any], source: str, finished: bool = False) -> "Configuration":
         """Rebuild from `as_dict`, checking every value as a file's.
+
+        Args:
+            finished: training is over, so a recipe with other parts than those of today will do; they are left out, and
+                those that it lacks have today's defaults.
 
         Raises:
             InputError: something is missing, unknown or impossible; the message begins with `source`.
         """
         fields = _checked_keys(fields, {"name": str, "network": dict, "data": dict, "recipe": dict}, source)
-        recipe = _checked_keys(fields["recipe"], _types(Recipe), f"{source}: recipe")
+        recipe, types = fields["recipe"], _types(Recipe)
+        if finished:
+            recipe = dataclasses.asdict(Recipe()) | {key: recipe[key] for key in recipe.keys() & types.keys()}
+        recipe = _checked_keys(recipe, types, f"{source}: recipe")
         network, data = network_and_data({**fields["network"], **fields["data"]}, source)
         return cls(fields["name"], network, data, Recipe(**recipe))
 

@@ -123,7 +123,7 @@ class RunLog:
             **{key: fields[key] if key == "name" else json.dumps(fields[key]) for key in fields},
             "commit": commit(),
             "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
-            "hardware": f"{processor()}, {torch.get_num_threads()} threads",
+            "hardware": processor(),
             "path": path,
         }
         for key, value in lines.items():

@@ -37,14 +37,15 @@ class Score(NamedTuple):
     exact_low: float  # lower end of the interval of `exact` (Wilson)
 
 
-def summarise(losses: list[float], wrong: Tensor) -> Score:
-    """Turn the losses of batches of equal size and the wrong bits of each sequence, (sequences,), into a score."""
+def summarise(losses: list[float], by_batch: list[Tensor]) -> Score:
+    """Turn each batch's loss, and the wrong bits of each of its sequences, (B,), into a score."""
+    wrong = torch.cat(by_batch)
     n, exact, z = len(wrong), (wrong == 0).double().mean().item(), 1.96
     spread = wrong.double().std(correction=1).item() if n > 1 else math.nan
     margin = z * math.sqrt(exact * (1 - exact) / n + z * z / (4 * n * n))
     return Score(
         sequences=n,
-        loss=sum(losses) / len(losses),
+        loss=sum(loss * len(batch) for loss, batch in zip(losses, by_batch, strict=True)) / n,
         bits=wrong.double().mean().item(),
         bits_interval=z * spread / math.sqrt(n),
         exact=exact,
@@ -54,7 +55,7 @@ def summarise(losses: list[float], wrong: Tensor) -> Score:
 
 @torch.no_grad()
 def score(model: NTM, task: Task, batches: list[Batch], memory_units: int | None = None) -> tuple[Score, list[Tensor]]:
-    """Score a model on given batches, with its regulariser off.
+    """Score a model on given batches, with its regularisers off.
 
     Args:
         memory_units: rows of memory; None for the configured number.
@@ -71,7 +72,7 @@ def score(model: NTM, task: Task, batches: list[Batch], memory_units: int | None
         losses.append(task.loss(logits, batch).item())
         wrong.append(task.wrong_bits(logits, batch).cpu())
     model.train(was_training)
-    return summarise(losses, torch.cat(wrong)), wrong
+    return summarise(losses, wrong), wrong
 
 
 def sample_lengths(task: Task, lengths: list[int], sequences: int, source: torch.Generator) -> list[Batch]:

@@ -17,20 +17,16 @@ FIRST_LENGTH = 10  # where the curriculum begins: from shorter ones, the machine
 
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), or RMSprop as in the paper."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), or the paper's RMSprop (Graves 2013)."""
     if recipe.optimizer == "adam":
         betas = recipe.beta1, recipe.beta2
         return torch.optim.AdamW(parameters, recipe.lr, betas, recipe.eps, recipe.weight_decay, fused=True)
-    return torch.optim.RMSprop(parameters, recipe.lr, recipe.alpha, momentum=recipe.momentum)
-
-
-def falling(schedule: str, step: int, num_iters: int) -> float:
-    """The share of the learning rate left at `step`: always 1 (constant), or half a cosine from 1 down to 0."""
-    return 1.0 if schedule == "constant" else 0.5 * (1 + math.cos(math.pi * step / num_iters))
+    # Graves adds 1e-4 under the root. Where a gradient is small, adding 1e-2 outside is the same.
+    return torch.optim.RMSprop(parameters, recipe.lr, recipe.alpha, eps=1e-2, momentum=recipe.momentum, centered=True)
 
 
 def blind_share(recipe: Recipe, step: int) -> float:
-    """The share of sequences that go without content addressing: `content_dropout`, or rising to 1 with `weaning`."""
+    """The share of sequences without content addressing: `content_dropout`, then, with `weaning`, rising to 1."""
     if not (recipe.content_dropout and recipe.weaning):
         return recipe.content_dropout
     return min(1.0, max(recipe.content_dropout, step / (recipe.weaning * recipe.num_iters)))
@@ -39,10 +35,12 @@ def blind_share(recipe: Recipe, step: int) -> float:
 def set_schedule(recipe: Recipe, step: int, found: bool, optimizer: torch.optim.Optimizer, model: NTM) -> float:
     """Set what a step's training takes: the learning rate, which is returned, and the model's regularisers.
 
+    The rate is constant, or half a cosine down to 0.
     What keeps heads from looking by content waits until the tape is `found`: before, it hides the rows that the machine
     has yet to learn to use.
     """
-    lr = recipe.lr * falling(recipe.lr_schedule, step, recipe.num_iters)
+    falling = 0.5 * (1 + math.cos(math.pi * step / recipe.num_iters))
+    lr = recipe.lr if recipe.lr_schedule == "constant" else recipe.lr * falling
     for group in optimizer.param_groups:
         group["lr"] = lr
     now = found or recipe.content_at_once
@@ -97,10 +95,10 @@ class Progress:
     Until the tape is found, the controller holds what it can in its own cells, and the loss falls slowly; with the tape
     it falls to nearly nothing within some hundred iterations. Afterwards a run may still fall apart: a head between two
     rows passes on a gradient that may be a thousand times the usual one, and clipping bounds the step, not its
-    direction. Then the machine goes back to when it was best. That costs only the iterations since: the batches to
+    direction. Then the machine goes back to when it last was sure. That costs only the iterations since: the batches to
     come are others.
 
-    Some machines, a quarter of those of seeds 0 to 4, do not get there: their read head rests while they read and jumps
+    Some machines do not get there: their read head rests while they read and jumps
     to the last vector by content. With content dropout their training loss says so, and after `restart_after`
     iterations they start over.
 
@@ -151,7 +149,7 @@ class Progress:
         elif self.recipe.rollback and best["loss"] < self.LEARNED and mean > self.recipe.rollback:
             model.load_state_dict(best["model"])
             optimizer.load_state_dict(copy.deepcopy(best["optimizer"]))
-            return f"iteration {step}: what was learned was lost; back to the weights of when it was best"
+            return f"iteration {step}: what was learned was lost; back to the last weights from before"
         return None
 
     def stuck(self, step: int) -> bool:
@@ -173,7 +171,7 @@ class Best:
         state: its step, bits and weights, for a checkpoint; None before the first.
     """
 
-    LEARNED, COLLAPSED = 0.1, 1.0  # wrong bits a sequence: below the one, and later above the other, is a collapse
+    RIGHT, COLLAPSED = 0.1, 1.0  # wrong bits a sequence: below the one, and later above the other, is a collapse
 
     def __init__(self) -> None:
         self.state: dict[str, Any] | None = None
@@ -183,7 +181,7 @@ class Best:
         if self.state is None or bits <= self.state["bits"]:
             weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             self.state = {"step": step, "bits": bits, "model": weights}
-        elif self.state["bits"] < self.LEARNED and bits > self.COLLAPSED:
+        elif self.state["bits"] < self.RIGHT and bits > self.COLLAPSED:
             return f"iteration {step}: what was learned at iteration {self.state['step']} is lost again"
         return None
 

@@ -6,10 +6,11 @@ the definition; this file computes the same numbers, and the tests hold one agai
 
 How it is laid out
     * Memory is [M][N] here, a row of the paper a column, so that the N rows lie along the vector lanes.
-    * Sequences go in groups of 8 or 16, and groups are shared out over threads, one call each. A group's size
+    * Sequences go in groups of 8 or 16, and groups are shared out over threads, one call a thread. A group's size
       does not depend on the number of threads, and neither does any result.
-    * `History` holds what backward needs. Its arrays are as long as the sequence, or a single step where no gradient is
-      wanted: slots `t % depth`.
+    * `History` holds what backward needs. Step t has slot `t % slots`, and in arrays that carry a value on to the next
+      step, `t % (slots + 1)`: as many slots as steps, or a single one where no gradient is wanted.
+    * There is a write head for each read head; heads are numbered read heads first.
     * Each equation is a small function with its backward next to it. A gradient carries the name of its variable with a
       `d_` in front. Backward functions that several users of a value share add to its gradient, others set it.
     * Loops avoid literals such as `1 - x`: an integer beside a float32 would make Numba compute in float64.
@@ -19,8 +20,8 @@ import math
 import os
 import platform
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -38,7 +39,8 @@ from torch.autograd.function import once_differentiable
 from ntm import addressing
 from ntm.ntm import FREE, NOTHING, NTM, Costs, Dropped, NTMState
 
-# Groups have the threads; a product inside one must not start more. (PyTorch has a BLAS of its own.)
+# Groups have the threads; a product inside one must not start more. This holds for all of NumPy's and SciPy's products
+# in the process; PyTorch has a BLAS of its own.
 threadpool_limits(limits=1, user_api="blas")
 
 SMALL_PRODUCT = 1_000_000  # multiplications: beyond it, OpenBLAS packs its operands first, which costs more here
@@ -177,7 +179,7 @@ def softplus(x):
     return max(x, x - x) + log(ONE + exp(-abs(x)))
 
 
-# --- Products over one memory [M][N] ----------------------------------------------------------------------------------
+# --- Loops that others share -------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -266,11 +268,11 @@ class Controls(NamedTuple):
 
 
 @compiled
-def named(flat, heads, writers, width):
+def named(flat, heads, width):
     """Cut the output of the controls map (P) into named controls."""
     a = heads * width
     b, c, d, e = a + heads, a + 2 * heads, a + 5 * heads, a + 6 * heads
-    f = e + writers * width
+    f = e + heads // 2 * width
     return Controls(flat[:a], flat[a:b], flat[b:c], flat[c:d], flat[d:e], flat[e:f], flat[f:])
 
 
@@ -491,11 +493,10 @@ def read_write_backward(memory, weighting, erase, add, d_reads, d_memory, d_weig
 
     `d_memory` is the gradient of M_t. Adds to `d_weighting`, of all heads; sets `d_erase` and `d_add`.
     """
-    (width, rows), writers = memory.shape, d_add.shape[0] // memory.shape[0]
-    readers, zero = weighting.shape[0] - writers, memory.dtype.type(0)
-    for h in range(writers):
+    (width, rows), readers, zero = memory.shape, weighting.shape[0] // 2, memory.dtype.type(0)
+    for h in range(readers):
         found = memory  # what this head had to erase: the memory, less what the other heads erased
-        for other in range(writers):
+        for other in range(readers):
             if other != h:
                 for m in range(width):
                     for n in range(rows):
@@ -618,11 +619,11 @@ def product(a, b, out):
 
 
 @compiled
-def see(inputs, seen):
-    """Put one step's inputs (G, I) where the controller sees them."""
-    for b in range(inputs.shape[0]):
-        for j in range(inputs.shape[1]):
-            seen[b, j] = inputs[b, j]
+def copy_columns(a, out, count):
+    """Copy the first columns of a matrix."""
+    for b in range(a.shape[0]):
+        for j in range(count):
+            out[b, j] = a[b, j]
 
 
 @compiled
@@ -641,15 +642,15 @@ def controller_step(first, last, gates_bias, cell_mask, history, t, now, after, 
 
 
 @compiled
-def memory_step(first, last, controls_bias, blind, writers, history, now, after, slot, gated):
+def memory_step(first, last, controls_bias, blind, history, now, after, slot, gated):
     """From the controls' sums to new memory, weightings and reads, each sequence of the group."""
     heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
-    readers = heads - writers
+    readers = heads // 2
     add_bias(history.controls[slot, first:last], controls_bias)
     for b in range(first, last):
         memory, inverse_norm = history.memory[now, b], history.inverse_norm[slot, b]
         previous, weighting = history.weighting[now, b], history.weighting[after, b]
-        c = named(history.controls[slot, b], heads, writers, width)
+        c = named(history.controls[slot, b], heads, width)
         activate(c)
         if not blind[b]:
             compare(memory, c.key, inverse_norm, history.similarity[slot, b])
@@ -677,7 +678,7 @@ def memory_step(first, last, controls_bias, blind, writers, history, now, after,
 
 
 @compiled_with_counts
-def forward_groups(begin, end, group, inputs, cell_mask, blind, writers, p, history, logits):
+def forward_groups(begin, end, group, inputs, cell_mask, blind, p, history, logits):
     """Run sequences `begin` to `end` of a batch, a group at a time: inputs (T, B, I) to logits (T, B, O).
 
     The first slot of `history` holds the start.
@@ -688,11 +689,11 @@ def forward_groups(begin, end, group, inputs, cell_mask, blind, writers, p, hist
         last = min(first + group, end)
         for t in range(inputs.shape[0]):
             now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
-            see(inputs[t, first:last], history.seen[now, first:last])
+            copy_columns(inputs[t, first:last], history.seen[now, first:last], inputs.shape[2])
             product(history.seen[now, first:last], p.gates_t, history.gates[slot, first:last])
             controller_step(first, last, p.gates_bias, cell_mask, history, t, now, after, slot)
             product(history.hidden[slot, first:last], p.controls_t, history.controls[slot, first:last])
-            memory_step(first, last, p.controls_bias, blind, writers, history, now, after, slot, gated)
+            memory_step(first, last, p.controls_bias, blind, history, now, after, slot, gated)
             product(history.answer[slot, first:last], p.output_t, logits[t, first:last])
             add_bias(logits[t, first:last], p.output_bias)
 
@@ -724,17 +725,17 @@ class Scratch(NamedTuple):
 
 
 @compiled
-def memory_step_backward(first, last, blind, gate_cost, blur_cost, writers, history, t, d, r):
+def memory_step_backward(first, last, blind, gate_cost, blur_cost, history, t, d, r):
     """The way back through `memory_step`. The costs are those of one head at one step."""
     heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
-    readers = heads - writers
+    readers = heads // 2
     reads_at = r.seen.shape[1] - size - readers * width
     for b in range(first, last):
         memory, inverse_norm = history.memory[t, b], history.inverse_norm[t, b]
         previous, weighting = history.weighting[t, b], history.weighting[t + 1, b]
         d_memory, d_weighting = d.memory[b], d.weighting[b]
-        c = named(history.controls[t, b], heads, writers, width)
-        d_c = named(history.d_controls[t, b], heads, writers, width)
+        c = named(history.controls[t, b], heads, width)
+        d_c = named(history.d_controls[t, b], heads, width)
         for j in range(readers * width):
             r.reads[j] = r.answer[b - first, size + j] + r.seen[b - first, reads_at + j]
         read_write_backward(
@@ -794,9 +795,7 @@ def controller_step_backward(first, last, cell_mask, history, t, d, r):
 
 
 @compiled_with_counts
-def backward_groups(
-    begin, end, group, cell_mask, blind, gate_cost, blur_cost, writers, p, history, d_logits, d, d_inputs
-):
+def backward_groups(begin, end, group, cell_mask, blind, gate_cost, blur_cost, p, history, d_logits, d, d_inputs):
     """Go back through the time steps of `forward_groups`.
 
     Turns `d` from the final state's gradients into the initial state's, sets `d_inputs` (T, B, I), and fills
@@ -826,11 +825,11 @@ def backward_groups(
         r_seen[:, input_size:] = d.reads_hidden[first:last]
         for t in range(steps - 1, -1, -1):
             product(d_logits[t, first:last], p.output, r_answer)
-            memory_step_backward(first, last, blind, gate_cost, blur_cost, writers, history, t, d, r)
+            memory_step_backward(first, last, blind, gate_cost, blur_cost, history, t, d, r)
             product(history.d_controls[t, first:last], p.controls, r_hidden)
             controller_step_backward(first, last, cell_mask, history, t, d, r)
             product(history.d_gates[t, first:last], p.gates, r_seen)
-            see(r_seen[:, :input_size], d_inputs[t, first:last])
+            copy_columns(r_seen, d_inputs[t, first:last], input_size)
         d.reads_hidden[first:last] = r_seen[:, input_size:]
 
 
@@ -838,7 +837,7 @@ def backward_groups(
 
 
 _spare: list[np.ndarray] = []  # room of histories that are gone, to be used again: fresh memory costs page faults
-MOST_SPARE = 4
+MOST_SPARE = 2
 
 
 class Kept:
@@ -846,18 +845,18 @@ class Kept:
 
     def __init__(self, room: np.ndarray, arrays: list[np.ndarray]) -> None:
         self.room = room  # in which all the arrays lie
-        self.history, self.d = History(*arrays[:-4]), StateGradients(*arrays[-4:])
+        self.history, self.d = History(*arrays[: len(History._fields)]), StateGradients(*arrays[len(History._fields) :])
 
     def __del__(self) -> None:
         if len(_spare) < MOST_SPARE:
             _spare.append(self.room)
 
 
-@lru_cache
+@cache
 def layout(
     kind: np.dtype, slots: int, batch: int, rows: int, width: int, heads: int, size: int, seen: int, controls: int
-) -> tuple[list[tuple], int]:
-    """Lay the arrays of `History` and `StateGradients` one after the other, each on a cache line of its own.
+) -> tuple[tuple, int]:
+    """Lay the arrays of `History` and `StateGradients` one after the other, 64 bytes aligned to one another.
 
     Returns:
         Shape and offset in bytes of each, and the bytes in all.
@@ -886,7 +885,7 @@ def layout(
     for shape in (*history, *gradients):
         places.append((shape, end))
         end += -(-math.prod(shape) * kind.itemsize // 64) * 64
-    return places, end
+    return tuple(places), end
 
 
 def keep_room(slots: int, batch: int, start: NTMState, p: Parameters) -> Kept:
@@ -940,7 +939,8 @@ def use_threads(count: int | None = None) -> int:
     """Give the fast path threads of its own, as many as PyTorch had if not said otherwise, and PyTorch a single one.
 
     PyTorch's threads wait by spinning, on the cores that the fast path wants, and what else a training step does is too
-    little to share out. Without this call, the fast path takes as many threads as PyTorch has.
+    little to share out. Without this call, the fast path takes as many threads as PyTorch has; after it, a later
+    `torch.set_num_threads` no longer matters to it.
     """
     global _threads
     _threads = count or _threads or torch.get_num_threads()
@@ -965,7 +965,10 @@ def at_once(jobs: list[Callable[[], Any]]) -> list:
     if _pool is None or _pool._max_workers < threads - 1:
         _pool = ThreadPoolExecutor(threads - 1)
     others = [_pool.submit(job) for job in jobs[1:]]
-    return [jobs[0](), *(other.result() for other in others)]
+    try:
+        return [jobs[0](), *(other.result() for other in others)]
+    finally:
+        wait(others)  # whatever happened: they write to rooms that would be handed on
 
 
 def share_out(work, batch: int, *arguments) -> None:
@@ -984,19 +987,18 @@ def share_out(work, batch: int, *arguments) -> None:
 
 def forward(
     p: Parameters,
-    writers: int,
     inputs: np.ndarray,
     cell_mask: np.ndarray,
     blind: np.ndarray,
     start: NTMState,
     keep: bool,
 ) -> tuple[np.ndarray, NTMState, Kept]:
-    """Run a batch: logits (T, B, O), the final state, and what backward needs, if `keep`."""
+    """Run a batch: logits (T, B, O), the final state, and what was kept: with `keep`, all that backward needs."""
     steps, batch, input_size = inputs.shape
     kept = keep_room(steps if keep else 1, batch, start, p)
     history, size = kept.history, start.cell.shape[1]
     logits = np.empty((steps, batch, len(p.output_bias)), inputs.dtype)
-    share_out(forward_groups, batch, inputs, cell_mask, blind, writers, p, history, logits)
+    share_out(forward_groups, batch, inputs, cell_mask, blind, p, history, logits)
     last = steps % len(history.memory)
     end = NTMState(
         memory=history.memory[last].copy().transpose(0, 2, 1),
@@ -1010,7 +1012,6 @@ def forward(
 
 def backward(
     p: Parameters,
-    writers: int,
     costs: Costs,
     cell_mask: np.ndarray,
     blind: np.ndarray,
@@ -1036,7 +1037,7 @@ def backward(
         ours[:] = 0 if given is None else given
     d_inputs = np.empty((steps, batch, history.seen.shape[2] - reads_size - size), kind)
     charged = kind.type(costs.content / (heads * batch * steps)), kind.type(costs.blur / (heads * batch * steps))
-    share_out(backward_groups, batch, cell_mask, blind, *charged, writers, p, history, d_logits, d, d_inputs)
+    share_out(backward_groups, batch, cell_mask, blind, *charged, p, history, d_logits, d, d_inputs)
     return d_inputs, d_state, weight_gradients(history, d_logits)
 
 
@@ -1065,17 +1066,17 @@ class Unroll(torch.autograd.Function):
     """`forward` and `backward` as PyTorch sees them."""
 
     @staticmethod
-    def forward(ctx, keep, writers, dropped, costs, inputs, memory, weighting, reads, hidden, cell, *weights):
+    def forward(ctx, keep, dropped, costs, inputs, memory, weighting, reads, hidden, cell, *weights):
         """Return logits and the final state's five tensors. The initial state may be one for all sequences."""
         start = NTMState(*(s.numpy() for s in (memory, weighting, reads, hidden, cell)))
         steps, batch, _ = inputs.shape
         cells = np.empty((steps, batch, 0), start.cell.dtype) if dropped.cells is None else _flat(dropped.cells)
         blind = np.zeros(batch, bool) if dropped.blind is None else _flat(dropped.blind)
         p = _parameters(weights)
-        logits, end, kept = forward(p, writers, _flat(inputs), cells, blind, start, keep)
+        logits, end, kept = forward(p, _flat(inputs), cells, blind, start, keep)
         if keep:
             ctx.save_for_backward(*weights)  # so that PyTorch notices a weight that changes before backward
-            ctx.arguments, ctx.start_batch = (p, writers, costs, cells, blind, kept), len(start.cell)
+            ctx.arguments, ctx.start_batch = (p, costs, cells, blind, kept), len(start.cell)
             ctx.set_materialize_grads(False)
         return tuple(map(torch.from_numpy, (logits, *end)))
 
@@ -1086,15 +1087,20 @@ class Unroll(torch.autograd.Function):
         _ = ctx.saved_tensors
         p, kept = ctx.arguments[0], ctx.arguments[-1]
         steps, batch, _ = kept.history.gates.shape
-        d_logits = np.zeros((steps, batch, len(p.output)), p.gates.dtype) if d_logits is None else _flat(d_logits)
+        arguments = ctx.arguments
+        if d_logits is None:  # costs come with the logits' gradient, as in ntm.Charge
+            d_logits = np.zeros((steps, batch, len(p.output)), p.gates.dtype)
+            arguments = arguments[:1] + (FREE,) + arguments[2:]
+        else:
+            d_logits = _flat(d_logits)
         d_end = NTMState(*(None if d is None else d.numpy() for d in d_end))
-        d_inputs, d_start, d_weights = backward(*ctx.arguments, d_logits, d_end)
+        d_inputs, d_start, d_weights = backward(*arguments, d_logits, d_end)
         summed = ctx.start_batch < batch
         d_start = [
             torch.from_numpy(d.sum(0, keepdims=True) if summed else d.copy()) if needed else None
-            for d, needed in zip(d_start, ctx.needs_input_grad[5:10], strict=True)
+            for d, needed in zip(d_start, ctx.needs_input_grad[4:9], strict=True)
         ]
-        return None, None, None, None, torch.from_numpy(d_inputs), *d_start, *map(torch.from_numpy, d_weights)
+        return None, None, None, torch.from_numpy(d_inputs), *d_start, *map(torch.from_numpy, d_weights)
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -1118,14 +1124,21 @@ def unroll(
 
     Raises:
         TypeError: inputs, state, mask and weights are not all of one floating-point type on the CPU.
+        ValueError: inputs or state do not have the model's shapes.
     """
     maps = model.controller.gates_map, model.heads.controls_map, model.output_map
     weights = [tensor for linear in maps for tensor in (linear.weight, linear.bias)]
     given = [inputs, *state, *weights] + ([] if dropped.cells is None else [dropped.cells])
     if any(x.dtype != inputs.dtype or x.device.type != "cpu" for x in given):
         raise TypeError(f"the fused path needs inputs, state and weights all in {weights[0].dtype} on the CPU")
+    rows, (readers, width), cells = state.memory.shape[1], model.initial_reads.shape, model.initial_cell.shape
+    shapes = [(rows, width), (2 * readers, rows), (readers, width), cells, cells]
+    if inputs.shape[2] != model.input_size or [part.shape[1:] for part in state] != shapes:
+        raise ValueError(
+            f"this model takes {model.input_size} inputs a step, and a state of shapes {shapes} a sequence"
+        )
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    logits, *end = Unroll.apply(keep, model.heads.num_write, dropped, costs, inputs, *state, *weights)
+    logits, *end = Unroll.apply(keep, dropped, costs, inputs, *state, *weights)
     return logits, NTMState(*end)
 
 

@@ -66,7 +66,8 @@ FREE = Costs()
 class Charge(torch.autograd.Function):
     """Hands logits on as they are; on the way back, gates and weightings get the gradients of `Costs` added to theirs.
 
-    So whatever loss is made of the logits, its gradient is that of the loss with the costs.
+    So whatever loss is made of the logits, its gradient is that of the loss with the costs. A loss that is scaled does
+    not scale them.
     """
 
     @staticmethod
@@ -235,6 +236,9 @@ class NTM(nn.Module):
         for t, x in enumerate(inputs):
             logits, state, controls = self.explained_step(x, state, dropped.at(t))
             outputs.append(logits)
-            gates.append(controls.interpolation_gate)
-            weightings.append(state.weighting)
+            if costs != FREE:
+                gates.append(controls.interpolation_gate)
+                weightings.append(state.weighting)
+        if costs == FREE:
+            return torch.stack(outputs), state
         return Charge.apply(torch.stack(outputs), torch.stack(gates), torch.stack(weightings), costs), state

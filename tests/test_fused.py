@@ -234,6 +234,27 @@ def test_not_a_number_in_gives_not_a_number_out():
     assert logits[:, 1].isfinite().all()
 
 
+def test_costs_come_with_the_gradient_of_the_logits_alone():
+    model, inputs = lively_model(), torch.rand(4, 3, 5, dtype=torch.float64)
+    found = []
+    for model.backend in (Backend.REFERENCE, Backend.FUSED):
+        for model.costs in (Costs(), Costs(100.0, 100.0)):
+            _, end = model(inputs)
+            found.append(torch.autograd.grad(end.memory.sum(), model.controller.gates_map.weight)[0])
+    for gradient in found[1:]:
+        assert_close(found[0], gradient, 1e-9)
+
+
+def test_wrong_shapes_are_refused():
+    model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
+    inputs, state = torch.rand(4, 2, 5), model.initial_state(2)
+    with pytest.raises(ValueError, match="5 inputs"):
+        model(inputs[..., :4])
+    for change in ({"cell": state.cell[:, 1:]}, {"weighting": state.weighting[..., 1:]}, {"reads": state.reads[:, :0]}):
+        with pytest.raises(ValueError, match="shapes"):
+            model(inputs, state._replace(**change))
+
+
 def test_mixed_types_are_refused():
     model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
     with pytest.raises(TypeError, match="float32"):

@@ -21,6 +21,7 @@ from experiment.configuration import NAMES, ROOT, Recipe
 from experiment.errors import InputError
 from experiment.page import page
 from ntm import Backend
+from reproduce import PAPER
 
 TAGS = {"loss", "bits", "exact"}
 
@@ -143,11 +144,8 @@ def test_both_paths_train_alike(repository, tiny):
 
 
 def test_the_papers_own_setting_learns(repository):
-    flags = "-optimizer rmsprop -momentum 0.9 -lr 1e-4 -lr_schedule constant -clip_norm 0 -clip_spike 0"
-    flags += (
-        " -clip_value 10 -batch_size 1 -full_tape -uneven 0 -content_cost 0 -blur_cost 0 -content_dropout 0 -rollback 0"
-    )
-    flags += " -rollback 0 -restart_after 0 -curriculum 0 -cell_dropout 0 -num_iters 600 -report_every 100"
+    assert PAPER in (ROOT / "README.md").read_text(encoding="utf-8")
+    flags = PAPER.replace("-num_iters 100000", "-num_iters 600 -report_every 100")
     repository.run("train.py", "-config", "m1d2", *flags.split(), "-saved_model", "elsewhere/paper.pt")
     losses = [value for _, value in curves(repository.folder, "m1d2")["train", "loss"]]
     assert losses[-1] < losses[0] - 0.005

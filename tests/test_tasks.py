@@ -144,12 +144,13 @@ def test_spread_lengths_has_both_ends():
 
 def test_summary_intervals():
     wrong = torch.tensor([0.0] * 98 + [3.0, 5.0])
-    result = summarise([0.1, 0.3], wrong)
+    result = summarise([0.1, 0.3], [wrong[:75], wrong[75:]])
+    assert result.loss == pytest.approx(0.75 * 0.1 + 0.25 * 0.3)
     assert result.exact == pytest.approx(0.98)
     assert result.bits == pytest.approx(0.08)
     assert result.bits_interval == pytest.approx(1.96 * np.std(wrong.numpy(), ddof=1) / 10, rel=1e-6)
     assert result.exact_low == pytest.approx(0.9300, abs=1e-4)  # Wilson, from a published calculator's formula
-    assert summarise([0.0], torch.zeros(256)).exact_low == pytest.approx(256 / (256 + 1.96**2), abs=1e-6)
+    assert summarise([0.0], [torch.zeros(256)]).exact_low == pytest.approx(256 / (256 + 1.96**2), abs=1e-6)
 
 
 def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():
