@@ -203,14 +203,10 @@ def main() -> None:
         raise InputError(f"-seeds: {error}") from error
     more = options.flags.split()
     if options.ablations:
+        folders = {variant: options.output / "ablations" / re.sub(r"\W+", "_", variant) for variant in ABLATIONS}
         jobs = {
             (variant, name, seed): (
-                *(
-                    name,
-                    seed,
-                    options.output / "ablations" / re.sub(r"\W+", "_", variant) / str(seed),
-                    flags.split() + more,
-                ),
+                *(name, seed, folders[variant] / str(seed), flags.split() + more),
                 *(ABLATION_SEQUENCES, ABLATION_LONG_SEQUENCES),
             )
             for variant, flags in ABLATIONS.items()

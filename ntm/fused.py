@@ -179,7 +179,7 @@ def softplus(x):
     return max(x, x - x) + log(ONE + exp(-abs(x)))
 
 
-# --- Loops that others share -------------------------------------------------------------------------------------------
+# --- Loops that others share ------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -1090,7 +1090,7 @@ class Unroll(torch.autograd.Function):
         arguments = ctx.arguments
         if d_logits is None:  # costs come with the logits' gradient, as in ntm.Charge
             d_logits = np.zeros((steps, batch, len(p.output)), p.gates.dtype)
-            arguments = arguments[:1] + (FREE,) + arguments[2:]
+            arguments = (*arguments[:1], FREE, *arguments[2:])
         else:
             d_logits = _flat(d_logits)
         d_end = NTMState(*(None if d is None else d.numpy() for d in d_end))
