@@ -91,9 +91,10 @@ def forward_only(
 
 
 STARTED = """
-import resource, sys, time, torch, bench
+import time, tracemalloc, torch, bench
 from experiment.configuration import Recipe, load_configuration
 from experiment.backend import start_backend
+from ntm import fused
 configuration = load_configuration("m1d1", Recipe())
 model, began = configuration.make_model(), time.perf_counter()
 start_backend(model)
@@ -112,9 +113,11 @@ began = time.perf_counter()
 work()
 print(f"{time.perf_counter() - began:.2f} s")
 """
-PEAK = """
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, kilobytes elsewhere
-print(f"{peak / (2**20 if sys.platform == 'darwin' else 2**10):.0f}")
+MEASURED = """
+fused._spare.clear()
+tracemalloc.start()
+work()
+print(f"{tracemalloc.get_traced_memory()[1] / 2**20:.0f} MB")
 """
 
 
@@ -127,13 +130,11 @@ def in_a_process(code: str, **environment: str) -> str:
 
 def long_sequences() -> None:
     """Print time and memory that long sequences take on the fused path, for m1."""
-    idle = in_a_process(PEAK)
     for name, code in (
         ("training step, 64 sequences of length 100", TRAINED),
         ("answers to 32 sequences of length 1,000, 1,024 rows", EVALUATED),
     ):
-        seconds, peak = in_a_process(code + PEAK).splitlines()
-        print(f"{name}: {seconds}; {peak} MB at most, {idle} of them before it began")
+        print(f"{name}: {', '.join(in_a_process(code + MEASURED).splitlines())}")
 
 
 def start_up() -> None:

@@ -43,6 +43,7 @@ from ntm.ntm import FREE, NOTHING, NTM, Costs, Dropped, NTMState
 # in the process; PyTorch has a BLAS of its own.
 threadpool_limits(limits=1, user_api="blas")
 
+WORTH_SHARING = 1000  # steps times sequences: with fewer, handing a product to a thread takes longer than the product
 SMALL_PRODUCT = 1_000_000  # multiplications: beyond it, OpenBLAS packs its operands first, which costs more here
 # The arrays that one of the small functions below takes never overlap. Numba has a flag that says so, but no option for
 # it; without, each short loop would begin with comparing all its arrays' addresses, which takes longer than the loop.
@@ -612,7 +613,7 @@ def add_bias(sums, bias):
 @compiled_with_counts
 def product(a, b, out):
     """`np.dot(a, b, out)`, in pieces small enough for the kernels that OpenBLAS has for small products."""
-    pieces = -(-a.shape[0] * b.size // SMALL_PRODUCT)
+    pieces = -(-a.shape[0] // max(1, SMALL_PRODUCT // b.size))
     rows = -(-a.shape[0] // pieces)
     for row in range(0, a.shape[0], rows):
         np.dot(a[row : row + rows], b, out[row : row + rows])
@@ -1058,7 +1059,8 @@ def weight_gradients(history: History, d_logits: np.ndarray) -> list[np.ndarray]
         np.dot(gates[:, half:].T, seen, d_gates[half:])
         return [d_weight for sums, x in others for d_weight in (sums.T @ x, sums.sum(0))]
 
-    d_gates_bias, d_others = at_once([first_half, rest])
+    jobs = [first_half, rest]
+    d_gates_bias, d_others = at_once(jobs) if len(gates) > WORTH_SHARING else [job() for job in jobs]
     return [d_gates, d_gates_bias, *d_others]
 
 
