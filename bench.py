@@ -181,6 +181,7 @@ def main() -> None:
                     torch.set_num_threads(n)
                     start_backend(model, n)
                     if path == "compiled":
+                        torch.compiler.reset()  # else, after eight models it would give up compiling
                         model.explained_step = torch.compile(model.explained_step)
                     step = milliseconds(
                         training_step(configuration, model, batch_size, options.length), options.seconds, device
