@@ -976,7 +976,7 @@ def share_out(work, batch: int, *arguments) -> None:
     """Call `work(begin, end, group, *arguments)` for all of a batch: parts of whole groups, one for each thread."""
     group = 8 if batch < 32 else 16  # few enough to stay in cache, enough to feed a matrix product and two threads
     groups = -(-batch // group)
-    threads = min(_threads or torch.get_num_threads(), groups)
+    threads = max(1, min(_threads or torch.get_num_threads(), groups))
     bounds = [min(groups * i // threads * group, batch) for i in range(threads + 1)]
 
     def part(begin: int, end: int) -> None:

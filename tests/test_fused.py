@@ -245,6 +245,14 @@ def test_costs_come_with_the_gradient_of_the_logits_alone():
         assert_close(found[0], gradient, 1e-9)
 
 
+def test_an_empty_batch():
+    model = lively_model(dtype=torch.float32)
+    for model.backend in (Backend.REFERENCE, Backend.FUSED):
+        logits, end = model(torch.rand(4, 0, 5))
+        assert logits.shape == (4, 0, 3)
+        assert len(end.memory) == 0
+
+
 def test_wrong_shapes_are_refused():
     model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
     inputs, state = torch.rand(4, 2, 5), model.initial_state(2)
