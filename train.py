@@ -110,6 +110,8 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
         for flag in flags:
             if flag in given and optimizer != recipe.optimizer:
                 raise InputError(f"-{flag} is a flag of -optimizer {optimizer}; this run uses {recipe.optimizer}")
+    if given.get("weaning") and not recipe.content_dropout:
+        raise InputError("-weaning raises -content_dropout, which is 0; give it a share above 0")
     if options.task_json is None:
         return options, load_configuration(options.config, recipe)
     return options, load_task_json(options.task_json, recipe)

@@ -238,6 +238,7 @@ WRONG = {
     "infinite rate": ("train.py -lr inf", "-lr"),
     "rate not a number": ("train.py -lr nan", "-lr"),
     "momentum with adam": ("train.py -momentum 0.9", "-optimizer rmsprop"),
+    "weaning from nothing": ("train.py -weaning 0.5 -content_dropout 0", "-content_dropout"),
     "beta with rmsprop": ("train.py -optimizer rmsprop -beta1 0.5", "-optimizer adam"),
     "unknown optimizer": ("train.py -optimizer sgd", "adam"),
     "unknown flag": ("train.py -learning_rate 1", "-learning_rate"),
