@@ -98,9 +98,8 @@ class Progress:
     direction. Then the machine goes back to when it last was sure. That costs only the iterations since: the batches to
     come are others.
 
-    Some machines do not get there: their read head rests while they read and jumps
-    to the last vector by content. With content dropout their training loss says so, and after `restart_after`
-    iterations they start over.
+    Some machines do not get there: their read head rests while they read and jumps to the last vector by content. With
+    content dropout their training loss says so, and after `restart_after` iterations they start over.
 
     Attributes:
         state: for a checkpoint: the iteration at which this attempt began, and how many there were before; the sum of

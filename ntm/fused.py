@@ -957,10 +957,15 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
 
 
+def threads_for(jobs: int) -> int:
+    """The number of threads that so many jobs get."""
+    return max(1, min(_threads or torch.get_num_threads(), jobs))
+
+
 def at_once(jobs: list[Callable[[], Any]]) -> list:
     """Call the jobs, at once where there are threads for that; results in order."""
     global _pool
-    threads = min(_threads or torch.get_num_threads(), len(jobs))
+    threads = threads_for(len(jobs))
     if threads == 1:
         return [job() for job in jobs]
     if _pool is None or _pool._max_workers < threads - 1:
@@ -976,7 +981,7 @@ def share_out(work, batch: int, *arguments) -> None:
     """Call `work(begin, end, group, *arguments)` for all of a batch: parts of whole groups, one for each thread."""
     group = 8 if batch < 32 else 16  # few enough to stay in cache, enough to feed a matrix product and two threads
     groups = -(-batch // group)
-    threads = max(1, min(_threads or torch.get_num_threads(), groups))
+    threads = threads_for(groups)
     bounds = [min(groups * i // threads * group, batch) for i in range(threads + 1)]
 
     def part(begin: int, end: int) -> None:
