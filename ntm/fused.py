@@ -16,40 +16,35 @@ How it is laid out
     * Loops avoid literals such as `1 - x`: an integer beside a float32 would make Numba compute in float64.
 """
 
+import ctypes
 import math
 import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache, partial
-from itertools import pairwise
+from functools import cache, partial, reduce
 from typing import Any, NamedTuple
 
+import llvmlite.binding
 import numpy as np
-import scipy.linalg.cython_blas  # noqa: F401  the BLAS behind np.dot in compiled code
 import torch
-from llvmlite.binding import get_host_cpu_features
+from llvmlite import ir
 from numba import config, njit, types
+from numba.core import cgutils
 from numba.core.cpu import CPUTargetOptions
-from numba.extending import overload
+from numba.extending import get_cython_function_address, intrinsic, overload
 from threadpoolctl import threadpool_limits
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ntm import addressing
 from ntm.ntm import FREE, NOTHING, NTM, Costs, Dropped, NTMState
 
-# Groups have the threads; a product inside one must not start more. This holds for all of NumPy's and SciPy's products
-# in the process; PyTorch has a BLAS of its own.
-threadpool_limits(limits=1, user_api="blas")
-
-WORTH_SHARING = 1000  # steps times sequences: with fewer, handing a product to a thread takes longer than the product
-SMALL_PRODUCT = 1_000_000  # multiplications: beyond it, OpenBLAS packs its operands first, which costs more here
 # The arrays that one of the small functions below takes never overlap. Numba has a flag that says so, but no option for
 # it; without, each short loop would begin with comparing all its arrays' addresses, which takes longer than the loop.
 CPUTargetOptions.noalias = CPUTargetOptions.Mapping("noalias")
 if config.CPU_FEATURES is None and platform.machine() in ("x86_64", "AMD64"):  # vectors as wide as the processor has
-    config.CPU_FEATURES = get_host_cpu_features().flatten() + ",-prefer-256-bit"
+    config.CPU_FEATURES = llvmlite.binding.get_host_cpu_features().flatten() + ",-prefer-256-bit"
 # Sums may be reordered and products fused, which vectorises them; NaN and infinity keep their meaning.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
@@ -565,156 +560,203 @@ def memory_backward(memory, weighting, erase, keys, d_reads, direct, along_row, 
         along_row[:] = memory.dtype.type(0)
 
 
+# --- Matrix products --------------------------------------------------------------------------------------------------
+
+
+def _find_blas() -> Callable[[int], int]:
+    """Tell compiled code where a BLAS is: PyTorch's MKL, or SciPy's, which is half as fast where matrices have few rows.
+
+    Returns:
+        What sets the number of threads that this thread's products take; it gives back what it was, or 0 for all.
+    """
+    try:
+        pytorch = ctypes.CDLL(torch._C.__file__)
+        limit, routines = pytorch.MKL_Set_Num_Threads_Local, (pytorch.sgemm_, pytorch.dgemm_)
+        addresses = [ctypes.cast(routine, ctypes.c_void_p).value for routine in routines]
+    except (AttributeError, OSError):  # PyTorch has another BLAS, or keeps it to itself
+        addresses = [get_cython_function_address("scipy.linalg.cython_blas", name) for name in ("sgemm", "dgemm")]
+        threadpool_limits(limits=1, user_api="blas")  # of NumPy's and SciPy's products in the whole process
+        limit = int
+    for name, address in zip(("ntm_sgemm", "ntm_dgemm"), addresses, strict=True):
+        llvmlite.binding.add_symbol(name, address)
+    return limit
+
+
+limit_product_threads = _find_blas()
+
+
+@intrinsic
+def gemm(_, flip_a, flip_b, rows, columns, inner, alpha, a, a_stride, b, b_stride, beta, c, c_stride):
+    """BLAS: c = alpha a b + beta c, of matrices stored column by column; it takes everything by address."""
+    kind, n = alpha, types.int32
+    name = {types.float32: "ntm_sgemm", types.float64: "ntm_dgemm"}[kind]
+
+    def call(context, builder, signature, values):
+        addresses = [
+            context.make_array(kind)(context, builder, value).data
+            if isinstance(kind, types.Array)
+            else cgutils.alloca_once_value(builder, value)
+            for kind, value in zip(signature.args, values, strict=True)
+        ]
+        routine = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t] * len(addresses))
+        routine = cgutils.get_or_insert_function(builder.module, routine, name)
+        builder.call(routine, [builder.bitcast(address, cgutils.voidptr_t) for address in addresses])
+        return context.get_dummy_value()
+
+    return types.void(types.uint8, types.uint8, n, n, n, kind, a, n, b, n, kind, c, n), call
+
+
+NO, YES = np.uint8(ord("N")), np.uint8(ord("T"))
+
+
+@compiled
+def stride(a):
+    """From a row to the next, in numbers; those of a row lie side by side."""
+    return a.strides[0] // a.itemsize
+
+
+@compiled
+def product(a, b, keep, out):
+    """out = a @ b + keep * out. (Stored by columns, a matrix is its transpose: so out' = b' a'.)"""
+    kind = out.dtype.type
+    rows, columns, inner = out.shape[0], out.shape[1], a.shape[1]
+    gemm(NO, NO, columns, rows, inner, kind(1), b, stride(b), a, stride(a), kind(keep), out, stride(out))
+
+
+@compiled
+def add_product(a, b, out):
+    """out += a.T @ b."""
+    kind = out.dtype.type
+    rows, columns, inner = out.shape[0], out.shape[1], a.shape[0]
+    gemm(NO, YES, columns, rows, inner, kind(1), b, stride(b), a, stride(a), kind(1), out, stride(out))
+
+
 # --- The unroll, one group of sequences -------------------------------------------------------------------------------
 
 
 class Parameters(NamedTuple):
-    """The model's weights, as `nn.Linear` lays them out, (out, in), and the maps of the forward pass transposed."""
+    """The three maps. `seen` is a row of input, last reads, last hidden and a 1, each map of a stretch of it."""
 
-    gates: np.ndarray
-    gates_t: np.ndarray
-    gates_bias: np.ndarray
-    controls: np.ndarray
-    controls_t: np.ndarray
-    controls_bias: np.ndarray
-    output: np.ndarray
-    output_t: np.ndarray
-    output_bias: np.ndarray
+    gates_t: np.ndarray  # (I + R M + C + 1, 4 C): for the way forward, with the bias as the last row
+    controls_t: np.ndarray  # (C + 1, P)
+    output_t: np.ndarray  # (R M + C + 1, O)
+    gates: np.ndarray  # (4 C, R M + C): for the way back, without the input and the bias
+    controls: np.ndarray  # (P, C)
+    output: np.ndarray  # (O, R M + C)
+
+
+class ParameterGradients(NamedTuple):
+    """Of the three maps, each with its bias as the last column."""
+
+    gates: np.ndarray  # (4 C, I + R M + C + 1)
+    controls: np.ndarray  # (P, C + 1)
+    output: np.ndarray  # (O, R M + C + 1)
 
 
 class History(NamedTuple):
-    """What a batch leaves behind, by time slot. Carried values have a slot more, for the step before."""
+    """What a group of G sequences leaves behind, by time slot. Carried values have a slot more, for the step before."""
 
-    memory: np.ndarray  # (slots + 1, B, M, N)
-    weighting: np.ndarray  # (slots + 1, B, H, N)
-    cell: np.ndarray  # (slots + 1, B, C)
-    seen: np.ndarray  # (slots + 1, B, I + R M + C): input, last reads, last hidden
-    gates: np.ndarray  # (slots, B, 4 C)
-    tanh_cell: np.ndarray  # (slots, B, C)
-    hidden: np.ndarray  # (slots, B, C)
-    controls: np.ndarray  # (slots, B, P)
-    inverse_norm: np.ndarray  # (slots, B, N)
-    similarity: np.ndarray  # (slots, B, H, N)
-    content: np.ndarray  # (slots, B, H, N)
-    shifted: np.ndarray  # (slots, B, H, N)
-    log_shifted: np.ndarray  # (slots, B, H, N)
-    answer: np.ndarray  # (slots, B, C + R M): hidden, reads
-    d_gates: np.ndarray  # (slots, B, 4 C), filled on the way back: gradients of the gates' sums,
-    d_controls: np.ndarray  # (slots, B, P), and of the controls' sums
+    memory: np.ndarray  # (slots + 1, G, M, N)
+    weighting: np.ndarray  # (slots + 1, G, H, N)
+    cell: np.ndarray  # (slots + 1, G, C)
+    seen: np.ndarray  # (slots + 1, G, I + R M + C + 1): input, last reads, last hidden, 1
+    gates: np.ndarray  # (slots, G, 4 C)
+    tanh_cell: np.ndarray  # (slots, G, C)
+    controls: np.ndarray  # (slots, G, P)
+    inverse_norm: np.ndarray  # (slots, G, N)
+    similarity: np.ndarray  # (slots, G, H, N)
+    content: np.ndarray  # (slots, G, H, N)
+    shifted: np.ndarray  # (slots, G, H, N)
+    log_shifted: np.ndarray  # (slots, G, H, N)
+    d_gates: np.ndarray  # (slots, G, 4 C), filled on the way back: gradients of the gates' sums,
+    d_controls: np.ndarray  # (slots, G, P), and of the controls' sums
 
 
 @compiled
-def add_bias(sums, bias):
-    for b in range(sums.shape[0]):
-        for j in range(sums.shape[1]):
-            sums[b, j] += bias[j]
-
-
-@compiled_with_counts
-def product(a, b, out):
-    """`np.dot(a, b, out)`, in pieces small enough for the kernels that OpenBLAS has for small products."""
-    pieces = -(-a.shape[0] // max(1, SMALL_PRODUCT // b.size))
-    rows = -(-a.shape[0] // pieces)
-    for row in range(0, a.shape[0], rows):
-        np.dot(a[row : row + rows], b, out[row : row + rows])
+def copy_columns(a, out):
+    """Copy a matrix into the first columns of another."""
+    for g in range(a.shape[0]):
+        for j in range(a.shape[1]):
+            out[g, j] = a[g, j]
 
 
 @compiled
-def copy_columns(a, out, count):
-    """Copy the first columns of a matrix."""
-    for b in range(a.shape[0]):
-        for j in range(count):
-            out[b, j] = a[b, j]
-
-
-@compiled
-def controller_step(first, last, gates_bias, cell_mask, history, t, now, after, slot):
+def controller_step(first, cell_mask, history, t, now, after, slot):
     """From the gates' sums to the controller's output, each sequence of the group."""
-    add_bias(history.gates[slot, first:last], gates_bias)
-    for b in range(first, last):
+    size = history.cell.shape[2]
+    hidden_at = history.seen.shape[2] - 1 - size
+    for g in range(history.cell.shape[1]):
         lstm(
-            history.gates[slot, b],
-            history.cell[now, b],
-            cell_mask[t, b],
-            history.cell[after, b],
-            history.tanh_cell[slot, b],
-            history.hidden[slot, b],
+            history.gates[slot, g],
+            history.cell[now, g],
+            cell_mask[t, first + g],
+            history.cell[after, g],
+            history.tanh_cell[slot, g],
+            history.seen[after, g, hidden_at:-1],
         )
 
 
 @compiled
-def memory_step(first, last, controls_bias, blind, history, now, after, slot, gated):
+def memory_step(first, blind, history, now, after, slot, gated):
     """From the controls' sums to new memory, weightings and reads, each sequence of the group."""
     heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
     readers = heads // 2
-    add_bias(history.controls[slot, first:last], controls_bias)
-    for b in range(first, last):
-        memory, inverse_norm = history.memory[now, b], history.inverse_norm[slot, b]
-        previous, weighting = history.weighting[now, b], history.weighting[after, b]
-        c = named(history.controls[slot, b], heads, width)
+    hidden_at = history.seen.shape[2] - 1 - size
+    for g in range(history.cell.shape[1]):
+        memory, inverse_norm = history.memory[now, g], history.inverse_norm[slot, g]
+        previous, weighting = history.weighting[now, g], history.weighting[after, g]
+        c = named(history.controls[slot, g], heads, width)
         activate(c)
-        if not blind[b]:
-            compare(memory, c.key, inverse_norm, history.similarity[slot, b])
+        if not blind[first + g]:
+            compare(memory, c.key, inverse_norm, history.similarity[slot, g])
             for n in range(inverse_norm.shape[0]):
                 inverse_norm[n] = ONE / np.sqrt(inverse_norm[n])
         for h in range(heads):
-            similarity, content = history.similarity[slot, b, h], history.content[slot, b, h]
-            shifted, log_shifted = history.shifted[slot, b, h], history.log_shifted[slot, b, h]
+            similarity, content = history.similarity[slot, g, h], history.content[slot, g, h]
+            shifted, log_shifted = history.shifted[slot, g, h], history.log_shifted[slot, g, h]
             key = c.key[h * width : (h + 1) * width]
-            if blind[b]:
+            if blind[first + g]:
                 copy(previous[h], gated)
             else:
                 content_weighting(inverse_norm, key, c.key_strength[h], similarity, content)
                 interpolate(content, previous[h], c.interpolation_gate[h], gated)
             shift(gated, c.shift_weighting[3 * h : 3 * h + 3], shifted)
             sharpen(shifted, c.sharpening[h], log_shifted, weighting[h])
-        hidden, answer, seen = history.hidden[slot, b], history.answer[slot, b], history.seen[after, b]
-        read(memory, weighting[:readers], answer[size:])
-        write(memory, weighting[readers:], c.erase, c.add, history.memory[after, b])
-        reads_at, hidden_at = seen.shape[0] - size - readers * width, seen.shape[0] - size
-        for j in range(size):
-            answer[j] = seen[hidden_at + j] = hidden[j]
-        for j in range(readers * width):
-            seen[reads_at + j] = answer[size + j]
+        read(memory, weighting[:readers], history.seen[after, g, hidden_at - readers * width : hidden_at])
+        write(memory, weighting[readers:], c.erase, c.add, history.memory[after, g])
 
 
 @compiled_with_counts
-def forward_groups(begin, end, group, inputs, cell_mask, blind, p, history, logits):
-    """Run sequences `begin` to `end` of a batch, a group at a time: inputs (T, B, I) to logits (T, B, O).
+def forward_group(first, inputs, cell_mask, blind, p, history, logits):
+    """Run a group, the batch's sequences from `first` on: inputs (T, B, I) to logits (T, B, O).
 
     The first slot of `history` holds the start.
     """
-    slots = history.gates.shape[0]
+    slots, group, _ = history.gates.shape
+    input_size, hidden_at = inputs.shape[2], history.seen.shape[2] - 1 - history.cell.shape[2]
     gated = np.empty(history.weighting.shape[3], inputs.dtype)
-    for first in range(begin, end, group):
-        last = min(first + group, end)
-        for t in range(inputs.shape[0]):
-            now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
-            copy_columns(inputs[t, first:last], history.seen[now, first:last], inputs.shape[2])
-            product(history.seen[now, first:last], p.gates_t, history.gates[slot, first:last])
-            controller_step(first, last, p.gates_bias, cell_mask, history, t, now, after, slot)
-            product(history.hidden[slot, first:last], p.controls_t, history.controls[slot, first:last])
-            memory_step(first, last, p.controls_bias, blind, history, now, after, slot, gated)
-            product(history.answer[slot, first:last], p.output_t, logits[t, first:last])
-            add_bias(logits[t, first:last], p.output_bias)
+    for t in range(inputs.shape[0]):
+        now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
+        copy_columns(inputs[t, first : first + group], history.seen[now])
+        product(history.seen[now], p.gates_t, 0, history.gates[slot])
+        controller_step(first, cell_mask, history, t, now, after, slot)
+        product(history.seen[after, :, hidden_at:], p.controls_t, 0, history.controls[slot])
+        memory_step(first, blind, history, now, after, slot, gated)
+        product(history.seen[after, :, input_size:], p.output_t, 0, logits[t, first : first + group])
 
 
 class StateGradients(NamedTuple):
-    """Gradients of the final state; `backward_groups` turns them into those of the initial state, in place."""
+    """Gradients of a group's final state; `backward_group` turns them into those of the initial state, in place."""
 
-    memory: np.ndarray  # (B, M, N)
-    weighting: np.ndarray  # (B, H, N)
-    cell: np.ndarray  # (B, C)
-    reads_hidden: np.ndarray  # (B, R M + C)
+    memory: np.ndarray  # (G, M, N)
+    weighting: np.ndarray  # (G, H, N)
+    cell: np.ndarray  # (G, C)
+    answer: np.ndarray  # (G, R M + C): reads, hidden
 
 
 class Scratch(NamedTuple):
-    """Room for the gradients of one time step of a group of G sequences, and of one sequence."""
+    """Room for the gradients of one time step of one sequence."""
 
-    answer: np.ndarray  # (G, C + R M)
-    hidden: np.ndarray  # (G, C)
-    seen: np.ndarray  # (G, I + R M + C)
-    reads: np.ndarray  # (R M)
     gated: np.ndarray  # (N): the value, made again
     d_gated: np.ndarray  # (N)
     content: np.ndarray  # (N)
@@ -726,28 +768,25 @@ class Scratch(NamedTuple):
 
 
 @compiled
-def memory_step_backward(first, last, blind, gate_cost, blur_cost, history, t, d, r):
+def memory_step_backward(first, blind, gate_cost, blur_cost, history, t, d, r):
     """The way back through `memory_step`. The costs are those of one head at one step."""
-    heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
+    heads, width = history.weighting.shape[2], history.memory.shape[2]
     readers = heads // 2
-    reads_at = r.seen.shape[1] - size - readers * width
-    for b in range(first, last):
-        memory, inverse_norm = history.memory[t, b], history.inverse_norm[t, b]
-        previous, weighting = history.weighting[t, b], history.weighting[t + 1, b]
-        d_memory, d_weighting = d.memory[b], d.weighting[b]
-        c = named(history.controls[t, b], heads, width)
-        d_c = named(history.d_controls[t, b], heads, width)
-        for j in range(readers * width):
-            r.reads[j] = r.answer[b - first, size + j] + r.seen[b - first, reads_at + j]
+    for g in range(history.cell.shape[1]):
+        memory, inverse_norm = history.memory[t, g], history.inverse_norm[t, g]
+        previous, weighting = history.weighting[t, g], history.weighting[t + 1, g]
+        d_memory, d_weighting, d_reads = d.memory[g], d.weighting[g], d.answer[g, : readers * width]
+        c = named(history.controls[t, g], heads, width)
+        d_c = named(history.d_controls[t, g], heads, width)
         read_write_backward(
-            memory, weighting, c.erase, c.add, r.reads, d_memory, d_weighting, d_c.erase, d_c.add, r.found
+            memory, weighting, c.erase, c.add, d_reads, d_memory, d_weighting, d_c.erase, d_c.add, r.found
         )
         for h in range(heads):
             charge_blur(blur_cost, weighting[h], d_weighting[h])
-            similarity, content = history.similarity[t, b, h], history.content[t, b, h]
-            shifted, log_shifted = history.shifted[t, b, h], history.log_shifted[t, b, h]
+            similarity, content = history.similarity[t, g, h], history.content[t, g, h]
+            shifted, log_shifted = history.shifted[t, g, h], history.log_shifted[t, g, h]
             gate, s, d_s = c.interpolation_gate[h], c.shift_weighting[3 * h :], d_c.shift_weighting[3 * h :]
-            if blind[b]:
+            if blind[first + g]:
                 copy(previous[h], r.gated)
             else:
                 interpolate(content, previous[h], gate, r.gated)
@@ -755,7 +794,7 @@ def memory_step_backward(first, last, blind, gate_cost, blur_cost, history, t, d
                 shifted, c.sharpening[h], log_shifted, weighting[h], d_weighting[h], r.shifted
             )
             shift_backward(r.gated, s, r.shifted, r.d_gated, d_s)
-            if blind[b]:  # the gate was not followed, but it costs what it asks
+            if blind[first + g]:  # the gate was not followed, but it costs what it asks
                 copy(r.d_gated, d_weighting[h])
                 d_c.interpolation_gate[h] = gate_cost
                 continue
@@ -766,51 +805,43 @@ def memory_step_backward(first, last, blind, gate_cost, blur_cost, history, t, d
             d_c.key_strength[h], r.along_key[h] = content_weighting_backward(
                 inverse_norm, key, c.key_strength[h], similarity, content, r.content, r.direct[h], r.along_row
             )
-        if blind[b]:
+        if blind[first + g]:
             d_c.key_strength[:] = r.along_key[:] = 0
             r.direct[:] = 0
         memory_backward(
-            memory, weighting, c.erase, c.key, r.reads, r.direct, r.along_row, r.along_key, d_memory, d_c.key
+            memory, weighting, c.erase, c.key, d_reads, r.direct, r.along_row, r.along_key, d_memory, d_c.key
         )
         activate_backward(c, d_c)
 
 
 @compiled
-def controller_step_backward(first, last, cell_mask, history, t, d, r):
-    """The way back through `controller_step`; `r.hidden` comes with what the controls hand back."""
-    size = history.cell.shape[2]
-    hidden_at = r.seen.shape[1] - size
-    for b in range(first, last):
-        g = b - first
-        for j in range(size):
-            r.hidden[g, j] += r.answer[g, j] + r.seen[g, hidden_at + j]
+def controller_step_backward(first, cell_mask, history, t, d):
+    """The way back through `controller_step`."""
+    for g in range(history.cell.shape[1]):
         lstm_backward(
-            history.gates[t, b],
-            history.cell[t, b],
-            cell_mask[t, b],
-            history.tanh_cell[t, b],
-            r.hidden[g],
-            d.cell[b],
-            history.d_gates[t, b],
+            history.gates[t, g],
+            history.cell[t, g],
+            cell_mask[t, first + g],
+            history.tanh_cell[t, g],
+            d.answer[g, d.answer.shape[1] - d.cell.shape[1] :],
+            d.cell[g],
+            history.d_gates[t, g],
         )
 
 
 @compiled_with_counts
-def backward_groups(begin, end, group, cell_mask, blind, gate_cost, blur_cost, p, history, d_logits, d, d_inputs):
-    """Go back through the time steps of `forward_groups`.
+def backward_group(first, cell_mask, blind, gate_cost, blur_cost, p, history, d_logits, d, d_p):
+    """Go back through the time steps of `forward_group`.
 
-    Turns `d` from the final state's gradients into the initial state's, sets `d_inputs` (T, B, I), and fills
-    `history.d_gates` and `history.d_controls`, from which the gradients of the weights follow.
+    Turns `d` from the final state's gradients into the initial state's, fills `history.d_gates` and
+    `history.d_controls`, and adds to `d_p`. `d_logits` is the group's own, (T, G, O).
     """
-    (steps, _, input_size), kind = d_inputs.shape, d_inputs.dtype
+    (steps, group, _), kind = d_logits.shape, d_logits.dtype
     _, _, width, rows = history.memory.shape
-    heads, size, seen = history.weighting.shape[2], history.cell.shape[2], history.seen.shape[2]
-    reads = history.answer.shape[2] - size
+    heads, size, seen_size = history.weighting.shape[2], history.cell.shape[2], history.seen.shape[2]
+    reads = heads // 2 * width
+    hidden_at = seen_size - 1 - size
     r = Scratch(
-        np.empty((group, size + reads), kind),
-        np.empty((group, size), kind),
-        np.empty((group, seen), kind),
-        np.empty(reads, kind),
         np.empty(rows, kind),
         np.empty(rows, kind),
         np.empty(rows, kind),
@@ -820,68 +851,56 @@ def backward_groups(begin, end, group, cell_mask, blind, gate_cost, blur_cost, p
         np.empty(heads, kind),
         np.empty((width, rows), kind),
     )
-    for first in range(begin + (end - begin - 1) // group * group, begin - 1, -group):  # the last is still in cache
-        last = min(first + group, end)
-        r_answer, r_hidden, r_seen = r.answer[: last - first], r.hidden[: last - first], r.seen[: last - first]
-        r_seen[:, input_size:] = d.reads_hidden[first:last]
-        for t in range(steps - 1, -1, -1):
-            product(d_logits[t, first:last], p.output, r_answer)
-            memory_step_backward(first, last, blind, gate_cost, blur_cost, history, t, d, r)
-            product(history.d_controls[t, first:last], p.controls, r_hidden)
-            controller_step_backward(first, last, cell_mask, history, t, d, r)
-            product(history.d_gates[t, first:last], p.gates, r_seen)
-            copy_columns(r_seen, d_inputs[t, first:last], input_size)
-        d.reads_hidden[first:last] = r_seen[:, input_size:]
+    for t in range(steps - 1, -1, -1):
+        product(d_logits[t], p.output, 1, d.answer)
+        memory_step_backward(first, blind, gate_cost, blur_cost, history, t, d, r)
+        product(history.d_controls[t], p.controls, 1, d.answer[:, reads:])
+        controller_step_backward(first, cell_mask, history, t, d)
+        product(history.d_gates[t], p.gates, 0, d.answer)
+    rows_of = history.seen[:steps], history.seen[1 : steps + 1]
+    count = steps * group  # all steps of all sequences are rows now
+    seen, after = rows_of[0].reshape(count, seen_size), rows_of[1].reshape(count, seen_size)
+    add_product(history.d_gates.reshape(count, 4 * size), seen, d_p.gates)
+    add_product(history.d_controls.reshape(count, d_p.controls.shape[0]), after[:, hidden_at:], d_p.controls)
+    add_product(d_logits.reshape(count, d_p.output.shape[0]), after[:, hidden_at - reads :], d_p.output)
 
 
 # --- The unroll, a whole batch ----------------------------------------------------------------------------------------
 
+GROUP = 8  # sequences: few enough to stay in cache, enough to feed a matrix product
+MOST_PARTS = 8  # of a batch, for as many threads; fixed, so that no sum depends on the number of threads
+MOST_SPARE = 2**26  # bytes
 
 _spare: list[np.ndarray] = []  # room of histories that are gone, to be used again: fresh memory costs page faults
-MOST_SPARE = 2
-
-
-class Kept:
-    """What forward leaves for backward, and room for what backward makes. The room is handed on when it goes."""
-
-    def __init__(self, room: np.ndarray, arrays: list[np.ndarray]) -> None:
-        self.room = room  # in which all the arrays lie
-        self.history, self.d = History(*arrays[: len(History._fields)]), StateGradients(*arrays[len(History._fields) :])
-
-    def __del__(self) -> None:
-        if len(_spare) < MOST_SPARE:
-            _spare.append(self.room)
 
 
 @cache
 def layout(
-    kind: np.dtype, slots: int, batch: int, rows: int, width: int, heads: int, size: int, seen: int, controls: int
+    kind: np.dtype, slots: int, group: int, rows: int, width: int, heads: int, size: int, seen: int, controls: int
 ) -> tuple[tuple, int]:
     """Lay the arrays of `History` and `StateGradients` one after the other, 64 bytes aligned to one another.
 
     Returns:
         Shape and offset in bytes of each, and the bytes in all.
     """
-    reads = heads // 2 * width
     history = History(
-        memory=(slots + 1, batch, width, rows),
-        weighting=(slots + 1, batch, heads, rows),
-        cell=(slots + 1, batch, size),
-        seen=(slots + 1, batch, seen),
-        gates=(slots, batch, 4 * size),
-        tanh_cell=(slots, batch, size),
-        hidden=(slots, batch, size),
-        controls=(slots, batch, controls),
-        inverse_norm=(slots, batch, rows),
-        similarity=(slots, batch, heads, rows),
-        content=(slots, batch, heads, rows),
-        shifted=(slots, batch, heads, rows),
-        log_shifted=(slots, batch, heads, rows),
-        answer=(slots, batch, size + reads),
-        d_gates=(slots, batch, 4 * size),
-        d_controls=(slots, batch, controls),
+        memory=(slots + 1, group, width, rows),
+        weighting=(slots + 1, group, heads, rows),
+        cell=(slots + 1, group, size),
+        seen=(slots + 1, group, seen),
+        gates=(slots, group, 4 * size),
+        tanh_cell=(slots, group, size),
+        controls=(slots, group, controls),
+        inverse_norm=(slots, group, rows),
+        similarity=(slots, group, heads, rows),
+        content=(slots, group, heads, rows),
+        shifted=(slots, group, heads, rows),
+        log_shifted=(slots, group, heads, rows),
+        d_gates=(slots, group, 4 * size),
+        d_controls=(slots, group, controls),
     )
-    gradients = StateGradients((batch, width, rows), (batch, heads, rows), (batch, size), (batch, reads + size))
+    answer = heads // 2 * width + size
+    gradients = StateGradients((group, width, rows), (group, heads, rows), (group, size), (group, answer))
     places, end = [], 0
     for shape in (*history, *gradients):
         places.append((shape, end))
@@ -889,35 +908,66 @@ def layout(
     return tuple(places), end
 
 
-def keep_room(slots: int, batch: int, start: NTMState, p: Parameters) -> Kept:
-    """Make room for a batch's history, and put the initial state in its first slot.
+class Kept:
+    """What a group's way forward leaves for the way back, and room for what that makes. The room is handed on later."""
 
-    Args:
-        slots: the number of steps, or 1 to keep nothing.
-        batch: B.
-        start: the initial state, as arrays, of B sequences or one for all.
-        p: the weights.
-    """
-    (_, heads, rows), size, kind = start.weighting.shape, start.cell.shape[1], p.gates.dtype
-    width, seen, reads = start.memory.shape[2], p.gates.shape[1], start.reads[0].size
-    places, needed = layout(kind, slots, batch, rows, width, heads, size, seen, len(p.controls_bias))
-    try:
-        room = _spare.pop()
-    except IndexError:
-        room = np.empty(0, np.uint8)
-    if room.nbytes < needed:
-        room = np.empty(needed, np.uint8)
-    kept = Kept(room, [np.ndarray(shape, kind, room, offset) for shape, offset in places])
-    history = kept.history
-    history.memory[0] = start.memory.transpose(0, 2, 1)
-    history.weighting[0], history.cell[0] = start.weighting, start.cell
-    history.seen[0, :, seen - size - reads : seen - size] = start.reads.reshape(-1, reads)
-    history.seen[0, :, seen - size :] = start.hidden
-    return kept
+    def __init__(self, slots: int, group: slice, start: NTMState, p: Parameters) -> None:
+        """Make room for the sequences of `group`, and put the initial state in the first slot.
+
+        Args:
+            slots: the number of steps, or 1 to keep nothing.
+            group: which sequences of the batch.
+            start: the initial state, as arrays, of the whole batch or one for all.
+            p: the weights.
+        """
+        (given, heads, rows), (_, readers, width), size = start.weighting.shape, start.reads.shape, start.cell.shape[1]
+        seen, kind = len(p.gates_t), p.gates.dtype
+        places, needed = layout(
+            kind, slots, group.stop - group.start, rows, width, heads, size, seen, len(p.controls)
+        )
+        try:
+            self.room = _spare.pop()
+        except IndexError:
+            self.room = np.empty(0, np.uint8)
+        if self.room.nbytes < needed + 63:
+            self.room = np.empty(needed + 63, np.uint8)
+        aligned = -self.room.ctypes.data % 64
+        arrays = [np.ndarray(shape, kind, self.room, aligned + offset) for shape, offset in places]
+        self.history, self.d = History(*arrays[: len(History._fields)]), StateGradients(*arrays[len(History._fields) :])
+        self.group, self.reads_at, self.hidden_at = group, seen - 1 - size - readers * width, seen - 1 - size
+        history, ours = self.history, group if given > 1 else slice(0, 1)
+        history.memory[0] = start.memory[ours].transpose(0, 2, 1)
+        history.weighting[0], history.cell[0] = start.weighting[ours], start.cell[ours]
+        history.seen[0, :, self.reads_at : self.hidden_at] = start.reads[ours].reshape(-1, readers * width)
+        history.seen[0, :, self.hidden_at : -1] = start.hidden[ours]
+        history.seen[:, :, -1] = 1
+
+    def __del__(self) -> None:
+        if self.room.nbytes + sum(room.nbytes for room in _spare) <= MOST_SPARE:
+            _spare.append(self.room)
+
+    def copy_end(self, steps: int, end: NTMState) -> None:
+        """Copy the group's state after so many steps to where that of the batch is gathered."""
+        history, group, slot = self.history, self.group, steps % len(self.history.memory)
+        end.memory[group] = history.memory[slot].transpose(0, 2, 1)
+        end.weighting[group], end.cell[group] = history.weighting[slot], history.cell[slot]
+        end.reads.reshape(len(end.reads), -1)[group] = history.seen[slot, :, self.reads_at : self.hidden_at]
+        end.hidden[group] = history.seen[slot, :, self.hidden_at : -1]
+
+    def state_gradients(self) -> NTMState:
+        """The gradients `d`, as those of a state."""
+        d, reads = self.d, self.hidden_at - self.reads_at
+        return NTMState(
+            memory=d.memory.transpose(0, 2, 1),
+            weighting=d.weighting,
+            reads=d.answer[:, :reads].reshape(len(d.answer), -1, d.memory.shape[1]),
+            hidden=d.answer[:, reads:],
+            cell=d.cell,
+        )
 
 
-class DenormalsFlushed:
-    """While it lasts, this thread takes numbers below the smallest normal one for 0.
+class Calculating:
+    """While it lasts, this thread multiplies matrices alone, and takes numbers below the smallest normal one for 0.
 
     Weightings and their gradients fade to such numbers everywhere, and arithmetic on them is many times slower.
     """
@@ -925,11 +975,13 @@ class DenormalsFlushed:
     TINY = np.array(1e-40, np.float32)
 
     def __enter__(self) -> None:
-        self.before = bool(self.TINY * 1 == 0)
+        self.before = bool(self.TINY * 1 == 0), limit_product_threads(1)
         torch.set_flush_denormal(True)
 
     def __exit__(self, *_) -> None:
-        torch.set_flush_denormal(self.before)
+        flushed, threads = self.before
+        torch.set_flush_denormal(flushed)
+        limit_product_threads(threads)
 
 
 _threads: int | None = None
@@ -957,171 +1009,174 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
 
 
-def threads_for(jobs: int) -> int:
-    """The number of threads that so many jobs get."""
-    return max(1, min(_threads or torch.get_num_threads(), jobs))
-
-
 def at_once(jobs: list[Callable[[], Any]]) -> list:
     """Call the jobs, at once where there are threads for that; results in order."""
     global _pool
-    threads = threads_for(len(jobs))
-    if threads == 1:
+    threads = min(_threads or torch.get_num_threads(), len(jobs))
+    if threads < 2:
         return [job() for job in jobs]
     if _pool is None or _pool._max_workers < threads - 1:
         _pool = ThreadPoolExecutor(threads - 1)
-    others = [_pool.submit(job) for job in jobs[1:]]
+    results, left = [None] * len(jobs), iter(range(len(jobs)))
+
+    def take_what_is_left() -> None:
+        for i in left:
+            results[i] = jobs[i]()
+
+    others = [_pool.submit(take_what_is_left) for _ in range(threads - 1)]
     try:
-        return [jobs[0](), *(other.result() for other in others)]
+        take_what_is_left()
     finally:
         wait(others)  # whatever happened: they write to rooms that would be handed on
+    for other in others:
+        other.result()
+    return results
 
 
-def share_out(work, batch: int, *arguments) -> None:
-    """Call `work(begin, end, group, *arguments)` for all of a batch: parts of whole groups, one for each thread."""
-    group = 8 if batch < 32 else 16  # few enough to stay in cache, enough to feed a matrix product and two threads
-    groups = -(-batch // group)
-    threads = threads_for(groups)
-    bounds = [min(groups * i // threads * group, batch) for i in range(threads + 1)]
-
-    def part(begin: int, end: int) -> None:
-        with DenormalsFlushed():
-            work(begin, end, group, *arguments)
-
-    at_once([partial(part, begin, end) for begin, end in pairwise(bounds)])
+def parts(batch: int) -> list[list[slice]]:
+    """Cut a batch into groups, and these into parts, each for one thread."""
+    groups = [slice(first, min(first + GROUP, batch)) for first in range(0, batch, GROUP)]
+    each = max(1, -(-len(groups) // MOST_PARTS))
+    return [groups[i : i + each] for i in range(0, len(groups), each)]
 
 
-def forward(
-    p: Parameters,
-    inputs: np.ndarray,
-    cell_mask: np.ndarray,
-    blind: np.ndarray,
-    start: NTMState,
-    keep: bool,
-) -> tuple[np.ndarray, NTMState, Kept]:
-    """Run a batch: logits (T, B, O), the final state, and what was kept: with `keep`, all that backward needs."""
-    steps, batch, input_size = inputs.shape
-    kept = keep_room(steps if keep else 1, batch, start, p)
-    history, size = kept.history, start.cell.shape[1]
-    logits = np.empty((steps, batch, len(p.output_bias)), inputs.dtype)
-    share_out(forward_groups, batch, inputs, cell_mask, blind, p, history, logits)
-    last = steps % len(history.memory)
-    end = NTMState(
-        memory=history.memory[last].copy().transpose(0, 2, 1),
-        weighting=history.weighting[last].copy(),
-        reads=history.seen[last, :, input_size:-size].copy().reshape(batch, *start.reads.shape[1:]),
-        hidden=history.seen[last, :, -size:].copy(),
-        cell=history.cell[last].copy(),
-    )
-    return logits, end, kept
+class Run:
+    """One unroll of a batch.
 
+    Args:
+        model: the machine.
+        inputs: (T, B, input_size).
+        start: the initial state, of the batch or one for all.
+        dropped, costs: as in `NTM.unroll`.
 
-def backward(
-    p: Parameters,
-    costs: Costs,
-    cell_mask: np.ndarray,
-    blind: np.ndarray,
-    kept: Kept,
-    d_logits: np.ndarray,
-    d_end: NTMState,
-) -> tuple[np.ndarray, NTMState, list[np.ndarray]]:
-    """Turn gradients of what `forward` gave into those of inputs, initial state, and weights with their biases.
-
-    What is None in `d_end` has no gradient. The initial state's gradients last no longer than what was kept.
+    Raises:
+        TypeError: inputs, state, mask and weights are not all of one floating-point type on the CPU.
+        ValueError: inputs or state do not have the model's shapes.
     """
-    history, d, (steps, batch, _), kind = kept.history, kept.d, d_logits.shape, d_logits.dtype
-    heads, size = history.weighting.shape[2], history.cell.shape[2]
-    reads_size, width = history.answer.shape[2] - size, history.memory.shape[2]
-    d_state = NTMState(
-        memory=d.memory.transpose(0, 2, 1),
-        weighting=d.weighting,
-        reads=d.reads_hidden[:, :reads_size].reshape(batch, -1, width),
-        hidden=d.reads_hidden[:, reads_size:],
-        cell=d.cell,
-    )
-    for ours, given in zip(d_state, d_end, strict=True):
-        ours[:] = 0 if given is None else given
-    d_inputs = np.empty((steps, batch, history.seen.shape[2] - reads_size - size), kind)
-    charged = kind.type(costs.content / (heads * batch * steps)), kind.type(costs.blur / (heads * batch * steps))
-    share_out(backward_groups, batch, cell_mask, blind, *charged, p, history, d_logits, d, d_inputs)
-    return d_inputs, d_state, weight_gradients(history, d_logits)
+
+    def __init__(self, model: NTM, inputs: Tensor, start: NTMState, dropped: Dropped, costs: Costs) -> None:
+        weights = weights_of(model)
+        given = [inputs, *start, *weights] + ([] if dropped.cells is None else [dropped.cells])
+        if any(x.dtype != inputs.dtype or x.device.type != "cpu" for x in given):
+            raise TypeError(f"the fused path needs inputs, state and weights all in {weights[0].dtype} on the CPU")
+        rows, (readers, width), cells = start.memory.shape[1], model.initial_reads.shape, model.initial_cell.shape
+        shapes = [(rows, width), (2 * readers, rows), (readers, width), cells, cells]
+        if inputs.shape[2] != model.input_size or [part.shape[1:] for part in start] != shapes:
+            raise ValueError(
+                f"this model takes {model.input_size} inputs a step, and a state of shapes {shapes} a sequence"
+            )
+        self.p, self.inputs = parameters(weights, inputs.shape[2]), _flat(inputs)
+        self.start = NTMState(*(part.detach().numpy() for part in start))
+        (steps, batch, _), kind = self.inputs.shape, self.inputs.dtype
+        self.cells = np.empty((steps, batch, 0), kind) if dropped.cells is None else _flat(dropped.cells)
+        self.blind = np.zeros(batch, bool) if dropped.blind is None else _flat(dropped.blind)
+        self.costs = tuple(kind.type(cost / max(1, 2 * readers * batch * steps)) for cost in costs)
+        self.logits = np.empty((steps, batch, len(self.p.output)), kind)
+        self.end = NTMState(*(np.empty((batch, *part.shape[1:]), kind) for part in self.start))
+
+    def forward(self, group: slice, keep: bool = True) -> Kept:
+        """Fill in a group's logits and final state."""
+        steps = len(self.inputs)
+        kept = Kept(steps if keep else 1, group, self.start, self.p)
+        forward_group(group.start, self.inputs, self.cells, self.blind, self.p, kept.history, self.logits)
+        kept.copy_end(steps, self.end)
+        return kept
+
+    def backward(self, kept: Kept, d_logits: Tensor | None, d_p: ParameterGradients) -> None:
+        """Turn `kept.d` from the final state's gradients into the initial state's, and add to `d_p`.
+
+        `d_logits` are the group's, (T, G, O). Where they are None the costs are none either, as in ntm.Charge.
+        """
+        group, costs = kept.group, self.costs
+        if d_logits is None:
+            d_logits, costs = torch.from_numpy(np.zeros_like(self.logits[:, group])), (self.logits.dtype.type(0),) * 2
+        arrays = self.cells, self.blind, *costs, self.p, kept.history, _flat(d_logits), kept.d, d_p
+        backward_group(group.start, *arrays)
 
 
-def weight_gradients(history: History, d_logits: np.ndarray) -> list[np.ndarray]:
-    """Make the gradients of the weights and biases of the three maps, sums = source @ weight.T + bias.
+def weights_of(model: NTM) -> list[nn.Parameter]:
+    """The three maps' weights and biases."""
+    maps = model.controller.gates_map, model.heads.controls_map, model.output_map
+    return [tensor for linear in maps for tensor in (linear.weight, linear.bias)]
 
-    One product over all time steps and sequences for each map; that of the gates, which is the largest, in two halves.
-    """
-    maps = (history.d_gates, history.seen[:-1]), (history.d_controls, history.hidden), (d_logits, history.answer)
-    (gates, seen), *others = [(sums.reshape(-1, sums.shape[2]), x.reshape(-1, x.shape[2])) for sums, x in maps]
-    d_gates, half = np.empty((gates.shape[1], seen.shape[1]), gates.dtype), gates.shape[1] // 2
 
-    def first_half() -> np.ndarray:
-        np.dot(gates[:, :half].T, seen, d_gates[:half])
-        return gates.sum(0)
+def parameters(weights: list[Tensor], input_size: int) -> Parameters:
+    """Lay weights out for the two ways."""
+    gates, gates_bias, controls, controls_bias, output, output_bias = (w.detach().numpy() for w in weights)
+    size = controls.shape[1]
+    output = np.concatenate((output[:, size:], output[:, :size]), 1)  # reads first, as in `seen`
 
-    def rest() -> list[np.ndarray]:
-        np.dot(gates[:, half:].T, seen, d_gates[half:])
-        return [d_weight for sums, x in others for d_weight in (sums.T @ x, sums.sum(0))]
+    def transposed(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        both = np.empty((weight.shape[1] + 1, len(weight)), weight.dtype)
+        both[:-1], both[-1] = weight.T, bias
+        return both
 
-    jobs = [first_half, rest]
-    d_gates_bias, d_others = at_once(jobs) if len(gates) > WORTH_SHARING else [job() for job in jobs]
-    return [d_gates, d_gates_bias, *d_others]
+    way_forward = transposed(gates, gates_bias), transposed(controls, controls_bias), transposed(output, output_bias)
+    return Parameters(*way_forward, gates[:, input_size:], controls, output)
+
+
+def zero_gradients(p: Parameters) -> ParameterGradients:
+    """Make room for sums over sequences."""
+    return ParameterGradients(*(np.zeros(way.shape[::-1], way.dtype) for way in (p.gates_t, p.controls_t, p.output_t)))
+
+
+def weight_gradients(d_parts: list[ParameterGradients], size: int) -> list[Tensor]:
+    """Add up gradients; returns them in the order and the layout of `weights_of`."""
+    gates, controls, output = (reduce(np.add, arrays) for arrays in zip(*d_parts, strict=True))
+    reads = output.shape[1] - 1 - size
+    output_weight = np.concatenate((output[:, reads:-1], output[:, :reads]), 1)
+    arrays = gates[:, :-1], gates[:, -1], controls[:, :-1], controls[:, -1], output_weight, output[:, -1]
+    return [torch.from_numpy(array) for array in arrays]
 
 
 class Unroll(torch.autograd.Function):
-    """`forward` and `backward` as PyTorch sees them."""
+    """A run as PyTorch sees it."""
 
     @staticmethod
-    def forward(ctx, keep, dropped, costs, inputs, memory, weighting, reads, hidden, cell, *weights):
-        """Return logits and the final state's five tensors. The initial state may be one for all sequences."""
-        start = NTMState(*(s.numpy() for s in (memory, weighting, reads, hidden, cell)))
-        steps, batch, _ = inputs.shape
-        cells = np.empty((steps, batch, 0), start.cell.dtype) if dropped.cells is None else _flat(dropped.cells)
-        blind = np.zeros(batch, bool) if dropped.blind is None else _flat(dropped.blind)
-        p = _parameters(weights)
-        logits, end, kept = forward(p, _flat(inputs), cells, blind, start, keep)
+    def forward(ctx, run, keep, inputs, memory, weighting, reads, hidden, cell, *weights):
+        """Return logits and the final state's five tensors."""
+
+        def part(groups: list[slice]) -> list[Kept]:
+            with Calculating():
+                return [kept for kept in (run.forward(group, keep) for group in groups) if keep]
+
+        kept = at_once([partial(part, groups) for groups in parts(inputs.shape[1])])
         if keep:
             ctx.save_for_backward(*weights)  # so that PyTorch notices a weight that changes before backward
-            ctx.arguments, ctx.start_batch = (p, costs, cells, blind, kept), len(start.cell)
+            ctx.run, ctx.kept = run, kept
             ctx.set_materialize_grads(False)
-        return tuple(map(torch.from_numpy, (logits, *end)))
+        return tuple(map(torch.from_numpy, (run.logits, *run.end)))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_logits, *d_end):
         """Return a gradient for each argument of `forward`."""
-        _ = ctx.saved_tensors
-        p, kept = ctx.arguments[0], ctx.arguments[-1]
-        steps, batch, _ = kept.history.gates.shape
-        arguments = ctx.arguments
-        if d_logits is None:  # costs come with the logits' gradient, as in ntm.Charge
-            d_logits = np.zeros((steps, batch, len(p.output)), p.gates.dtype)
-            arguments = (*arguments[:1], FREE, *arguments[2:])
-        else:
-            d_logits = _flat(d_logits)
-        d_end = NTMState(*(None if d is None else d.numpy() for d in d_end))
-        d_inputs, d_start, d_weights = backward(*arguments, d_logits, d_end)
-        summed = ctx.start_batch < batch
-        d_start = [
-            torch.from_numpy(d.sum(0, keepdims=True) if summed else d.copy()) if needed else None
-            for d, needed in zip(d_start, ctx.needs_input_grad[4:9], strict=True)
-        ]
-        return None, None, None, torch.from_numpy(d_inputs), *d_start, *map(torch.from_numpy, d_weights)
+        _, run, needed = ctx.saved_tensors, ctx.run, ctx.needs_input_grad
+
+        def part(several: list[Kept]) -> ParameterGradients:
+            with Calculating():
+                d_p = zero_gradients(run.p)
+                for kept in reversed(several):  # the last is still in cache
+                    for d, given in zip(kept.state_gradients(), d_end, strict=True):
+                        d[...] = 0 if given is None else given[kept.group].numpy()
+                    run.backward(kept, None if d_logits is None else d_logits[:, kept.group], d_p)
+                return d_p
+
+        d_weights = weight_gradients(at_once([partial(part, several) for several in ctx.kept]), run.p.controls.shape[1])
+        groups = [kept for several in ctx.kept for kept in several]
+        d_inputs, d_start = None, []
+        if needed[2]:
+            into = ctx.saved_tensors[0][:, : run.inputs.shape[2]]
+            d_inputs = torch.cat([torch.from_numpy(kept.history.d_gates) @ into for kept in groups], 1)
+        for wanted, *arrays in zip(needed[3:8], *(kept.state_gradients() for kept in groups), strict=True):
+            d = torch.from_numpy(np.concatenate(arrays)) if wanted else None
+            d_start.append(d.sum(0, keepdim=True) if wanted and len(run.start.cell) < len(d) else d)
+        return None, None, d_inputs, *d_start, *d_weights
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
     """An array without gaps, for which alone the functions above are compiled."""
     return np.ascontiguousarray(tensor.numpy())
-
-
-def _parameters(weights: tuple[Tensor, ...]) -> Parameters:
-    gates, gates_bias, controls, controls_bias, output, output_bias = (w.detach().numpy() for w in weights)
-    return Parameters(
-        *(gates, gates.T.copy(), gates_bias),
-        *(controls, controls.T.copy(), controls_bias),
-        *(output, output.T.copy(), output_bias),
-    )
 
 
 def unroll(
@@ -1130,23 +1185,52 @@ def unroll(
     """Compute what `NTM.unroll` computes, faster. Twice differentiable it is not.
 
     Raises:
-        TypeError: inputs, state, mask and weights are not all of one floating-point type on the CPU.
-        ValueError: inputs or state do not have the model's shapes.
+        TypeError, ValueError: as `Run`.
     """
-    maps = model.controller.gates_map, model.heads.controls_map, model.output_map
-    weights = [tensor for linear in maps for tensor in (linear.weight, linear.bias)]
-    given = [inputs, *state, *weights] + ([] if dropped.cells is None else [dropped.cells])
-    if any(x.dtype != inputs.dtype or x.device.type != "cpu" for x in given):
-        raise TypeError(f"the fused path needs inputs, state and weights all in {weights[0].dtype} on the CPU")
-    rows, (readers, width), cells = state.memory.shape[1], model.initial_reads.shape, model.initial_cell.shape
-    shapes = [(rows, width), (2 * readers, rows), (readers, width), cells, cells]
-    if inputs.shape[2] != model.input_size or [part.shape[1:] for part in state] != shapes:
-        raise ValueError(
-            f"this model takes {model.input_size} inputs a step, and a state of shapes {shapes} a sequence"
-        )
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    logits, *end = Unroll.apply(keep, dropped, costs, inputs, *state, *weights)
+    weights = weights_of(model)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *weights))
+    run = Run(model, inputs.detach(), state, dropped, costs)
+    logits, *end = Unroll.apply(run, keep, inputs, *state, *weights)
     return logits, NTMState(*end)
+
+
+def forward_backward(
+    model: NTM,
+    inputs: Tensor,
+    loss_gradient: Callable[[Tensor, slice], Tensor],
+    memory_units: int | None = None,
+    dropped: Dropped = NOTHING,
+    costs: Costs = FREE,
+) -> tuple[Tensor, NTMState]:
+    """Compute what `NTM.forward_backward` computes: each group goes forward and back while it is in cache.
+
+    Raises:
+        TypeError, ValueError: as `Run`.
+    """
+    run = Run(model, inputs, model.initial_state(1, memory_units), dropped, costs)
+
+    def there_and_back(group: slice, d_p: ParameterGradients) -> list[np.ndarray]:
+        kept = run.forward(group)
+        for d in kept.d:
+            d[...] = 0
+        run.backward(kept, loss_gradient(torch.from_numpy(run.logits[:, group]), group), d_p)
+        d_start = kept.state_gradients()
+        return [d.sum(0) for d in (d_start.reads, d_start.hidden, d_start.cell)]
+
+    def part(groups: list[slice]) -> tuple[ParameterGradients, list]:
+        with Calculating():
+            d_p = zero_gradients(run.p)
+            return d_p, [there_and_back(group, d_p) for group in groups]
+
+    results = at_once([partial(part, groups) for groups in parts(inputs.shape[1])])
+    if results:
+        d_start = [sum(arrays) for arrays in zip(*(d for _, several in results for d in several), strict=True)]
+        d_weights = weight_gradients([d_p for d_p, _ in results], run.p.controls.shape[1])
+        learned = *weights_of(model), model.initial_reads, model.initial_hidden, model.initial_cell
+        for parameter, d in zip(learned, (*d_weights, *map(torch.from_numpy, d_start)), strict=True):
+            if parameter.requires_grad:
+                parameter.grad = d.contiguous() if parameter.grad is None else parameter.grad.add_(d)
+    return torch.from_numpy(run.logits), NTMState(*map(torch.from_numpy, run.end))
 
 
 def warm_up(model: NTM) -> None:
