@@ -560,6 +560,19 @@ def memory_backward(memory, weighting, erase, keys, d_reads, direct, along_row, 
         along_row[:] = memory.dtype.type(0)
 
 
+# --- The loss ---------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def cross_entropy(logits, targets, share, d_logits):
+    """Binary cross-entropy, each bit counted so much; sets `d_logits`."""
+    loss = share - share
+    for j in range(logits.shape[0]):
+        loss += share * (softplus(logits[j]) - targets[j] * logits[j])
+        d_logits[j] = share * (sigmoid(logits[j]) - targets[j])
+    return loss
+
+
 # --- Matrix products --------------------------------------------------------------------------------------------------
 
 
@@ -646,11 +659,13 @@ class Parameters(NamedTuple):
 
 
 class ParameterGradients(NamedTuple):
-    """Of the three maps, each with its bias as the last column."""
+    """Sums over sequences: of the three maps, each with its bias as the last column,"""
 
     gates: np.ndarray  # (4 C, I + R M + C + 1)
     controls: np.ndarray  # (P, C + 1)
     output: np.ndarray  # (O, R M + C + 1)
+    start_cell: np.ndarray  # (C), and of the initial state where all sequences share it
+    start_answer: np.ndarray  # (R M + C): reads, hidden
 
 
 class History(NamedTuple):
@@ -668,7 +683,8 @@ class History(NamedTuple):
     content: np.ndarray  # (slots, G, H, N)
     shifted: np.ndarray  # (slots, G, H, N)
     log_shifted: np.ndarray  # (slots, G, H, N)
-    d_gates: np.ndarray  # (slots, G, 4 C), filled on the way back: gradients of the gates' sums,
+    d_logits: np.ndarray  # (slots, G, O), filled before the way back
+    d_gates: np.ndarray  # (slots, G, 4 C), and on the way back: gradients of the gates' sums,
     d_controls: np.ndarray  # (slots, G, P), and of the controls' sums
 
 
@@ -678,6 +694,14 @@ def copy_columns(a, out):
     for g in range(a.shape[0]):
         for j in range(a.shape[1]):
             out[g, j] = a[g, j]
+
+
+@compiled
+def add_rows(a, total):
+    """Add each row of a matrix to a vector."""
+    for g in range(a.shape[0]):
+        for j in range(a.shape[1]):
+            total[j] += a[g, j]
 
 
 @compiled
@@ -830,13 +854,13 @@ def controller_step_backward(first, cell_mask, history, t, d):
 
 
 @compiled_with_counts
-def backward_group(first, cell_mask, blind, gate_cost, blur_cost, p, history, d_logits, d, d_p):
+def backward_group(first, cell_mask, blind, gate_cost, blur_cost, p, history, d, d_p):
     """Go back through the time steps of `forward_group`.
 
     Turns `d` from the final state's gradients into the initial state's, fills `history.d_gates` and
-    `history.d_controls`, and adds to `d_p`. `d_logits` is the group's own, (T, G, O).
+    `history.d_controls` beside `history.d_logits`, and adds to `d_p`.
     """
-    (steps, group, _), kind = d_logits.shape, d_logits.dtype
+    (steps, group, _), kind = history.d_logits.shape, history.d_logits.dtype
     _, _, width, rows = history.memory.shape
     heads, size, seen_size = history.weighting.shape[2], history.cell.shape[2], history.seen.shape[2]
     reads = heads // 2 * width
@@ -852,7 +876,7 @@ def backward_group(first, cell_mask, blind, gate_cost, blur_cost, p, history, d_
         np.empty((width, rows), kind),
     )
     for t in range(steps - 1, -1, -1):
-        product(d_logits[t], p.output, 1, d.answer)
+        product(history.d_logits[t], p.output, 1, d.answer)
         memory_step_backward(first, blind, gate_cost, blur_cost, history, t, d, r)
         product(history.d_controls[t], p.controls, 1, d.answer[:, reads:])
         controller_step_backward(first, cell_mask, history, t, d)
@@ -862,7 +886,20 @@ def backward_group(first, cell_mask, blind, gate_cost, blur_cost, p, history, d_
     seen, after = rows_of[0].reshape(count, seen_size), rows_of[1].reshape(count, seen_size)
     add_product(history.d_gates.reshape(count, 4 * size), seen, d_p.gates)
     add_product(history.d_controls.reshape(count, d_p.controls.shape[0]), after[:, hidden_at:], d_p.controls)
-    add_product(d_logits.reshape(count, d_p.output.shape[0]), after[:, hidden_at - reads :], d_p.output)
+    add_product(history.d_logits.reshape(count, d_p.output.shape[0]), after[:, hidden_at - reads :], d_p.output)
+    add_rows(d.cell, d_p.start_cell)
+    add_rows(d.answer, d_p.start_answer)
+
+
+@compiled
+def loss_of_group(first, logits, targets, mask, share, history):
+    """The group's part of the loss; fills `history.d_logits`. Logits and targets are the batch's, (T, B, O)."""
+    loss = 0.0
+    for t in range(logits.shape[0]):
+        for g in range(history.d_logits.shape[1]):
+            b = first + g
+            loss += cross_entropy(logits[t, b], targets[t, b], share * mask[t, b], history.d_logits[t, g])
+    return loss
 
 
 # --- The unroll, a whole batch ----------------------------------------------------------------------------------------
@@ -876,7 +913,7 @@ _spare: list[np.ndarray] = []  # room of histories that are gone, to be used aga
 
 @cache
 def layout(
-    kind: np.dtype, slots: int, group: int, rows: int, width: int, heads: int, size: int, seen: int, controls: int
+    kind: np.dtype, slots: int, group: int, rows: int, width: int, heads: int, size: int, seen: int, controls: int, outputs: int
 ) -> tuple[tuple, int]:
     """Lay the arrays of `History` and `StateGradients` one after the other, 64 bytes aligned to one another.
 
@@ -896,6 +933,7 @@ def layout(
         content=(slots, group, heads, rows),
         shifted=(slots, group, heads, rows),
         log_shifted=(slots, group, heads, rows),
+        d_logits=(slots, group, outputs),
         d_gates=(slots, group, 4 * size),
         d_controls=(slots, group, controls),
     )
@@ -909,22 +947,19 @@ def layout(
 
 
 class Kept:
-    """What a group's way forward leaves for the way back, and room for what that makes. The room is handed on later."""
+    """What a group's way forward leaves for the way back, and room for what that makes. The room is handed on later.
+
+    Args:
+        slots: the number of steps, or 1 to keep nothing.
+        group: which sequences of the batch.
+        start: the initial state, of the whole batch or one for all; its memory is [M][N].
+        p: the weights.
+    """
 
     def __init__(self, slots: int, group: slice, start: NTMState, p: Parameters) -> None:
-        """Make room for the sequences of `group`, and put the initial state in the first slot.
-
-        Args:
-            slots: the number of steps, or 1 to keep nothing.
-            group: which sequences of the batch.
-            start: the initial state, as arrays, of the whole batch or one for all.
-            p: the weights.
-        """
-        (given, heads, rows), (_, readers, width), size = start.weighting.shape, start.reads.shape, start.cell.shape[1]
-        seen, kind = len(p.gates_t), p.gates.dtype
-        places, needed = layout(
-            kind, slots, group.stop - group.start, rows, width, heads, size, seen, len(p.controls)
-        )
+        (given, heads, rows), width, size = start.weighting.shape, start.memory.shape[1], start.cell.shape[1]
+        seen, kind, count = len(p.gates_t), p.gates.dtype, group.stop - group.start
+        places, needed = layout(kind, slots, count, rows, width, heads, size, seen, len(p.controls), len(p.output))
         try:
             self.room = _spare.pop()
         except IndexError:
@@ -934,13 +969,17 @@ class Kept:
         aligned = -self.room.ctypes.data % 64
         arrays = [np.ndarray(shape, kind, self.room, aligned + offset) for shape, offset in places]
         self.history, self.d = History(*arrays[: len(History._fields)]), StateGradients(*arrays[len(History._fields) :])
-        self.group, self.reads_at, self.hidden_at = group, seen - 1 - size - readers * width, seen - 1 - size
+        self.group, self.hidden_at = group, seen - 1 - size
         history, ours = self.history, group if given > 1 else slice(0, 1)
-        history.memory[0] = start.memory[ours].transpose(0, 2, 1)
-        history.weighting[0], history.cell[0] = start.weighting[ours], start.cell[ours]
-        history.seen[0, :, self.reads_at : self.hidden_at] = start.reads[ours].reshape(-1, readers * width)
-        history.seen[0, :, self.hidden_at : -1] = start.hidden[ours]
+        history.memory[0], history.weighting[0] = start.memory[ours], start.weighting[ours]
+        history.cell[0], history.seen[0, :, self.hidden_at : -1] = start.cell[ours], start.hidden[ours]
+        history.seen[0, :, self.reads_at : self.hidden_at] = start.reads[ours].reshape(-1, self.hidden_at - self.reads_at)
         history.seen[:, :, -1] = 1
+
+    @property
+    def reads_at(self) -> int:
+        """Where the reads begin in a row of `seen`, up to where the hidden state does."""
+        return self.hidden_at + self.history.cell.shape[2] - self.d.answer.shape[1]
 
     def __del__(self) -> None:
         if self.room.nbytes + sum(room.nbytes for room in _spare) <= MOST_SPARE:
@@ -949,21 +988,25 @@ class Kept:
     def copy_end(self, steps: int, end: NTMState) -> None:
         """Copy the group's state after so many steps to where that of the batch is gathered."""
         history, group, slot = self.history, self.group, steps % len(self.history.memory)
-        end.memory[group] = history.memory[slot].transpose(0, 2, 1)
-        end.weighting[group], end.cell[group] = history.weighting[slot], history.cell[slot]
+        end.memory[group], end.weighting[group] = history.memory[slot], history.weighting[slot]
+        end.cell[group], end.hidden[group] = history.cell[slot], history.seen[slot, :, self.hidden_at : -1]
         end.reads.reshape(len(end.reads), -1)[group] = history.seen[slot, :, self.reads_at : self.hidden_at]
-        end.hidden[group] = history.seen[slot, :, self.hidden_at : -1]
 
     def state_gradients(self) -> NTMState:
-        """The gradients `d`, as those of a state."""
-        d, reads = self.d, self.hidden_at - self.reads_at
+        """The gradients `d`, as those of a state whose memory is [M][N]."""
+        (memory, weighting, cell, answer), reads = self.d, self.hidden_at - self.reads_at
         return NTMState(
-            memory=d.memory.transpose(0, 2, 1),
-            weighting=d.weighting,
-            reads=d.answer[:, :reads].reshape(len(d.answer), -1, d.memory.shape[1]),
-            hidden=d.answer[:, reads:],
-            cell=d.cell,
+            memory=memory,
+            weighting=weighting,
+            reads=answer[:, :reads].reshape(len(answer), -1, memory.shape[1]),
+            hidden=answer[:, reads:],
+            cell=cell,
         )
+
+
+def turned(state: NTMState) -> NTMState:
+    """A view of a state with [N][M] and [M][N] exchanged in its memory, which may be None."""
+    return state._replace(memory=None if state.memory is None else state.memory.swapaxes(1, 2))
 
 
 class Calculating:
@@ -1066,7 +1109,8 @@ class Run:
                 f"this model takes {model.input_size} inputs a step, and a state of shapes {shapes} a sequence"
             )
         self.p, self.inputs = parameters(weights, inputs.shape[2]), _flat(inputs)
-        self.start = NTMState(*(part.detach().numpy() for part in start))
+        start = turned(NTMState(*(part.detach().numpy() for part in start)))
+        self.start = start._replace(memory=np.ascontiguousarray(start.memory))
         (steps, batch, _), kind = self.inputs.shape, self.inputs.dtype
         self.cells = np.empty((steps, batch, 0), kind) if dropped.cells is None else _flat(dropped.cells)
         self.blind = np.zeros(batch, bool) if dropped.blind is None else _flat(dropped.blind)
@@ -1082,16 +1126,16 @@ class Run:
         kept.copy_end(steps, self.end)
         return kept
 
-    def backward(self, kept: Kept, d_logits: Tensor | None, d_p: ParameterGradients) -> None:
-        """Turn `kept.d` from the final state's gradients into the initial state's, and add to `d_p`.
+    def backward(self, kept: Kept, d_p: ParameterGradients, costs: tuple) -> None:
+        """From `kept.history.d_logits`, turn `kept.d` from the final state's gradients into the initial state's.
 
-        `d_logits` are the group's, (T, G, O). Where they are None the costs are none either, as in ntm.Charge.
+        Adds to `d_p`.
         """
-        group, costs = kept.group, self.costs
-        if d_logits is None:
-            d_logits, costs = torch.from_numpy(np.zeros_like(self.logits[:, group])), (self.logits.dtype.type(0),) * 2
-        arrays = self.cells, self.blind, *costs, self.p, kept.history, _flat(d_logits), kept.d, d_p
-        backward_group(group.start, *arrays)
+        backward_group(kept.group.start, self.cells, self.blind, *costs, self.p, kept.history, kept.d, d_p)
+
+    def results(self) -> tuple[Tensor, ...]:
+        """Logits and final state."""
+        return tuple(map(torch.from_numpy, (self.logits, *turned(self.end))))
 
 
 def weights_of(model: NTM) -> list[nn.Parameter]:
@@ -1117,13 +1161,22 @@ def parameters(weights: list[Tensor], input_size: int) -> Parameters:
 
 def zero_gradients(p: Parameters) -> ParameterGradients:
     """Make room for sums over sequences."""
-    return ParameterGradients(*(np.zeros(way.shape[::-1], way.dtype) for way in (p.gates_t, p.controls_t, p.output_t)))
+    shapes = [*(way.shape[::-1] for way in (p.gates_t, p.controls_t, p.output_t)), p.controls.shape[1], p.gates.shape[1]]
+    return ParameterGradients(*(np.zeros(shape, p.gates.dtype) for shape in shapes))
 
 
-def weight_gradients(d_parts: list[ParameterGradients], size: int) -> list[Tensor]:
-    """Add up gradients; returns them in the order and the layout of `weights_of`."""
-    gates, controls, output = (reduce(np.add, arrays) for arrays in zip(*d_parts, strict=True))
-    reads = output.shape[1] - 1 - size
+def add_up(several: list[ParameterGradients]) -> ParameterGradients:
+    """Add to the first the others."""
+    for others in several[1:]:
+        for total, other in zip(several[0], others, strict=True):
+            total += other
+    return several[0]
+
+
+def weight_gradients(d_p: ParameterGradients) -> list[Tensor]:
+    """Those of the maps in the order and the layout of `weights_of`."""
+    gates, controls, output, cell, _ = d_p
+    reads = output.shape[1] - 1 - len(cell)
     output_weight = np.concatenate((output[:, reads:-1], output[:, :reads]), 1)
     arrays = gates[:, :-1], gates[:, -1], controls[:, :-1], controls[:, -1], output_weight, output[:, -1]
     return [torch.from_numpy(array) for array in arrays]
@@ -1145,33 +1198,38 @@ class Unroll(torch.autograd.Function):
             ctx.save_for_backward(*weights)  # so that PyTorch notices a weight that changes before backward
             ctx.run, ctx.kept = run, kept
             ctx.set_materialize_grads(False)
-        return tuple(map(torch.from_numpy, (run.logits, *run.end)))
+        return run.results()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_logits, *d_end):
         """Return a gradient for each argument of `forward`."""
-        _, run, needed = ctx.saved_tensors, ctx.run, ctx.needs_input_grad
+        (gates, *_), run, needed = ctx.saved_tensors, ctx.run, ctx.needs_input_grad
+        d_end = turned(NTMState(*d_end))
+        costs = run.costs if d_logits is not None else (run.logits.dtype.type(0),) * 2  # as in ntm.Charge
 
         def part(several: list[Kept]) -> ParameterGradients:
             with Calculating():
                 d_p = zero_gradients(run.p)
                 for kept in reversed(several):  # the last is still in cache
-                    for d, given in zip(kept.state_gradients(), d_end, strict=True):
-                        d[...] = 0 if given is None else given[kept.group].numpy()
-                    run.backward(kept, None if d_logits is None else d_logits[:, kept.group], d_p)
+                    given = d_logits, *d_end
+                    for ours, d in zip((kept.history.d_logits, *kept.state_gradients()), given, strict=True):
+                        ours[...] = 0 if d is None else d[:, kept.group] if d is d_logits else d[kept.group]
+                    run.backward(kept, d_p, costs)
                 return d_p
 
-        d_weights = weight_gradients(at_once([partial(part, several) for several in ctx.kept]), run.p.controls.shape[1])
+        d_p = at_once([partial(part, several) for several in ctx.kept])
         groups = [kept for several in ctx.kept for kept in several]
-        d_inputs, d_start = None, []
+        d_inputs, d_start = None, [None] * 5
         if needed[2]:
-            into = ctx.saved_tensors[0][:, : run.inputs.shape[2]]
+            into = gates[:, : run.inputs.shape[2]]
             d_inputs = torch.cat([torch.from_numpy(kept.history.d_gates) @ into for kept in groups], 1)
-        for wanted, *arrays in zip(needed[3:8], *(kept.state_gradients() for kept in groups), strict=True):
-            d = torch.from_numpy(np.concatenate(arrays)) if wanted else None
-            d_start.append(d.sum(0, keepdim=True) if wanted and len(run.start.cell) < len(d) else d)
-        return None, None, d_inputs, *d_start, *d_weights
+        if any(needed[3:8]):
+            arrays = zip(*(kept.state_gradients() for kept in groups), strict=True)
+            d_start = turned(NTMState(*(torch.from_numpy(np.concatenate(array)) for array in arrays)))
+            if len(run.start.cell) < len(d_start.cell):
+                d_start = [d.sum(0, keepdim=True) for d in d_start]
+        return None, None, d_inputs, *d_start, *weight_gradients(add_up(d_p))
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -1197,40 +1255,45 @@ def unroll(
 def forward_backward(
     model: NTM,
     inputs: Tensor,
-    loss_gradient: Callable[[Tensor, slice], Tensor],
+    targets: Tensor,
+    mask: Tensor,
     memory_units: int | None = None,
     dropped: Dropped = NOTHING,
     costs: Costs = FREE,
-) -> tuple[Tensor, NTMState]:
+) -> tuple[Tensor, Tensor, NTMState]:
     """Compute what `NTM.forward_backward` computes: each group goes forward and back while it is in cache.
 
     Raises:
         TypeError, ValueError: as `Run`.
     """
     run = Run(model, inputs, model.initial_state(1, memory_units), dropped, costs)
+    counts, kind = _flat(mask), run.logits.dtype.type
+    answers = run.logits, _flat(targets), counts, kind(1) / kind(counts.sum() * targets.shape[2])
 
-    def there_and_back(group: slice, d_p: ParameterGradients) -> list[np.ndarray]:
+    def there_and_back(group: slice, d_p: ParameterGradients) -> float:
         kept = run.forward(group)
+        loss = loss_of_group(group.start, *answers, kept.history)
         for d in kept.d:
             d[...] = 0
-        run.backward(kept, loss_gradient(torch.from_numpy(run.logits[:, group]), group), d_p)
-        d_start = kept.state_gradients()
-        return [d.sum(0) for d in (d_start.reads, d_start.hidden, d_start.cell)]
+        run.backward(kept, d_p, run.costs)
+        return loss
 
-    def part(groups: list[slice]) -> tuple[ParameterGradients, list]:
+    def part(groups: list[slice]) -> tuple[ParameterGradients, list[float]]:
         with Calculating():
             d_p = zero_gradients(run.p)
             return d_p, [there_and_back(group, d_p) for group in groups]
 
     results = at_once([partial(part, groups) for groups in parts(inputs.shape[1])])
     if results:
-        d_start = [sum(arrays) for arrays in zip(*(d for _, several in results for d in several), strict=True)]
-        d_weights = weight_gradients([d_p for d_p, _ in results], run.p.controls.shape[1])
+        d_p, readers = add_up([d_p for d_p, _ in results]), model.initial_reads
+        d_reads, d_hidden = d_p.start_answer[: readers.numel()].reshape(readers.shape), d_p.start_answer[readers.numel() :]
         learned = *weights_of(model), model.initial_reads, model.initial_hidden, model.initial_cell
-        for parameter, d in zip(learned, (*d_weights, *map(torch.from_numpy, d_start)), strict=True):
+        gradients = *weight_gradients(d_p), *map(torch.from_numpy, (d_reads, d_hidden, d_p.start_cell))
+        for parameter, d in zip(learned, gradients, strict=True):
             if parameter.requires_grad:
                 parameter.grad = d.contiguous() if parameter.grad is None else parameter.grad.add_(d)
-    return torch.from_numpy(run.logits), NTMState(*map(torch.from_numpy, run.end))
+    logits, *end = run.results()
+    return logits.new_tensor(sum(loss for _, several in results for loss in several)), logits, NTMState(*end)
 
 
 def warm_up(model: NTM) -> None:

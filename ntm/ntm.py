@@ -18,10 +18,10 @@ the controller.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ntm.backend import Backend, use_fused
@@ -92,10 +92,11 @@ def chances(probability: float, shape: tuple[int, ...], like: Tensor) -> Tensor:
     Sixteen random bits a chance: a fifth of the time of `Tensor.bernoulli_`, which is noticed beside the fast path.
     """
     count, limit = math.prod(shape), round(probability * 2**16) - 2**15
-    if limit == 2**15:  # which is no int16
-        return like.new_ones(shape)
+    if abs(limit) == 2**15:  # never, or always; and a limit that is no int16
+        return like.new_full(shape, float(limit > 0))
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    return (words.view(torch.int16)[:count].view(shape) < limit).to(like.dtype)
+    drawn = words.view(torch.int16)[:count].view(shape)
+    return (limit - drawn.clamp(limit - 1, limit)).to(like.dtype)  # drawn < limit, which PyTorch does not vectorise
 
 
 class NTM(nn.Module):
@@ -230,21 +231,21 @@ class NTM(nn.Module):
         return self.unroll(inputs, state, dropped, costs)
 
     def forward_backward(
-        self, inputs: Tensor, loss_gradient: Callable[[Tensor, slice], Tensor], memory_units: int | None = None
-    ) -> tuple[Tensor, NTMState]:
-        """Run over whole sequences and go back: adds to each parameter's `grad`, as `backward()` of a loss does.
+        self, inputs: Tensor, targets: Tensor, mask: Tensor, memory_units: int | None = None
+    ) -> tuple[Tensor, Tensor, NTMState]:
+        """Run over whole sequences and go back: adds to each parameter's `grad`, as `backward()` of the loss does.
 
-        On the fused path a few sequences at a time go forward and back, while what they leave behind is in cache; that
-        is faster than `forward` and `backward()`, and takes less memory.
+        The loss is the mean binary cross-entropy of the bits of the steps that count. On the fused path a few sequences
+        at a time go forward and back, while what they leave behind is in cache: faster than `forward` and `backward()`.
 
         Args:
             inputs: (T, B, input_size).
-            loss_gradient: called with the logits (T, G, output_size) of some sequences and with which of the batch
-                they are; gives the gradient of the loss with respect to these logits.
+            targets: bits, (T, B, output_size).
+            mask: (T, B), 1 at the steps that count, else 0.
             memory_units: rows of memory; None for the configured number.
 
         Returns:
-            Output logits (T, B, output_size) and the final state, both without a graph.
+            The loss in nats, output logits (T, B, output_size) and the final state, all without a graph.
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
@@ -254,10 +255,12 @@ class NTM(nn.Module):
         if use_fused(self.backend, self.initial_hidden):
             from ntm import fused
 
-            return fused.forward_backward(self, inputs, loss_gradient, memory_units, dropped, costs)
+            return fused.forward_backward(self, inputs, targets, mask, memory_units, dropped, costs)
         logits, state = self.unroll(inputs, self.initial_state(batch_size, memory_units), dropped, costs)
-        logits.backward(loss_gradient(logits.detach(), slice(0, batch_size)))
-        return logits.detach(), NTMState(*(part.detach() for part in state))
+        share = (mask / (mask.sum() * targets.shape[2])).unsqueeze(-1)
+        loss = F.binary_cross_entropy_with_logits(logits, targets, share, reduction="sum")
+        loss.backward()
+        return loss.detach(), logits.detach(), NTMState(*(part.detach() for part in state))
 
     def unroll(
         self, inputs: Tensor, state: NTMState, dropped: Dropped = NOTHING, costs: Costs = FREE

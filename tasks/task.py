@@ -1,7 +1,6 @@
 """What every task shares: the batch it makes and how an answer is scored."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -39,15 +38,6 @@ class Task(ABC):
         """Binary cross-entropy in nats, averaged over the bits of the steps that count: a scalar."""
         by_bit = F.binary_cross_entropy_with_logits(logits, batch.targets, reduction="none")
         return (by_bit * batch.mask.unsqueeze(-1)).sum() / (batch.mask.sum() * self.output_size)
-
-    def loss_gradient(self, batch: Batch) -> Callable[[Tensor, slice], Tensor]:
-        """The gradient of `loss` with respect to the logits, for `NTM.forward_backward`.
-
-        Returns:
-            A function of the logits (T, G, output_size) of some of the batch's sequences, and of which they are.
-        """
-        share = (batch.mask / (batch.mask.sum() * self.output_size)).unsqueeze(-1)
-        return lambda logits, which: (logits.sigmoid() - batch.targets[:, which]) * share[:, which]
 
     def wrong_bits(self, logits: Tensor, batch: Batch) -> Tensor:
         """Count the wrong bits of each sequence at the steps that count: (B,), whole numbers as floats.
