@@ -2,11 +2,10 @@
 
 import copy
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiment.configuration import Data, Recipe
 from ntm import FREE, NTM, Costs
@@ -16,13 +15,30 @@ SPARE_ROWS = 2  # the tightest tape has this many rows more than a batch's seque
 FIRST_LENGTH = 10  # where the curriculum begins: from shorter ones, the machine may put two vectors on one row
 
 
-def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def side_by_side(model: nn.Module) -> nn.Parameter:
+    """Lay a model's parameters out in one tensor and their gradients in another, and make them views of these.
+
+    Clipping and the optimizer then have one tensor to go through, instead of nine that take longer to start on.
+
+    Returns:
+        All parameters as one, with `grad`, which is 0.
+    """
+    parameters = list(model.parameters())
+    whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    whole.grad = torch.zeros_like(whole)
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, part, d_part in zip(parameters, whole.detach().split(sizes), whole.grad.split(sizes), strict=True):
+        parameter.data, parameter.grad = part.view_as(parameter), d_part.view_as(parameter)
+    return whole
+
+
+def make_optimizer(recipe: Recipe, weights: nn.Parameter) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), or the paper's RMSprop (Graves 2013)."""
     if recipe.optimizer == "adam":
         betas = recipe.beta1, recipe.beta2
-        return torch.optim.AdamW(parameters, recipe.lr, betas, recipe.eps, recipe.weight_decay, fused=True)
+        return torch.optim.AdamW([weights], recipe.lr, betas, recipe.eps, recipe.weight_decay, fused=True)
     # Graves adds 1e-4 under the root, for a loss that is the sum over all bits; ours is their mean, a hundredth of it.
-    return torch.optim.RMSprop(parameters, recipe.lr, recipe.alpha, eps=1e-4, momentum=recipe.momentum, centered=True)
+    return torch.optim.RMSprop([weights], recipe.lr, recipe.alpha, eps=1e-4, momentum=recipe.momentum, centered=True)
 
 
 def blind_share(recipe: Recipe, step: int) -> float:
@@ -202,18 +218,17 @@ class Clipper:
         self.recipe = recipe
         self.log_typical: float | None = None
 
-    def clip(self, parameters: list[nn.Parameter]) -> float:
-        """Clip the parameters' gradients in place; returns their norm before clipping by norm."""
+    def clip(self, gradient: Tensor) -> float:
+        """Clip a gradient in place; returns its norm before clipping by norm."""
         recipe = self.recipe
         if recipe.clip_value > 0:
-            nn.utils.clip_grad_value_(parameters, recipe.clip_value)
-        total = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        norm = total.item()
+            gradient.clamp_(-recipe.clip_value, recipe.clip_value)
+        norm = torch.linalg.vector_norm(gradient).item()
         limit = recipe.clip_norm or math.inf
         if self.log_typical is not None and recipe.clip_spike > 0:
             limit = min(limit, recipe.clip_spike * math.exp(self.log_typical))
         if norm > limit:
-            nn.utils.clip_grads_with_norm_(parameters, limit, total)
+            gradient.mul_(limit / norm)
         if norm > 0 and math.isfinite(norm):
             log_norm = math.log(norm)
             last = log_norm if self.log_typical is None else self.log_typical
