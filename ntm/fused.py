@@ -20,7 +20,7 @@ import ctypes
 import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial, reduce
 from typing import Any, NamedTuple
@@ -751,13 +751,36 @@ def memory_step(first, blind, history, now, after, slot, gated):
 
 
 @compiled_with_counts
-def forward_group(first, inputs, cell_mask, blind, p, history, logits):
-    """Run a group, the batch's sequences from `first` on: inputs (T, B, I) to logits (T, B, O).
+def put_start(first, start, history):
+    """Put a group's initial state, which may be one for all sequences, into the first slots of its history."""
+    _, group, seen_size = history.seen.shape
+    size, reads = history.cell.shape[2], start.reads.size // len(start.reads)
+    for g in range(group):
+        b = first + g if len(start.cell) > 1 else 0
+        history.memory[0, g], history.weighting[0, g] = start.memory[b], start.weighting[b]
+        history.cell[0, g], history.seen[0, g, seen_size - 1 - size : -1] = start.cell[b], start.hidden[b]
+        history.seen[0, g, seen_size - 1 - size - reads : seen_size - 1 - size] = start.reads[b].reshape(reads)
+    history.seen[:, :, -1] = 1
 
-    The first slot of `history` holds the start.
-    """
+
+@compiled_with_counts
+def get_end(first, slot, history, end):
+    """Copy a group's final state, which is in this slot, to where the batch's is gathered."""
+    _, group, seen_size = history.seen.shape
+    size, reads = history.cell.shape[2], end.reads.size // len(end.reads)
+    for g in range(group):
+        b = first + g
+        end.memory[b], end.weighting[b] = history.memory[slot, g], history.weighting[slot, g]
+        end.cell[b], end.hidden[b] = history.cell[slot, g], history.seen[slot, g, seen_size - 1 - size : -1]
+        end.reads[b].reshape(reads)[:] = history.seen[slot, g, seen_size - 1 - size - reads : seen_size - 1 - size]
+
+
+@compiled_with_counts
+def forward_group(first, start, inputs, cell_mask, blind, p, history, logits, end):
+    """Run a group, the batch's sequences from `first` on: inputs (T, B, I) to logits (T, B, O) and final state."""
     slots, group, _ = history.gates.shape
     input_size, hidden_at = inputs.shape[2], history.seen.shape[2] - 1 - history.cell.shape[2]
+    put_start(first, start, history)
     gated = np.empty(history.weighting.shape[3], inputs.dtype)
     for t in range(inputs.shape[0]):
         now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
@@ -767,6 +790,7 @@ def forward_group(first, inputs, cell_mask, blind, p, history, logits):
         product(history.seen[after, :, hidden_at:], p.controls_t, 0, history.controls[slot])
         memory_step(first, blind, history, now, after, slot, gated)
         product(history.seen[after, :, input_size:], p.output_t, 0, logits[t, first : first + group])
+    get_end(first, inputs.shape[0] % (slots + 1), history, end)
 
 
 class StateGradients(NamedTuple):
@@ -902,10 +926,22 @@ def loss_of_group(first, logits, targets, mask, share, history):
     return loss
 
 
+@compiled_with_counts
+def there_and_back(groups, start, inputs, targets, mask, share, cell_mask, blind, costs, p, history, logits, end, d, d_p):
+    """Forward, loss and backward of several groups, given by the first and the last sequence; returns the loss."""
+    loss, (gate_cost, blur_cost), (first, last) = 0.0, costs, groups
+    for b in range(first, last, history.cell.shape[1]):
+        forward_group(b, start, inputs, cell_mask, blind, p, history, logits, end)
+        loss += loss_of_group(b, logits, targets, mask, share, history)
+        d.memory[:], d.weighting[:], d.cell[:], d.answer[:] = 0, 0, 0, 0
+        backward_group(b, cell_mask, blind, gate_cost, blur_cost, p, history, d, d_p)
+    return loss
+
+
 # --- The unroll, a whole batch ----------------------------------------------------------------------------------------
 
 GROUP = 8  # sequences: few enough to stay in cache, enough to feed a matrix product
-MOST_PARTS = 8  # of a batch, for as many threads; fixed, so that no sum depends on the number of threads
+MOST_PARTS = 16  # of a batch, for as many threads; not theirs, so that no sum depends on the number of threads
 MOST_SPARE = 2**26  # bytes
 
 _spare: list[np.ndarray] = []  # room of histories that are gone, to be used again: fresh memory costs page faults
@@ -952,14 +988,14 @@ class Kept:
     Args:
         slots: the number of steps, or 1 to keep nothing.
         group: which sequences of the batch.
-        start: the initial state, of the whole batch or one for all; its memory is [M][N].
+        start: the initial state, of which only the shapes matter.
         p: the weights.
     """
 
     def __init__(self, slots: int, group: slice, start: NTMState, p: Parameters) -> None:
-        (given, heads, rows), width, size = start.weighting.shape, start.memory.shape[1], start.cell.shape[1]
-        seen, kind, count = len(p.gates_t), p.gates.dtype, group.stop - group.start
-        places, needed = layout(kind, slots, count, rows, width, heads, size, seen, len(p.controls), len(p.output))
+        (_, width, rows), heads, size, kind = start.memory.shape, start.weighting.shape[1], start.cell.shape[1], p.gates.dtype
+        shapes = rows, width, heads, size, len(p.gates_t), len(p.controls), len(p.output)
+        places, needed = layout(kind, slots, group.stop - group.start, *shapes)
         try:
             self.room = _spare.pop()
         except IndexError:
@@ -968,33 +1004,17 @@ class Kept:
             self.room = np.empty(needed + 63, np.uint8)
         aligned = -self.room.ctypes.data % 64
         arrays = [np.ndarray(shape, kind, self.room, aligned + offset) for shape, offset in places]
+        self.group = group
         self.history, self.d = History(*arrays[: len(History._fields)]), StateGradients(*arrays[len(History._fields) :])
-        self.group, self.hidden_at = group, seen - 1 - size
-        history, ours = self.history, group if given > 1 else slice(0, 1)
-        history.memory[0], history.weighting[0] = start.memory[ours], start.weighting[ours]
-        history.cell[0], history.seen[0, :, self.hidden_at : -1] = start.cell[ours], start.hidden[ours]
-        history.seen[0, :, self.reads_at : self.hidden_at] = start.reads[ours].reshape(-1, self.hidden_at - self.reads_at)
-        history.seen[:, :, -1] = 1
-
-    @property
-    def reads_at(self) -> int:
-        """Where the reads begin in a row of `seen`, up to where the hidden state does."""
-        return self.hidden_at + self.history.cell.shape[2] - self.d.answer.shape[1]
 
     def __del__(self) -> None:
         if self.room.nbytes + sum(room.nbytes for room in _spare) <= MOST_SPARE:
             _spare.append(self.room)
 
-    def copy_end(self, steps: int, end: NTMState) -> None:
-        """Copy the group's state after so many steps to where that of the batch is gathered."""
-        history, group, slot = self.history, self.group, steps % len(self.history.memory)
-        end.memory[group], end.weighting[group] = history.memory[slot], history.weighting[slot]
-        end.cell[group], end.hidden[group] = history.cell[slot], history.seen[slot, :, self.hidden_at : -1]
-        end.reads.reshape(len(end.reads), -1)[group] = history.seen[slot, :, self.reads_at : self.hidden_at]
-
     def state_gradients(self) -> NTMState:
         """The gradients `d`, as those of a state whose memory is [M][N]."""
-        (memory, weighting, cell, answer), reads = self.d, self.hidden_at - self.reads_at
+        memory, weighting, cell, answer = self.d
+        reads = answer.shape[1] - cell.shape[1]
         return NTMState(
             memory=memory,
             weighting=weighting,
@@ -1077,10 +1097,12 @@ def at_once(jobs: list[Callable[[], Any]]) -> list:
 
 
 def parts(batch: int) -> list[list[slice]]:
-    """Cut a batch into groups, and these into parts, each for one thread."""
-    groups = [slice(first, min(first + GROUP, batch)) for first in range(0, batch, GROUP)]
-    each = max(1, -(-len(groups) // MOST_PARTS))
-    return [groups[i : i + each] for i in range(0, len(groups), each)]
+    """Cut a batch into groups of one size, and these into parts, each for one thread; what is left is one more."""
+    whole = batch // GROUP
+    groups = [slice(first, first + GROUP) for first in range(0, whole * GROUP, GROUP)]
+    each = max(1, -(-whole // min(MOST_PARTS, max(2, whole // 2))))
+    left = [[slice(whole * GROUP, batch)]] if batch % GROUP else []
+    return [groups[i : i + each] for i in range(0, whole, each)] + left
 
 
 class Run:
@@ -1109,8 +1131,7 @@ class Run:
                 f"this model takes {model.input_size} inputs a step, and a state of shapes {shapes} a sequence"
             )
         self.p, self.inputs = parameters(weights, inputs.shape[2]), _flat(inputs)
-        start = turned(NTMState(*(part.detach().numpy() for part in start)))
-        self.start = start._replace(memory=np.ascontiguousarray(start.memory))
+        self.start = NTMState(*(_flat(part.detach()) for part in turned(start)))
         (steps, batch, _), kind = self.inputs.shape, self.inputs.dtype
         self.cells = np.empty((steps, batch, 0), kind) if dropped.cells is None else _flat(dropped.cells)
         self.blind = np.zeros(batch, bool) if dropped.blind is None else _flat(dropped.blind)
@@ -1120,10 +1141,9 @@ class Run:
 
     def forward(self, group: slice, keep: bool = True) -> Kept:
         """Fill in a group's logits and final state."""
-        steps = len(self.inputs)
-        kept = Kept(steps if keep else 1, group, self.start, self.p)
-        forward_group(group.start, self.inputs, self.cells, self.blind, self.p, kept.history, self.logits)
-        kept.copy_end(steps, self.end)
+        kept = Kept(len(self.inputs) if keep else 1, group, self.start, self.p)
+        given = self.start, self.inputs, self.cells, self.blind, self.p
+        forward_group(group.start, *given, kept.history, self.logits, self.end)
         return kept
 
     def backward(self, kept: Kept, d_p: ParameterGradients, costs: tuple) -> None:
@@ -1165,7 +1185,7 @@ def zero_gradients(p: Parameters) -> ParameterGradients:
     return ParameterGradients(*(np.zeros(shape, p.gates.dtype) for shape in shapes))
 
 
-def add_up(several: list[ParameterGradients]) -> ParameterGradients:
+def add_up(several: Sequence[ParameterGradients]) -> ParameterGradients:
     """Add to the first the others."""
     for others in several[1:]:
         for total, other in zip(several[0], others, strict=True):
@@ -1252,6 +1272,34 @@ def unroll(
     return logits, NTMState(*end)
 
 
+def loss_and_gradients(run: Run, targets: Tensor, mask: Tensor) -> tuple[float, ParameterGradients]:
+    """Take a run forward and back, each group while it is in cache. There must be a sequence."""
+    targets, counted, kind = _flat(targets), _flat(mask), run.logits.dtype.type
+    share = kind(1) / kind(counted.sum() * targets.shape[2])
+    given = run.start, run.inputs, targets, counted, share, run.cells, run.blind, run.costs, run.p
+
+    def part(groups: list[slice]) -> tuple[float, ParameterGradients]:
+        with Calculating():
+            kept, d_p = Kept(len(run.inputs), groups[0], run.start, run.p), zero_gradients(run.p)
+            which = groups[0].start, groups[-1].stop
+            return there_and_back(which, *given, kept.history, run.logits, run.end, kept.d, d_p), d_p
+
+    losses, d_parts = zip(*at_once([partial(part, groups) for groups in parts(run.inputs.shape[1])]), strict=True)
+    return sum(losses), add_up(d_parts)
+
+
+_blank: dict[tuple, NTMState] = {}
+
+
+def common_start(model: NTM, memory_units: int | None) -> NTMState:
+    """`model.initial_state(1, memory_units)`, of which memory and weightings, which nothing changes, are made once."""
+    learned = model.initial_reads, model.initial_hidden, model.initial_cell
+    key = memory_units or model.memory_units, *learned[0].shape, learned[0].dtype
+    if key not in _blank:
+        _blank[key] = model.initial_state(1, memory_units)
+    return NTMState(*_blank[key][:2], *(tensor.detach().unsqueeze(0) for tensor in learned))
+
+
 def forward_backward(
     model: NTM,
     inputs: Tensor,
@@ -1260,45 +1308,29 @@ def forward_backward(
     memory_units: int | None = None,
     dropped: Dropped = NOTHING,
     costs: Costs = FREE,
-) -> tuple[Tensor, Tensor, NTMState]:
-    """Compute what `NTM.forward_backward` computes: each group goes forward and back while it is in cache.
+) -> tuple[float, Tensor, NTMState]:
+    """Compute what `NTM.forward_backward` computes, faster.
 
     Raises:
         TypeError, ValueError: as `Run`.
     """
-    run = Run(model, inputs, model.initial_state(1, memory_units), dropped, costs)
-    counts, kind = _flat(mask), run.logits.dtype.type
-    answers = run.logits, _flat(targets), counts, kind(1) / kind(counts.sum() * targets.shape[2])
-
-    def there_and_back(group: slice, d_p: ParameterGradients) -> float:
-        kept = run.forward(group)
-        loss = loss_of_group(group.start, *answers, kept.history)
-        for d in kept.d:
-            d[...] = 0
-        run.backward(kept, d_p, run.costs)
-        return loss
-
-    def part(groups: list[slice]) -> tuple[ParameterGradients, list[float]]:
-        with Calculating():
-            d_p = zero_gradients(run.p)
-            return d_p, [there_and_back(group, d_p) for group in groups]
-
-    results = at_once([partial(part, groups) for groups in parts(inputs.shape[1])])
-    if results:
-        d_p, readers = add_up([d_p for d_p, _ in results]), model.initial_reads
-        d_reads, d_hidden = d_p.start_answer[: readers.numel()].reshape(readers.shape), d_p.start_answer[readers.numel() :]
-        learned = *weights_of(model), model.initial_reads, model.initial_hidden, model.initial_cell
-        gradients = *weight_gradients(d_p), *map(torch.from_numpy, (d_reads, d_hidden, d_p.start_cell))
-        for parameter, d in zip(learned, gradients, strict=True):
-            if parameter.requires_grad:
-                parameter.grad = d.contiguous() if parameter.grad is None else parameter.grad.add_(d)
+    run = Run(model, inputs, common_start(model, memory_units), dropped, costs)
+    loss, d_p = loss_and_gradients(run, targets, mask)
+    learned = *weights_of(model), model.initial_reads, model.initial_hidden, model.initial_cell
+    reads, hidden = np.split(d_p.start_answer, [model.initial_reads.numel()])
+    d_start = reads.reshape(model.initial_reads.shape), hidden, d_p.start_cell
+    for parameter, d in zip(learned, (*weight_gradients(d_p), *map(torch.from_numpy, d_start)), strict=True):
+        if parameter.requires_grad:
+            parameter.grad = d.contiguous() if parameter.grad is None else parameter.grad.add_(d)
     logits, *end = run.results()
-    return logits.new_tensor(sum(loss for _, several in results for loss in several)), logits, NTMState(*end)
+    return loss, logits, NTMState(*end)
 
 
 def warm_up(model: NTM) -> None:
-    """Compile what a model needs, or load it from the cache, by taking a step and going back."""
+    """Compile what a model needs, or load it from the cache, by taking a step and going back, both ways."""
     inputs = model.initial_hidden.new_zeros(1, 1, model.input_size)
     with torch.enable_grad():
         logits, _ = unroll(model, inputs, model.initial_state(1))
         torch.autograd.grad(logits.sum(), model.output_map.weight)
+    run = Run(model, inputs, common_start(model, None), NOTHING, FREE)
+    loss_and_gradients(run, torch.zeros_like(logits), torch.ones_like(logits[..., 0]))
