@@ -22,8 +22,9 @@ from experiment.backend import choose_device, start_backend
 from experiment.configuration import ROOT, Configuration, Recipe, load_configuration
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.runlog import processor
-from experiment.training import Clipper, make_optimizer
+from experiment.training import Clipper, make_optimizer, side_by_side
 from ntm import NTM, Backend
+from ntm.backend import use_fused
 
 PEAK_SIZE = 1024
 
@@ -61,15 +62,13 @@ def training_step(configuration: Configuration, model: NTM, batch_size: int, len
     """Make the work of one training iteration, on one fixed batch."""
     task, recipe = configuration.make_task(), configuration.recipe
     batch = task.sample(batch_size, length, torch.Generator().manual_seed(0)).to(model.initial_hidden.device)
-    parameters = list(model.parameters())
-    optimizer, clipper = make_optimizer(recipe, parameters), Clipper(recipe)
+    weights = side_by_side(model)
+    optimizer, clipper = make_optimizer(recipe, weights, use_fused(model.backend, weights)), Clipper(recipe)
 
     def work() -> None:
-        logits, _ = model(batch.inputs)
-        loss = task.loss(logits, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        clipper.clip(parameters)
+        weights.grad.zero_()
+        model.forward_backward(*batch)
+        clipper.clip(weights.grad)
         optimizer.step()
 
     return work

@@ -46,8 +46,10 @@ from experiment.training import (
     make_optimizer,
     seed_dropout,
     set_schedule,
+    side_by_side,
 )
 from ntm import Backend
+from ntm.backend import use_fused
 
 OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "eps", "weight_decay"), "rmsprop": ("momentum", "alpha")}
 
@@ -171,8 +173,8 @@ def main() -> None:
     task = configuration.make_task()
     model = configuration.make_model(Backend(options.backend)).to(device)
     path = start_backend(model)
-    parameters = list(model.parameters())
-    optimizer, clipper, progress = make_optimizer(recipe, parameters), Clipper(recipe), Progress(recipe)
+    weights, fused = side_by_side(model), use_fused(model.backend, model.initial_hidden)
+    optimizer, clipper, progress = make_optimizer(recipe, weights, fused), Clipper(recipe), Progress(recipe)
     held_out = generator(recipe.seed, HELD_OUT)
     tests = {
         "test": sample_lengths(task, spread_lengths(data.min_seq_len, data.max_seq_len, 8), 16, held_out),
@@ -199,14 +201,14 @@ def main() -> None:
     log = RunLog(configuration, options.output / "log", options.output / "runs", step, sizes)
     if not options.resume:
         log.write_header("python " + shlex.join(sys.argv), configuration, path)
-    print(f"{configuration.name}: {sum(p.numel() for p in parameters):,} parameters, {path}, seed {recipe.seed}")
+    print(f"{configuration.name}: {weights.numel():,} parameters, {path}, seed {recipe.seed}")
     step_before, started = step, time.perf_counter()
 
     def seconds() -> float:
         return seconds_before + time.perf_counter() - started
 
     def save_checkpoint() -> None:
-        if not all(parameter.isfinite().all() for parameter in parameters):
+        if not weights.isfinite().all():
             stop_for(f"iteration {step}: a weight is not finite")
         contents = {
             "configuration": configuration.as_dict(),
@@ -256,23 +258,21 @@ def main() -> None:
         batch, rows = draw_batch(recipe, data, task, memory_units, at, generator(recipe.seed, BATCHES, step))
         batch = batch.to(device)
         seed_dropout(stream_seed(recipe.seed, DROPOUT, step), device)
-        logits, state = model(batch.inputs, memory_units=rows)
-        loss = task.loss(logits, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = clipper.clip(parameters)
-        if not (math.isfinite(norm) and math.isfinite(loss.item()) and all(part.isfinite().all() for part in state)):
-            stop_for(f"iteration {step + 1}: loss {loss.item()}, gradient norm {norm}, or the state is not finite")
+        weights.grad.zero_()
+        loss, logits, state = model.forward_backward(*batch, memory_units=rows)
+        norm = clipper.clip(weights.grad)
+        if not (math.isfinite(norm) and math.isfinite(loss) and all(part.isfinite().all() for part in state)):
+            stop_for(f"iteration {step + 1}: loss {loss}, gradient norm {norm}, or the state is not finite")
         optimizer.step()
 
         step += 1
-        wrong = task.wrong_bits(logits.detach(), batch)
+        wrong = task.wrong_bits(logits, batch)
         sums["iters"] += 1
-        sums["loss"] += loss.item()
+        sums["loss"] += loss
         sums["bits"] += wrong.mean(dtype=torch.float64).item()
         sums["exact"] += (wrong == 0).double().mean().item()
         sums["norm"] += norm
-        news = progress.see(step, loss.item(), model, optimizer)
+        news = progress.see(step, loss, model, optimizer)
         if news:
             log.line(news)
         bar.update()
@@ -287,7 +287,7 @@ def main() -> None:
             progress.start_over(step)
             torch.manual_seed(stream_seed(recipe.seed, WEIGHTS, step))
             model.load_state_dict(configuration.make_model().state_dict())
-            optimizer, clipper, best = make_optimizer(recipe, parameters), Clipper(recipe), Best()
+            optimizer, clipper, best = make_optimizer(recipe, weights, fused), Clipper(recipe), Best()
             sums.update(dict.fromkeys(sums, 0))
             bar.total = progress.end
         if step % options.checkpoint_every == 0 and step < progress.end:

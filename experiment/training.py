@@ -32,11 +32,21 @@ def side_by_side(model: nn.Module) -> nn.Parameter:
     return whole
 
 
-def make_optimizer(recipe: Recipe, weights: nn.Parameter) -> torch.optim.Optimizer:
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), or the paper's RMSprop (Graves 2013)."""
+def make_optimizer(recipe: Recipe, weights: nn.Parameter, fused: bool) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), or the paper's RMSprop (Graves 2013).
+
+    Args:
+        recipe: which one, and its numbers.
+        weights: as `side_by_side` gives them.
+        fused: whether the model runs on the fused path, and so may Adam.
+    """
     if recipe.optimizer == "adam":
-        betas = recipe.beta1, recipe.beta2
-        return torch.optim.AdamW([weights], recipe.lr, betas, recipe.eps, recipe.weight_decay, fused=True)
+        numbers = recipe.lr, (recipe.beta1, recipe.beta2), recipe.eps, recipe.weight_decay
+        if not fused:
+            return torch.optim.AdamW([weights], *numbers, fused=True)
+        from experiment.adam import CompiledAdamW  # here, so that the readable path does without Numba
+
+        return CompiledAdamW([weights], *numbers)
     # Graves adds 1e-4 under the root, for a loss that is the sum over all bits; ours is their mean, a hundredth of it.
     return torch.optim.RMSprop([weights], recipe.lr, recipe.alpha, eps=1e-4, momentum=recipe.momentum, centered=True)
 

@@ -20,9 +20,9 @@ import ctypes
 import math
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import cache, partial, reduce
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -207,20 +207,13 @@ def largest(a):
 def lstm(gates, cell, cell_mask, new_cell, tanh_cell, hidden):
     """One step of the LSTM. `gates` (4C) holds sums when it comes in and activations when it leaves."""
     size = cell.shape[0]
-    gate_in, forget, candidate, gate_out = (
-        gates[:size],
-        gates[size : 2 * size],
-        gates[2 * size : 3 * size],
-        gates[3 * size :],
-    )
+    gate_in, forget, candidate, gate_out = gates[:size], gates[size : 2 * size], gates[2 * size : -size], gates[-size:]
     for j in range(size):
-        gate_in[j] = sigmoid(gate_in[j])
+        candidate[j] *= TWO
+    for j in range(4 * size):  # all in one loop, of whole vectors: tanh(x) = 2 sigmoid(2 x) - 1
+        gates[j] = sigmoid(gates[j])
     for j in range(size):
-        forget[j] = sigmoid(forget[j])
-    for j in range(size):
-        candidate[j] = tanh(candidate[j])
-    for j in range(size):
-        gate_out[j] = sigmoid(gate_out[j])
+        candidate[j] = TWO * candidate[j] - ONE
     for j in range(size):
         new_cell[j] = forget[j] * cell[j] + gate_in[j] * candidate[j]
     for j in range(cell_mask.shape[0]):  # empty where no cell is made to forget
@@ -577,7 +570,7 @@ def cross_entropy(logits, targets, share, d_logits):
 
 
 def _find_blas() -> Callable[[int], int]:
-    """Tell compiled code where a BLAS is: PyTorch's MKL, or SciPy's, which is half as fast where matrices have few rows.
+    """Tell compiled code where a BLAS is: PyTorch's MKL, or SciPy's, half as fast where matrices have few rows.
 
     Returns:
         What sets the number of threads that this thread's products take; it gives back what it was, or 0 for all.
@@ -688,6 +681,28 @@ class History(NamedTuple):
     d_controls: np.ndarray  # (slots, G, P), and of the controls' sums
 
 
+class Run(NamedTuple):
+    """One unroll of a batch: what goes in, and room for what comes out."""
+
+    inputs: np.ndarray  # (T, B, I)
+    cells: np.ndarray  # (T, B, C), or (T, B, 0) where no cell is made to forget
+    blind: np.ndarray  # (B)
+    start: NTMState  # of B sequences or one for all; its memory is [M][N]
+    p: Parameters
+    gate_cost: np.floating  # of one head at one step
+    blur_cost: np.floating
+    logits: np.ndarray  # (T, B, O)
+    end: NTMState
+
+
+class Goal(NamedTuple):
+    """What a run is to answer."""
+
+    targets: np.ndarray  # (T, B, O)
+    mask: np.ndarray  # (T, B)
+    share: np.floating  # what each bit of a step that counts is of the loss
+
+
 @compiled
 def copy_columns(a, out):
     """Copy a matrix into the first columns of another."""
@@ -776,21 +791,21 @@ def get_end(first, slot, history, end):
 
 
 @compiled_with_counts
-def forward_group(first, start, inputs, cell_mask, blind, p, history, logits, end):
-    """Run a group, the batch's sequences from `first` on: inputs (T, B, I) to logits (T, B, O) and final state."""
+def forward_group(first, run, history):
+    """Run a group, the batch's sequences from `first` on."""
     slots, group, _ = history.gates.shape
-    input_size, hidden_at = inputs.shape[2], history.seen.shape[2] - 1 - history.cell.shape[2]
-    put_start(first, start, history)
-    gated = np.empty(history.weighting.shape[3], inputs.dtype)
-    for t in range(inputs.shape[0]):
+    input_size, hidden_at = run.inputs.shape[2], history.seen.shape[2] - 1 - history.cell.shape[2]
+    put_start(first, run.start, history)
+    gated = np.empty(history.weighting.shape[3], history.memory.dtype)
+    for t in range(run.inputs.shape[0]):
         now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
-        copy_columns(inputs[t, first : first + group], history.seen[now])
-        product(history.seen[now], p.gates_t, 0, history.gates[slot])
-        controller_step(first, cell_mask, history, t, now, after, slot)
-        product(history.seen[after, :, hidden_at:], p.controls_t, 0, history.controls[slot])
-        memory_step(first, blind, history, now, after, slot, gated)
-        product(history.seen[after, :, input_size:], p.output_t, 0, logits[t, first : first + group])
-    get_end(first, inputs.shape[0] % (slots + 1), history, end)
+        copy_columns(run.inputs[t, first : first + group], history.seen[now])
+        product(history.seen[now], run.p.gates_t, 0, history.gates[slot])
+        controller_step(first, run.cells, history, t, now, after, slot)
+        product(history.seen[after, :, hidden_at:], run.p.controls_t, 0, history.controls[slot])
+        memory_step(first, run.blind, history, now, after, slot, gated)
+        product(history.seen[after, :, input_size:], run.p.output_t, 0, run.logits[t, first : first + group])
+    get_end(first, run.inputs.shape[0] % (slots + 1), history, run.end)
 
 
 class StateGradients(NamedTuple):
@@ -878,7 +893,7 @@ def controller_step_backward(first, cell_mask, history, t, d):
 
 
 @compiled_with_counts
-def backward_group(first, cell_mask, blind, gate_cost, blur_cost, p, history, d, d_p):
+def backward_group(first, run, history, d, d_p):
     """Go back through the time steps of `forward_group`.
 
     Turns `d` from the final state's gradients into the initial state's, fills `history.d_gates` and
@@ -900,11 +915,11 @@ def backward_group(first, cell_mask, blind, gate_cost, blur_cost, p, history, d,
         np.empty((width, rows), kind),
     )
     for t in range(steps - 1, -1, -1):
-        product(history.d_logits[t], p.output, 1, d.answer)
-        memory_step_backward(first, blind, gate_cost, blur_cost, history, t, d, r)
-        product(history.d_controls[t], p.controls, 1, d.answer[:, reads:])
-        controller_step_backward(first, cell_mask, history, t, d)
-        product(history.d_gates[t], p.gates, 0, d.answer)
+        product(history.d_logits[t], run.p.output, 1, d.answer)
+        memory_step_backward(first, run.blind, run.gate_cost, run.blur_cost, history, t, d, r)
+        product(history.d_controls[t], run.p.controls, 1, d.answer[:, reads:])
+        controller_step_backward(first, run.cells, history, t, d)
+        product(history.d_gates[t], run.p.gates, 0, d.answer)
     rows_of = history.seen[:steps], history.seen[1 : steps + 1]
     count = steps * group  # all steps of all sequences are rows now
     seen, after = rows_of[0].reshape(count, seen_size), rows_of[1].reshape(count, seen_size)
@@ -916,25 +931,46 @@ def backward_group(first, cell_mask, blind, gate_cost, blur_cost, p, history, d,
 
 
 @compiled
-def loss_of_group(first, logits, targets, mask, share, history):
-    """The group's part of the loss; fills `history.d_logits`. Logits and targets are the batch's, (T, B, O)."""
+def add_map(d_both, weight, bias, to):
+    """Add the gradient of a map with its bias to those of weight and bias; column j goes to column `to` + j, round."""
+    columns = weight.shape[1]
+    for i in range(weight.shape[0]):
+        for j in range(columns - to):
+            weight[i, to + j] += d_both[i, j]
+        for j in range(to):
+            weight[i, j] += d_both[i, columns - to + j]
+        bias[i] += d_both[i, columns]
+
+
+@compiled
+def add_gradients(d_p, gates, gates_bias, controls, controls_bias, output, output_bias):
+    """Add gradients to those of the model's weights, where hidden comes before reads in the output map."""
+    add_map(d_p.gates, gates, gates_bias, 0)
+    add_map(d_p.controls, controls, controls_bias, 0)
+    add_map(d_p.output, output, output_bias, controls.shape[1])
+
+
+@compiled
+def loss_of_group(first, logits, goal, history):
+    """The group's part of the loss; fills `history.d_logits`."""
     loss = 0.0
     for t in range(logits.shape[0]):
         for g in range(history.d_logits.shape[1]):
             b = first + g
-            loss += cross_entropy(logits[t, b], targets[t, b], share * mask[t, b], history.d_logits[t, g])
+            share = goal.share * goal.mask[t, b]
+            loss += cross_entropy(logits[t, b], goal.targets[t, b], share, history.d_logits[t, g])
     return loss
 
 
 @compiled_with_counts
-def there_and_back(groups, start, inputs, targets, mask, share, cell_mask, blind, costs, p, history, logits, end, d, d_p):
-    """Forward, loss and backward of several groups, given by the first and the last sequence; returns the loss."""
-    loss, (gate_cost, blur_cost), (first, last) = 0.0, costs, groups
+def there_and_back(first, last, run, goal, history, d, d_p):
+    """Forward, loss and backward of several groups, from sequence `first` up to `last`; returns the loss."""
+    loss = 0.0
     for b in range(first, last, history.cell.shape[1]):
-        forward_group(b, start, inputs, cell_mask, blind, p, history, logits, end)
-        loss += loss_of_group(b, logits, targets, mask, share, history)
+        forward_group(b, run, history)
+        loss += loss_of_group(b, run.logits, goal, history)
         d.memory[:], d.weighting[:], d.cell[:], d.answer[:] = 0, 0, 0, 0
-        backward_group(b, cell_mask, blind, gate_cost, blur_cost, p, history, d, d_p)
+        backward_group(b, run, history, d, d_p)
     return loss
 
 
@@ -948,14 +984,18 @@ _spare: list[np.ndarray] = []  # room of histories that are gone, to be used aga
 
 
 @cache
-def layout(
-    kind: np.dtype, slots: int, group: int, rows: int, width: int, heads: int, size: int, seen: int, controls: int, outputs: int
-) -> tuple[tuple, int]:
+def layout(kind: np.dtype, slots: int, group: int, sizes: tuple[int, ...]) -> tuple[tuple, int]:
     """Lay the arrays of `History` and `StateGradients` one after the other, 64 bytes aligned to one another.
+
+    Args:
+        kind: the type of their numbers.
+        slots, group: slots and G.
+        sizes: M, N, H, C, the width of a row of `seen`, P and O.
 
     Returns:
         Shape and offset in bytes of each, and the bytes in all.
     """
+    width, rows, heads, size, seen, controls, outputs = sizes
     history = History(
         memory=(slots + 1, group, width, rows),
         weighting=(slots + 1, group, heads, rows),
@@ -988,14 +1028,20 @@ class Kept:
     Args:
         slots: the number of steps, or 1 to keep nothing.
         group: which sequences of the batch.
-        start: the initial state, of which only the shapes matter.
-        p: the weights.
+        run: which of a batch.
     """
 
-    def __init__(self, slots: int, group: slice, start: NTMState, p: Parameters) -> None:
-        (_, width, rows), heads, size, kind = start.memory.shape, start.weighting.shape[1], start.cell.shape[1], p.gates.dtype
-        shapes = rows, width, heads, size, len(p.gates_t), len(p.controls), len(p.output)
-        places, needed = layout(kind, slots, group.stop - group.start, *shapes)
+    def __init__(self, slots: int, group: slice, run: Run) -> None:
+        (_, width, rows), (_, heads, _), (_, size) = (
+            run.start.memory.shape,
+            run.start.weighting.shape,
+            run.start.cell.shape,
+        )
+        sizes, kind = (
+            (width, rows, heads, size, *map(len, (run.p.gates_t, run.p.controls, run.p.output))),
+            run.logits.dtype,
+        )
+        places, needed = layout(kind, slots, group.stop - group.start, sizes)
         try:
             self.room = _spare.pop()
         except IndexError:
@@ -1105,10 +1151,13 @@ def parts(batch: int) -> list[list[slice]]:
     return [groups[i : i + each] for i in range(0, whole, each)] + left
 
 
-class Run:
-    """One unroll of a batch.
+def run_of(
+    weights: list[nn.Parameter], model: NTM, inputs: Tensor, start: NTMState, dropped: Dropped, costs: Costs
+) -> Run:
+    """Make a run.
 
     Args:
+        weights: `weights_of(model)`.
         model: the machine.
         inputs: (T, B, input_size).
         start: the initial state, of the batch or one for all.
@@ -1118,44 +1167,34 @@ class Run:
         TypeError: inputs, state, mask and weights are not all of one floating-point type on the CPU.
         ValueError: inputs or state do not have the model's shapes.
     """
+    given, like = [inputs, *start] + ([] if dropped.cells is None else [dropped.cells]), weights[0]
+    if any(x.dtype is not like.dtype or x.device.type != "cpu" for x in given):
+        raise TypeError(f"the fused path needs inputs and state in {like.dtype}, as the weights, and on the CPU")
+    rows, (readers, width), cells = start.memory.shape[1], model.initial_reads.shape, model.initial_cell.shape
+    shapes = [(rows, width), (2 * readers, rows), (readers, width), cells, cells]
+    if inputs.shape[2] != model.input_size or [part.shape[1:] for part in start] != shapes:
+        raise ValueError(
+            f"this model takes {model.input_size} inputs a step, and a state of shapes {shapes} a sequence"
+        )
+    (steps, batch, _), array = inputs.shape, _flat(inputs)
+    kind, heads = array.dtype, 2 * readers * max(1, batch * steps)
+    start = NTMState(*(_flat(part.detach()) for part in turned(start)))
+    return Run(
+        inputs=array,
+        cells=np.empty((steps, batch, 0), kind) if dropped.cells is None else _flat(dropped.cells),
+        blind=np.zeros(batch, bool) if dropped.blind is None else _flat(dropped.blind),
+        start=start,
+        p=parameters(weights, inputs.shape[2]),
+        gate_cost=kind.type(costs.content / heads),
+        blur_cost=kind.type(costs.blur / heads),
+        logits=np.empty((steps, batch, len(weights[-1])), kind),
+        end=NTMState(*(np.empty((batch, *part.shape[1:]), kind) for part in start)),
+    )
 
-    def __init__(self, model: NTM, inputs: Tensor, start: NTMState, dropped: Dropped, costs: Costs) -> None:
-        weights = weights_of(model)
-        given = [inputs, *start, *weights] + ([] if dropped.cells is None else [dropped.cells])
-        if any(x.dtype != inputs.dtype or x.device.type != "cpu" for x in given):
-            raise TypeError(f"the fused path needs inputs, state and weights all in {weights[0].dtype} on the CPU")
-        rows, (readers, width), cells = start.memory.shape[1], model.initial_reads.shape, model.initial_cell.shape
-        shapes = [(rows, width), (2 * readers, rows), (readers, width), cells, cells]
-        if inputs.shape[2] != model.input_size or [part.shape[1:] for part in start] != shapes:
-            raise ValueError(
-                f"this model takes {model.input_size} inputs a step, and a state of shapes {shapes} a sequence"
-            )
-        self.p, self.inputs = parameters(weights, inputs.shape[2]), _flat(inputs)
-        self.start = NTMState(*(_flat(part.detach()) for part in turned(start)))
-        (steps, batch, _), kind = self.inputs.shape, self.inputs.dtype
-        self.cells = np.empty((steps, batch, 0), kind) if dropped.cells is None else _flat(dropped.cells)
-        self.blind = np.zeros(batch, bool) if dropped.blind is None else _flat(dropped.blind)
-        self.costs = tuple(kind.type(cost / max(1, 2 * readers * batch * steps)) for cost in costs)
-        self.logits = np.empty((steps, batch, len(self.p.output)), kind)
-        self.end = NTMState(*(np.empty((batch, *part.shape[1:]), kind) for part in self.start))
 
-    def forward(self, group: slice, keep: bool = True) -> Kept:
-        """Fill in a group's logits and final state."""
-        kept = Kept(len(self.inputs) if keep else 1, group, self.start, self.p)
-        given = self.start, self.inputs, self.cells, self.blind, self.p
-        forward_group(group.start, *given, kept.history, self.logits, self.end)
-        return kept
-
-    def backward(self, kept: Kept, d_p: ParameterGradients, costs: tuple) -> None:
-        """From `kept.history.d_logits`, turn `kept.d` from the final state's gradients into the initial state's.
-
-        Adds to `d_p`.
-        """
-        backward_group(kept.group.start, self.cells, self.blind, *costs, self.p, kept.history, kept.d, d_p)
-
-    def results(self) -> tuple[Tensor, ...]:
-        """Logits and final state."""
-        return tuple(map(torch.from_numpy, (self.logits, *turned(self.end))))
+def results(run: Run) -> tuple[Tensor, ...]:
+    """Logits and the final state's five tensors."""
+    return tuple(map(torch.from_numpy, (run.logits, *turned(run.end))))
 
 
 def weights_of(model: NTM) -> list[nn.Parameter]:
@@ -1166,12 +1205,13 @@ def weights_of(model: NTM) -> list[nn.Parameter]:
 
 def parameters(weights: list[Tensor], input_size: int) -> Parameters:
     """Lay weights out for the two ways."""
+    kind = weights[0].dtype
     gates, gates_bias, controls, controls_bias, output, output_bias = (w.detach().numpy() for w in weights)
     size = controls.shape[1]
     output = np.concatenate((output[:, size:], output[:, :size]), 1)  # reads first, as in `seen`
 
     def transposed(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        both = np.empty((weight.shape[1] + 1, len(weight)), weight.dtype)
+        both = torch.empty(weight.shape[1] + 1, len(weight), dtype=kind).numpy()  # 64 bytes aligned
         both[:-1], both[-1] = weight.T, bias
         return both
 
@@ -1181,25 +1221,9 @@ def parameters(weights: list[Tensor], input_size: int) -> Parameters:
 
 def zero_gradients(p: Parameters) -> ParameterGradients:
     """Make room for sums over sequences."""
-    shapes = [*(way.shape[::-1] for way in (p.gates_t, p.controls_t, p.output_t)), p.controls.shape[1], p.gates.shape[1]]
+    maps = [way.shape[::-1] for way in (p.gates_t, p.controls_t, p.output_t)]
+    shapes = *maps, p.controls.shape[1], p.gates.shape[1]
     return ParameterGradients(*(np.zeros(shape, p.gates.dtype) for shape in shapes))
-
-
-def add_up(several: Sequence[ParameterGradients]) -> ParameterGradients:
-    """Add to the first the others."""
-    for others in several[1:]:
-        for total, other in zip(several[0], others, strict=True):
-            total += other
-    return several[0]
-
-
-def weight_gradients(d_p: ParameterGradients) -> list[Tensor]:
-    """Those of the maps in the order and the layout of `weights_of`."""
-    gates, controls, output, cell, _ = d_p
-    reads = output.shape[1] - 1 - len(cell)
-    output_weight = np.concatenate((output[:, reads:-1], output[:, :reads]), 1)
-    arrays = gates[:, :-1], gates[:, -1], controls[:, :-1], controls[:, -1], output_weight, output[:, -1]
-    return [torch.from_numpy(array) for array in arrays]
 
 
 class Unroll(torch.autograd.Function):
@@ -1209,16 +1233,21 @@ class Unroll(torch.autograd.Function):
     def forward(ctx, run, keep, inputs, memory, weighting, reads, hidden, cell, *weights):
         """Return logits and the final state's five tensors."""
 
-        def part(groups: list[slice]) -> list[Kept]:
+        def forward(group: slice) -> Kept | None:
+            kept = Kept(len(inputs) if keep else 1, group, run)
+            forward_group(group.start, run, kept.history)
+            return kept if keep else None
+
+        def part(groups: list[slice]) -> list[Kept | None]:
             with Calculating():
-                return [kept for kept in (run.forward(group, keep) for group in groups) if keep]
+                return [forward(group) for group in groups]
 
         kept = at_once([partial(part, groups) for groups in parts(inputs.shape[1])])
         if keep:
             ctx.save_for_backward(*weights)  # so that PyTorch notices a weight that changes before backward
             ctx.run, ctx.kept = run, kept
             ctx.set_materialize_grads(False)
-        return run.results()
+        return results(run)
 
     @staticmethod
     @once_differentiable
@@ -1226,7 +1255,8 @@ class Unroll(torch.autograd.Function):
         """Return a gradient for each argument of `forward`."""
         (gates, *_), run, needed = ctx.saved_tensors, ctx.run, ctx.needs_input_grad
         d_end = turned(NTMState(*d_end))
-        costs = run.costs if d_logits is not None else (run.logits.dtype.type(0),) * 2  # as in ntm.Charge
+        if d_logits is None:  # then costs are not paid either, as in ntm.Charge
+            run = run._replace(gate_cost=run.gate_cost * 0, blur_cost=run.blur_cost * 0)
 
         def part(several: list[Kept]) -> ParameterGradients:
             with Calculating():
@@ -1235,7 +1265,7 @@ class Unroll(torch.autograd.Function):
                     given = d_logits, *d_end
                     for ours, d in zip((kept.history.d_logits, *kept.state_gradients()), given, strict=True):
                         ours[...] = 0 if d is None else d[:, kept.group] if d is d_logits else d[kept.group]
-                    run.backward(kept, d_p, costs)
+                    backward_group(kept.group.start, run, kept.history, kept.d, d_p)
                 return d_p
 
         d_p = at_once([partial(part, several) for several in ctx.kept])
@@ -1249,7 +1279,10 @@ class Unroll(torch.autograd.Function):
             d_start = turned(NTMState(*(torch.from_numpy(np.concatenate(array)) for array in arrays)))
             if len(run.start.cell) < len(d_start.cell):
                 d_start = [d.sum(0, keepdim=True) for d in d_start]
-        return None, None, d_inputs, *d_start, *weight_gradients(add_up(d_p))
+        d_weights = [torch.zeros_like(weight) for weight in ctx.saved_tensors]
+        for one in d_p:
+            add_gradients(one, *(d.numpy() for d in d_weights))
+        return None, None, d_inputs, *d_start, *d_weights
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -1263,29 +1296,27 @@ def unroll(
     """Compute what `NTM.unroll` computes, faster. Twice differentiable it is not.
 
     Raises:
-        TypeError, ValueError: as `Run`.
+        TypeError, ValueError: as `run_of`.
     """
     weights = weights_of(model)
+    run = run_of(weights, model, inputs.detach(), state, dropped, costs)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *weights))
-    run = Run(model, inputs.detach(), state, dropped, costs)
     logits, *end = Unroll.apply(run, keep, inputs, *state, *weights)
     return logits, NTMState(*end)
 
 
-def loss_and_gradients(run: Run, targets: Tensor, mask: Tensor) -> tuple[float, ParameterGradients]:
-    """Take a run forward and back, each group while it is in cache. There must be a sequence."""
-    targets, counted, kind = _flat(targets), _flat(mask), run.logits.dtype.type
-    share = kind(1) / kind(counted.sum() * targets.shape[2])
-    given = run.start, run.inputs, targets, counted, share, run.cells, run.blind, run.costs, run.p
+def loss_and_gradients(run: Run, targets: Tensor, mask: Tensor) -> tuple[float, tuple[ParameterGradients, ...]]:
+    """Take a run forward and back, each group while it is in cache: the loss, and parts of the gradient."""
+    counted, kind = _flat(mask), run.logits.dtype.type
+    goal = Goal(_flat(targets), counted, kind(1) / kind(counted.sum() * targets.shape[2]))
 
     def part(groups: list[slice]) -> tuple[float, ParameterGradients]:
         with Calculating():
-            kept, d_p = Kept(len(run.inputs), groups[0], run.start, run.p), zero_gradients(run.p)
-            which = groups[0].start, groups[-1].stop
-            return there_and_back(which, *given, kept.history, run.logits, run.end, kept.d, d_p), d_p
+            kept, d_p = Kept(len(run.inputs), groups[0], run), zero_gradients(run.p)
+            return there_and_back(groups[0].start, groups[-1].stop, run, goal, kept.history, kept.d, d_p), d_p
 
     losses, d_parts = zip(*at_once([partial(part, groups) for groups in parts(run.inputs.shape[1])]), strict=True)
-    return sum(losses), add_up(d_parts)
+    return sum(losses), d_parts
 
 
 _blank: dict[tuple, NTMState] = {}
@@ -1312,17 +1343,22 @@ def forward_backward(
     """Compute what `NTM.forward_backward` computes, faster.
 
     Raises:
-        TypeError, ValueError: as `Run`.
+        TypeError, ValueError: as `run_of`.
     """
-    run = Run(model, inputs, common_start(model, memory_units), dropped, costs)
-    loss, d_p = loss_and_gradients(run, targets, mask)
-    learned = *weights_of(model), model.initial_reads, model.initial_hidden, model.initial_cell
-    reads, hidden = np.split(d_p.start_answer, [model.initial_reads.numel()])
-    d_start = reads.reshape(model.initial_reads.shape), hidden, d_p.start_cell
-    for parameter, d in zip(learned, (*weight_gradients(d_p), *map(torch.from_numpy, d_start)), strict=True):
-        if parameter.requires_grad:
-            parameter.grad = d.contiguous() if parameter.grad is None else parameter.grad.add_(d)
-    logits, *end = run.results()
+    weights = weights_of(model)
+    run = run_of(weights, model, inputs, common_start(model, memory_units), dropped, costs)
+    loss, d_parts = loss_and_gradients(run, targets, mask)
+    learned = *weights, model.initial_reads, model.initial_hidden, model.initial_cell
+    for parameter in learned:
+        if parameter.grad is None and parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    *maps, reads, hidden, cell = ((p.grad if p.requires_grad else torch.zeros_like(p)).numpy() for p in learned)
+    for d_p in d_parts:
+        add_gradients(d_p, *maps)
+        reads += d_p.start_answer[: reads.size].reshape(reads.shape)
+        hidden += d_p.start_answer[reads.size :]
+        cell += d_p.start_cell
+    logits, *end = results(run)
     return loss, logits, NTMState(*end)
 
 
@@ -1332,5 +1368,5 @@ def warm_up(model: NTM) -> None:
     with torch.enable_grad():
         logits, _ = unroll(model, inputs, model.initial_state(1))
         torch.autograd.grad(logits.sum(), model.output_map.weight)
-    run = Run(model, inputs, common_start(model, None), NOTHING, FREE)
+    run = run_of(weights_of(model), model, inputs, common_start(model, None), NOTHING, FREE)
     loss_and_gradients(run, torch.zeros_like(logits), torch.ones_like(logits[..., 0]))

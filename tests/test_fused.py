@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import lively_model, lively_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -103,9 +104,44 @@ def test_sharp_weightings_as_after_training():
         assert_close(theirs, ours, 1e-8)
 
 
+@given(size=sizes)
+def test_there_and_back_at_once_is_the_same_as_a_loss_and_backward(size):
+    model, inputs, _ = model_and_inputs(size)
+    targets = torch.randint(0, 2, (size["steps"], size["batch"], 3)).double()
+    mask = (torch.rand(size["steps"], size["batch"]) < 0.7).double()
+    mask[0, 0] = 1
+    model.backend = Backend.REFERENCE
+    torch.manual_seed(7)
+    logits, end = model(inputs)
+    by_bit = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    loss = (by_bit * mask.unsqueeze(-1)).sum() / (mask.sum() * 3)
+    loss.backward()
+    expected = [loss, logits, *end, *(2 * p.grad for p in model.parameters())]
+    for model.backend in (Backend.REFERENCE, Backend.FUSED):
+        model.zero_grad()
+        for _ in range(2):  # gradients add up
+            torch.manual_seed(7)
+            found, logits, end = model.forward_backward(inputs, targets, mask)
+        found = [torch.tensor(found, dtype=torch.float64), logits, *end, *(p.grad for p in model.parameters())]
+        assert not any(x.requires_grad for x in found)
+        for theirs, ours in zip(expected, found, strict=True):
+            assert_close(theirs.detach(), ours, 1e-9)
+
+
+def test_what_is_frozen_gets_no_gradient():
+    inputs, targets, mask = torch.rand(4, 2, 5).double(), torch.ones(4, 2, 3).double(), torch.ones(4, 2).double()
+    for backend in (Backend.REFERENCE, Backend.FUSED):
+        model = lively_model(backend=backend)
+        model.output_map.requires_grad_(False)
+        model.initial_cell.requires_grad_(False)
+        model.forward_backward(inputs, targets, mask)
+        without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+        assert without == {"output_map.weight", "output_map.bias", "initial_cell"}
+
+
 def test_fifty_training_steps_agree():
     from experiment.configuration import Recipe, load_configuration
-    from experiment.training import Clipper, make_optimizer
+    from experiment.training import Clipper, make_optimizer, side_by_side
 
     losses = {}
     for backend in (Backend.REFERENCE, Backend.FUSED):
@@ -113,17 +149,17 @@ def test_fifty_training_steps_agree():
         recipe = Recipe()
         configuration = load_configuration("m1d2", recipe)
         model, task = configuration.make_model(backend), configuration.make_task()
-        optimizer, clipper = make_optimizer(recipe, model.parameters()), Clipper(recipe)
+        weights = side_by_side(model)
+        optimizer, clipper = make_optimizer(recipe, weights, backend is Backend.FUSED), Clipper(recipe)
         source = torch.Generator().manual_seed(3)
         losses[backend] = []
         for step in range(50):
             batch = task.sample(4, 1 + step % 3, source)
-            loss = task.loss(model(batch.inputs, memory_units=9)[0], batch)
-            optimizer.zero_grad()
-            loss.backward()
-            clipper.clip(list(model.parameters()))
+            weights.grad.zero_()
+            loss, _, _ = model.forward_backward(*batch, memory_units=9)
+            clipper.clip(weights.grad)
             optimizer.step()
-            losses[backend].append(loss.item())
+            losses[backend].append(loss)
     assert losses[Backend.FUSED][-1] < losses[Backend.FUSED][0]
     torch.testing.assert_close(*(torch.tensor(values) for values in losses.values()), rtol=2e-3, atol=1e-5)
 
@@ -142,6 +178,9 @@ def test_no_result_depends_on_the_number_of_threads():
         for n in (1, 2, 3):
             torch.set_num_threads(n)
             results.append([model(inputs)[0].detach(), *gradients(model, inputs)])
+            model.zero_grad()
+            model.forward_backward(inputs, torch.ones(6, 40, 3), torch.ones(6, 40))
+            results[-1] += [parameter.grad.clone() for parameter in model.parameters()]
     finally:
         torch.set_num_threads(threads)
     for one, two, three in zip(*results, strict=True):
