@@ -1192,11 +1192,6 @@ def run_of(
     )
 
 
-def results(run: Run) -> tuple[Tensor, ...]:
-    """Logits and the final state's five tensors."""
-    return tuple(map(torch.from_numpy, (run.logits, *turned(run.end))))
-
-
 def weights_of(model: NTM) -> list[nn.Parameter]:
     """The three maps' weights and biases."""
     maps = model.controller.gates_map, model.heads.controls_map, model.output_map
@@ -1247,7 +1242,7 @@ class Unroll(torch.autograd.Function):
             ctx.save_for_backward(*weights)  # so that PyTorch notices a weight that changes before backward
             ctx.run, ctx.kept = run, kept
             ctx.set_materialize_grads(False)
-        return results(run)
+        return tuple(map(torch.from_numpy, (run.logits, *turned(run.end))))
 
     @staticmethod
     @once_differentiable
@@ -1339,7 +1334,7 @@ def forward_backward(
     memory_units: int | None = None,
     dropped: Dropped = NOTHING,
     costs: Costs = FREE,
-) -> tuple[float, Tensor, NTMState]:
+) -> tuple[float, Tensor]:
     """Compute what `NTM.forward_backward` computes, faster.
 
     Raises:
@@ -1358,8 +1353,7 @@ def forward_backward(
         reads += d_p.start_answer[: reads.size].reshape(reads.shape)
         hidden += d_p.start_answer[reads.size :]
         cell += d_p.start_cell
-    logits, *end = results(run)
-    return loss, logits, NTMState(*end)
+    return loss, torch.from_numpy(run.logits)
 
 
 def warm_up(model: NTM) -> None:

@@ -232,7 +232,7 @@ class NTM(nn.Module):
 
     def forward_backward(
         self, inputs: Tensor, targets: Tensor, mask: Tensor, memory_units: int | None = None
-    ) -> tuple[float, Tensor, NTMState]:
+    ) -> tuple[float, Tensor]:
         """Run over whole sequences and go back: adds to each parameter's `grad`, as `backward()` of the loss does.
 
         The loss is the mean binary cross-entropy of the bits of the steps that count. On the fused path a few sequences
@@ -245,7 +245,7 @@ class NTM(nn.Module):
             memory_units: rows of memory; None for the configured number.
 
         Returns:
-            The loss in nats, and, without a graph, output logits (T, B, output_size) and the final state.
+            The loss in nats, and output logits (T, B, output_size) without a graph.
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
@@ -256,11 +256,11 @@ class NTM(nn.Module):
             from ntm import fused
 
             return fused.forward_backward(self, inputs, targets, mask, memory_units, dropped, costs)
-        logits, state = self.unroll(inputs, self.initial_state(batch_size, memory_units), dropped, costs)
+        logits, _ = self.unroll(inputs, self.initial_state(batch_size, memory_units), dropped, costs)
         share = (mask / (mask.sum() * targets.shape[2])).unsqueeze(-1)
         loss = F.binary_cross_entropy_with_logits(logits, targets, share, reduction="sum")
         loss.backward()
-        return loss.item(), logits.detach(), NTMState(*(part.detach() for part in state))
+        return loss.item(), logits.detach()
 
     def unroll(
         self, inputs: Tensor, state: NTMState, dropped: Dropped = NOTHING, costs: Costs = FREE
