@@ -1151,6 +1151,16 @@ def parts(batch: int) -> list[list[slice]]:
     return [groups[i : i + each] for i in range(0, whole, each)] + left
 
 
+def _flat(tensor: Tensor) -> np.ndarray:
+    """An array without gaps, for which alone the functions above are compiled."""
+    return np.ascontiguousarray(tensor.numpy())
+
+
+def arrays(state: NTMState) -> NTMState:
+    """A state's arrays, its memory [M][N]."""
+    return NTMState(*(_flat(part.detach()) for part in turned(state)))
+
+
 def run_of(
     weights: list[nn.Parameter], model: NTM, inputs: Tensor, start: NTMState, dropped: Dropped, costs: Costs
 ) -> Run:
@@ -1160,28 +1170,28 @@ def run_of(
         weights: `weights_of(model)`.
         model: the machine.
         inputs: (T, B, input_size).
-        start: the initial state, of the batch or one for all.
+        start: the initial state, of the batch or one for all, as arrays, its memory [M][N].
         dropped, costs: as in `NTM.unroll`.
 
     Raises:
         TypeError: inputs, state, mask and weights are not all of one floating-point type on the CPU.
         ValueError: inputs or state do not have the model's shapes.
     """
-    given, like = [inputs, *start] + ([] if dropped.cells is None else [dropped.cells]), weights[0]
-    if any(x.dtype is not like.dtype or x.device.type != "cpu" for x in given):
-        raise TypeError(f"the fused path needs inputs and state in {like.dtype}, as the weights, and on the CPU")
-    rows, (readers, width), cells = start.memory.shape[1], model.initial_reads.shape, model.initial_cell.shape
-    shapes = [(rows, width), (2 * readers, rows), (readers, width), cells, cells]
-    if inputs.shape[2] != model.input_size or [part.shape[1:] for part in start] != shapes:
+    (steps, batch, width), array, kind = inputs.shape, _flat(inputs), weights[0].detach().numpy().dtype
+    cells = np.empty((steps, batch, 0), kind) if dropped.cells is None else _flat(dropped.cells)
+    if any(x.dtype != kind for x in (array, cells, *start)):
+        raise TypeError(f"the fused path needs inputs and state in {kind}, as the weights are")
+    (readers, row), size, rows = model.initial_reads.shape, model.initial_cell.shape[0], start.memory.shape[2]
+    shapes = [(row, rows), (2 * readers, rows), (readers, row), (size,), (size,)]
+    if width != model.input_size or [part.shape[1:] for part in start] != shapes:
+        shapes[0] = rows, row
         raise ValueError(
             f"this model takes {model.input_size} inputs a step, and a state of shapes {shapes} a sequence"
         )
-    (steps, batch, _), array = inputs.shape, _flat(inputs)
-    kind, heads = array.dtype, 2 * readers * max(1, batch * steps)
-    start = NTMState(*(_flat(part.detach()) for part in turned(start)))
+    heads = 2 * readers * max(1, batch * steps)
     return Run(
         inputs=array,
-        cells=np.empty((steps, batch, 0), kind) if dropped.cells is None else _flat(dropped.cells),
+        cells=cells,
         blind=np.zeros(batch, bool) if dropped.blind is None else _flat(dropped.blind),
         start=start,
         p=parameters(weights, inputs.shape[2]),
@@ -1280,11 +1290,6 @@ class Unroll(torch.autograd.Function):
         return None, None, d_inputs, *d_start, *d_weights
 
 
-def _flat(tensor: Tensor) -> np.ndarray:
-    """An array without gaps, for which alone the functions above are compiled."""
-    return np.ascontiguousarray(tensor.numpy())
-
-
 def unroll(
     model: NTM, inputs: Tensor, state: NTMState, dropped: Dropped = NOTHING, costs: Costs = FREE
 ) -> tuple[Tensor, NTMState]:
@@ -1294,16 +1299,29 @@ def unroll(
         TypeError, ValueError: as `run_of`.
     """
     weights = weights_of(model)
-    run = run_of(weights, model, inputs.detach(), state, dropped, costs)
+    run = run_of(weights, model, inputs.detach(), arrays(state), dropped, costs)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *weights))
     logits, *end = Unroll.apply(run, keep, inputs, *state, *weights)
     return logits, NTMState(*end)
 
 
 def loss_and_gradients(run: Run, targets: Tensor, mask: Tensor) -> tuple[float, tuple[ParameterGradients, ...]]:
-    """Take a run forward and back, each group while it is in cache: the loss, and parts of the gradient."""
-    counted, kind = _flat(mask), run.logits.dtype.type
-    goal = Goal(_flat(targets), counted, kind(1) / kind(counted.sum() * targets.shape[2]))
+    """Take a run forward and back, each group while it is in cache: the loss, and parts of the gradient.
+
+    Raises:
+        ValueError: targets or mask do not fit, or no step counts.
+    """
+    logits, kind = run.logits, run.logits.dtype.type
+    wanted, counted = _flat(targets), _flat(mask)
+    if (
+        wanted.shape != logits.shape
+        or counted.shape != logits.shape[:2]
+        or {wanted.dtype, counted.dtype} != {logits.dtype}
+    ):
+        raise ValueError(f"targets and mask must be {logits.shape} and {logits.shape[:2]}, in {logits.dtype}")
+    if not counted.any():
+        raise ValueError("no step counts: the mask is 0 everywhere")
+    goal = Goal(wanted, counted, kind(1) / kind(counted.sum() * logits.shape[2]))
 
     def part(groups: list[slice]) -> tuple[float, ParameterGradients]:
         with Calculating():
@@ -1318,12 +1336,12 @@ _blank: dict[tuple, NTMState] = {}
 
 
 def common_start(model: NTM, memory_units: int | None) -> NTMState:
-    """`model.initial_state(1, memory_units)`, of which memory and weightings, which nothing changes, are made once."""
-    learned = model.initial_reads, model.initial_hidden, model.initial_cell
-    key = memory_units or model.memory_units, *learned[0].shape, learned[0].dtype
+    """`model.initial_state(1, memory_units)` as arrays; memory and weightings, which nothing changes, are made once."""
+    reads, hidden, cell = (p.detach().numpy() for p in (model.initial_reads, model.initial_hidden, model.initial_cell))
+    key = memory_units or model.memory_units, reads.shape, reads.dtype
     if key not in _blank:
-        _blank[key] = model.initial_state(1, memory_units)
-    return NTMState(*_blank[key][:2], *(tensor.detach().unsqueeze(0) for tensor in learned))
+        _blank[key] = arrays(model.initial_state(1, memory_units))
+    return NTMState(*_blank[key][:2], reads[None], hidden[None], cell[None])
 
 
 def forward_backward(
@@ -1338,7 +1356,7 @@ def forward_backward(
     """Compute what `NTM.forward_backward` computes, faster.
 
     Raises:
-        TypeError, ValueError: as `run_of`.
+        TypeError, ValueError: as `run_of` and `loss_and_gradients`.
     """
     weights = weights_of(model)
     run = run_of(weights, model, inputs, common_start(model, memory_units), dropped, costs)

@@ -332,6 +332,19 @@ def test_wrong_shapes_are_refused():
             model(inputs, state._replace(**change))
 
 
+def test_targets_and_mask_that_do_not_fit_are_refused():
+    model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
+    inputs, targets, mask = torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2)
+    for bad in ((targets[1:], mask), (targets[..., :1], mask), (targets, mask[:, :1]), (targets.double(), mask)):
+        with pytest.raises(ValueError, match="targets and mask"):
+            model.forward_backward(inputs, *bad)
+    with pytest.raises(ValueError, match="no step counts"):
+        model.forward_backward(inputs, targets, 0 * mask)
+    with pytest.raises(ValueError, match="no step counts"):
+        model.forward_backward(inputs[:, :0], targets[:, :0], mask[:, :0])
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_mixed_types_are_refused():
     model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
     with pytest.raises(TypeError, match="float32"):
