@@ -6,8 +6,9 @@ the definition; this file computes the same numbers, and the tests hold one agai
 
 How it is laid out
     * Memory is [M][N] here, a row of the paper a column, so that the N rows lie along the vector lanes.
-    * Sequences go in groups of 8 or 16, and groups are shared out over threads, one call a thread. A group's size
-      does not depend on the number of threads, and neither does any result.
+    * Sequences go in groups of 8. `unroll` takes all groups forward and, when autograd asks, all of them back;
+      `forward_backward` takes each there and back before the next, so that what it keeps stays in cache. Groups are
+      shared out over threads, in parts that do not depend on the number of threads; so neither does any result.
     * `History` holds what backward needs. Step t has slot `t % slots`, and in arrays that carry a value on to the next
       step, `t % (slots + 1)`: as many slots as steps, or a single one where no gradient is wanted.
     * There is a write head for each read head; heads are numbered read heads first.
@@ -652,13 +653,13 @@ class Parameters(NamedTuple):
 
 
 class ParameterGradients(NamedTuple):
-    """Sums over sequences: of the three maps, each with its bias as the last column,"""
+    """Sums over sequences, in the layout of `seen`."""
 
-    gates: np.ndarray  # (4 C, I + R M + C + 1)
+    gates: np.ndarray  # (4 C, I + R M + C + 1): of each map, with its bias as the last column
     controls: np.ndarray  # (P, C + 1)
     output: np.ndarray  # (O, R M + C + 1)
-    start_cell: np.ndarray  # (C), and of the initial state where all sequences share it
-    start_answer: np.ndarray  # (R M + C): reads, hidden
+    start_cell: np.ndarray  # (C): of an initial state that all sequences share
+    start_answer: np.ndarray  # (R M + C): its reads and hidden
 
 
 class History(NamedTuple):
@@ -920,9 +921,9 @@ def backward_group(first, run, history, d, d_p):
         product(history.d_controls[t], run.p.controls, 1, d.answer[:, reads:])
         controller_step_backward(first, run.cells, history, t, d)
         product(history.d_gates[t], run.p.gates, 0, d.answer)
-    rows_of = history.seen[:steps], history.seen[1 : steps + 1]
     count = steps * group  # all steps of all sequences are rows now
-    seen, after = rows_of[0].reshape(count, seen_size), rows_of[1].reshape(count, seen_size)
+    seen = history.seen[:steps].reshape(count, seen_size)
+    after = history.seen[1:].reshape(count, seen_size)
     add_product(history.d_gates.reshape(count, 4 * size), seen, d_p.gates)
     add_product(history.d_controls.reshape(count, d_p.controls.shape[0]), after[:, hidden_at:], d_p.controls)
     add_product(history.d_logits.reshape(count, d_p.output.shape[0]), after[:, hidden_at - reads :], d_p.output)
@@ -1032,15 +1033,9 @@ class Kept:
     """
 
     def __init__(self, slots: int, group: slice, run: Run) -> None:
-        (_, width, rows), (_, heads, _), (_, size) = (
-            run.start.memory.shape,
-            run.start.weighting.shape,
-            run.start.cell.shape,
-        )
-        sizes, kind = (
-            (width, rows, heads, size, *map(len, (run.p.gates_t, run.p.controls, run.p.output))),
-            run.logits.dtype,
-        )
+        start, p, kind = run.start, run.p, run.logits.dtype
+        heads, size = start.weighting.shape[1], start.cell.shape[1]
+        sizes = *start.memory.shape[1:], heads, size, len(p.gates_t), len(p.controls), len(p.output)
         places, needed = layout(kind, slots, group.stop - group.start, sizes)
         try:
             self.room = _spare.pop()

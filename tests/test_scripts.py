@@ -16,7 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_configuration import GOOD
 
-from experiment.checkpoint import load_model, save
+from experiment.checkpoint import load, load_model, save
 from experiment.configuration import NAMES, ROOT, Recipe
 from experiment.errors import InputError
 from experiment.page import page
@@ -122,6 +122,12 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
 
     wrong = repository.run("train.py", *flags, "-lr", 0.5, "-resume", code=2).stderr
     assert "other flags" in wrong
+    path = repository.folder / "runs" / "tiny" / "checkpoint.pt"
+    good, older = path.read_bytes(), load(path)
+    older["optimizer"]["param_groups"][0]["params"] = [0, 1]  # which had a tensor for each weight
+    save(path, older)
+    assert "older train.py" in repository.run("train.py", *flags, "-resume", code=2).stderr
+    path.write_bytes(good)
     repository.run("train.py", *flags, "-saved_model", other, "-resume")
     a, b = (torch.load(path, weights_only=True)["model"] for path in (one, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
