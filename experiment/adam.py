@@ -1,7 +1,5 @@
 """Adam in one compiled pass over the weights: what PyTorch's takes to start is noticed beside the fast path."""
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -20,7 +18,7 @@ def adamw(weights, gradient, mean, square, kept, rate, beta1, beta2, eps, unbias
 class CompiledAdamW(torch.optim.AdamW):
     """PyTorch's AdamW, with the same state, for flat weights on the CPU."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self) -> None:
         """Take a step."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]

@@ -721,10 +721,17 @@ def add_rows(a, total):
 
 
 @compiled
+def places(history):
+    """Where the reads begin in a row of `seen`, and where the hidden state does."""
+    (_, _, width, _), readers = history.memory.shape, history.weighting.shape[2] // 2
+    hidden_at = history.seen.shape[2] - 1 - history.cell.shape[2]
+    return hidden_at - readers * width, hidden_at
+
+
+@compiled
 def controller_step(first, cell_mask, history, t, now, after, slot):
     """From the gates' sums to the controller's output, each sequence of the group."""
-    size = history.cell.shape[2]
-    hidden_at = history.seen.shape[2] - 1 - size
+    _, hidden_at = places(history)
     for g in range(history.cell.shape[1]):
         lstm(
             history.gates[slot, g],
@@ -739,9 +746,8 @@ def controller_step(first, cell_mask, history, t, now, after, slot):
 @compiled
 def memory_step(first, blind, history, now, after, slot, gated):
     """From the controls' sums to new memory, weightings and reads, each sequence of the group."""
-    heads, size, width = history.weighting.shape[2], history.cell.shape[2], history.memory.shape[2]
-    readers = heads // 2
-    hidden_at = history.seen.shape[2] - 1 - size
+    heads, width = history.weighting.shape[2], history.memory.shape[2]
+    readers, (reads_at, hidden_at) = heads // 2, places(history)
     for g in range(history.cell.shape[1]):
         memory, inverse_norm = history.memory[now, g], history.inverse_norm[slot, g]
         previous, weighting = history.weighting[now, g], history.weighting[after, g]
@@ -762,40 +768,37 @@ def memory_step(first, blind, history, now, after, slot, gated):
                 interpolate(content, previous[h], c.interpolation_gate[h], gated)
             shift(gated, c.shift_weighting[3 * h : 3 * h + 3], shifted)
             sharpen(shifted, c.sharpening[h], log_shifted, weighting[h])
-        read(memory, weighting[:readers], history.seen[after, g, hidden_at - readers * width : hidden_at])
+        read(memory, weighting[:readers], history.seen[after, g, reads_at:hidden_at])
         write(memory, weighting[readers:], c.erase, c.add, history.memory[after, g])
 
 
 @compiled_with_counts
 def put_start(first, start, history):
     """Put a group's initial state, which may be one for all sequences, into the first slots of its history."""
-    _, group, seen_size = history.seen.shape
-    size, reads = history.cell.shape[2], start.reads.size // len(start.reads)
-    for g in range(group):
+    reads_at, hidden_at = places(history)
+    for g in range(history.seen.shape[1]):
         b = first + g if len(start.cell) > 1 else 0
         history.memory[0, g], history.weighting[0, g] = start.memory[b], start.weighting[b]
-        history.cell[0, g], history.seen[0, g, seen_size - 1 - size : -1] = start.cell[b], start.hidden[b]
-        history.seen[0, g, seen_size - 1 - size - reads : seen_size - 1 - size] = start.reads[b].reshape(reads)
+        history.cell[0, g], history.seen[0, g, hidden_at:-1] = start.cell[b], start.hidden[b]
+        history.seen[0, g, reads_at:hidden_at] = start.reads[b].reshape(hidden_at - reads_at)
     history.seen[:, :, -1] = 1
 
 
 @compiled_with_counts
 def get_end(first, slot, history, end):
     """Copy a group's final state, which is in this slot, to where the batch's is gathered."""
-    _, group, seen_size = history.seen.shape
-    size, reads = history.cell.shape[2], end.reads.size // len(end.reads)
-    for g in range(group):
+    reads_at, hidden_at = places(history)
+    for g in range(history.seen.shape[1]):
         b = first + g
         end.memory[b], end.weighting[b] = history.memory[slot, g], history.weighting[slot, g]
-        end.cell[b], end.hidden[b] = history.cell[slot, g], history.seen[slot, g, seen_size - 1 - size : -1]
-        end.reads[b].reshape(reads)[:] = history.seen[slot, g, seen_size - 1 - size - reads : seen_size - 1 - size]
+        end.cell[b], end.hidden[b] = history.cell[slot, g], history.seen[slot, g, hidden_at:-1]
+        end.reads[b].reshape(hidden_at - reads_at)[:] = history.seen[slot, g, reads_at:hidden_at]
 
 
 @compiled_with_counts
 def forward_group(first, run, history):
     """Run a group, the batch's sequences from `first` on."""
-    slots, group, _ = history.gates.shape
-    input_size, hidden_at = run.inputs.shape[2], history.seen.shape[2] - 1 - history.cell.shape[2]
+    (slots, group, _), (reads_at, hidden_at) = history.gates.shape, places(history)
     put_start(first, run.start, history)
     gated = np.empty(history.weighting.shape[3], history.memory.dtype)
     for t in range(run.inputs.shape[0]):
@@ -805,7 +808,7 @@ def forward_group(first, run, history):
         controller_step(first, run.cells, history, t, now, after, slot)
         product(history.seen[after, :, hidden_at:], run.p.controls_t, 0, history.controls[slot])
         memory_step(first, run.blind, history, now, after, slot, gated)
-        product(history.seen[after, :, input_size:], run.p.output_t, 0, run.logits[t, first : first + group])
+        product(history.seen[after, :, reads_at:], run.p.output_t, 0, run.logits[t, first : first + group])
     get_end(first, run.inputs.shape[0] % (slots + 1), history, run.end)
 
 
@@ -903,8 +906,7 @@ def backward_group(first, run, history, d, d_p):
     (steps, group, _), kind = history.d_logits.shape, history.d_logits.dtype
     _, _, width, rows = history.memory.shape
     heads, size, seen_size = history.weighting.shape[2], history.cell.shape[2], history.seen.shape[2]
-    reads = heads // 2 * width
-    hidden_at = seen_size - 1 - size
+    reads_at, hidden_at = places(history)
     r = Scratch(
         np.empty(rows, kind),
         np.empty(rows, kind),
@@ -918,7 +920,7 @@ def backward_group(first, run, history, d, d_p):
     for t in range(steps - 1, -1, -1):
         product(history.d_logits[t], run.p.output, 1, d.answer)
         memory_step_backward(first, run.blind, run.gate_cost, run.blur_cost, history, t, d, r)
-        product(history.d_controls[t], run.p.controls, 1, d.answer[:, reads:])
+        product(history.d_controls[t], run.p.controls, 1, d.answer[:, hidden_at - reads_at :])
         controller_step_backward(first, run.cells, history, t, d)
         product(history.d_gates[t], run.p.gates, 0, d.answer)
     count = steps * group  # all steps of all sequences are rows now
@@ -926,7 +928,7 @@ def backward_group(first, run, history, d, d_p):
     after = history.seen[1:].reshape(count, seen_size)
     add_product(history.d_gates.reshape(count, 4 * size), seen, d_p.gates)
     add_product(history.d_controls.reshape(count, d_p.controls.shape[0]), after[:, hidden_at:], d_p.controls)
-    add_product(history.d_logits.reshape(count, d_p.output.shape[0]), after[:, hidden_at - reads :], d_p.output)
+    add_product(history.d_logits.reshape(count, d_p.output.shape[0]), after[:, reads_at:], d_p.output)
     add_rows(d.cell, d_p.start_cell)
     add_rows(d.answer, d_p.start_answer)
 
@@ -1151,7 +1153,7 @@ def _flat(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.numpy())
 
 
-def arrays(state: NTMState) -> NTMState:
+def as_arrays(state: NTMState) -> NTMState:
     """A state's arrays, its memory [M][N]."""
     return NTMState(*(_flat(part.detach()) for part in turned(state)))
 
@@ -1177,9 +1179,8 @@ def run_of(
     if any(x.dtype != kind for x in (array, cells, *start)):
         raise TypeError(f"the fused path needs inputs and state in {kind}, as the weights are")
     (readers, row), size, rows = model.initial_reads.shape, model.initial_cell.shape[0], start.memory.shape[2]
-    shapes = [(row, rows), (2 * readers, rows), (readers, row), (size,), (size,)]
-    if width != model.input_size or [part.shape[1:] for part in start] != shapes:
-        shapes[0] = rows, row
+    shapes = [(rows, row), (2 * readers, rows), (readers, row), (size,), (size,)]
+    if width != model.input_size or [part.shape[1:] for part in turned(start)] != shapes:
         raise ValueError(
             f"this model takes {model.input_size} inputs a step, and a state of shapes {shapes} a sequence"
         )
@@ -1262,9 +1263,9 @@ class Unroll(torch.autograd.Function):
             with Calculating():
                 d_p = zero_gradients(run.p)
                 for kept in reversed(several):  # the last is still in cache
-                    given = d_logits, *d_end
-                    for ours, d in zip((kept.history.d_logits, *kept.state_gradients()), given, strict=True):
-                        ours[...] = 0 if d is None else d[:, kept.group] if d is d_logits else d[kept.group]
+                    kept.history.d_logits[...] = 0 if d_logits is None else d_logits[:, kept.group]
+                    for ours, d in zip(kept.state_gradients(), d_end, strict=True):
+                        ours[...] = 0 if d is None else d[kept.group]
                     backward_group(kept.group.start, run, kept.history, kept.d, d_p)
                 return d_p
 
@@ -1294,7 +1295,7 @@ def unroll(
         TypeError, ValueError: as `run_of`.
     """
     weights = weights_of(model)
-    run = run_of(weights, model, inputs.detach(), arrays(state), dropped, costs)
+    run = run_of(weights, model, inputs.detach(), as_arrays(state), dropped, costs)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *weights))
     logits, *end = Unroll.apply(run, keep, inputs, *state, *weights)
     return logits, NTMState(*end)
@@ -1335,7 +1336,7 @@ def common_start(model: NTM, memory_units: int | None) -> NTMState:
     reads, hidden, cell = (p.detach().numpy() for p in (model.initial_reads, model.initial_hidden, model.initial_cell))
     key = memory_units or model.memory_units, reads.shape, reads.dtype
     if key not in _blank:
-        _blank[key] = arrays(model.initial_state(1, memory_units))
+        _blank[key] = as_arrays(model.initial_state(1, memory_units))
     return NTMState(*_blank[key][:2], reads[None], hidden[None], cell[None])
 
 
