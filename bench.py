@@ -22,7 +22,7 @@ from experiment.backend import choose_device, start_backend
 from experiment.configuration import ROOT, Configuration, Recipe, load_configuration
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.runlog import processor
-from experiment.training import Clipper, make_optimizer, side_by_side
+from experiment.training import Clipper, make_optimizer
 from ntm import NTM, Backend
 from ntm.backend import use_fused
 
@@ -62,7 +62,7 @@ def training_step(configuration: Configuration, model: NTM, batch_size: int, len
     """Make the work of one training iteration, on one fixed batch."""
     task, recipe = configuration.make_task(), configuration.recipe
     batch = task.sample(batch_size, length, torch.Generator().manual_seed(0)).to(model.initial_hidden.device)
-    weights = side_by_side(model)
+    weights = model.flatten_parameters()
     optimizer, clipper = make_optimizer(recipe, weights, use_fused(model.backend, weights)), Clipper(recipe)
 
     def work() -> None:

@@ -46,7 +46,6 @@ from experiment.training import (
     make_optimizer,
     seed_dropout,
     set_schedule,
-    side_by_side,
 )
 from ntm import Backend
 from ntm.backend import use_fused
@@ -173,7 +172,7 @@ def main() -> None:
     task = configuration.make_task()
     model = configuration.make_model(Backend(options.backend)).to(device)
     path = start_backend(model)
-    weights, fused = side_by_side(model), use_fused(model.backend, model.initial_hidden)
+    weights, fused = model.flatten_parameters(), use_fused(model.backend, model.initial_hidden)
     optimizer, clipper, progress = make_optimizer(recipe, weights, fused), Clipper(recipe), Progress(recipe)
     held_out = generator(recipe.seed, HELD_OUT)
     tests = {

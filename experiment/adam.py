@@ -9,6 +9,8 @@ from ntm.fused import ONE, compiled
 @compiled
 def adamw(weights, gradient, mean, square, kept, rate, beta1, beta2, eps, unbias):
     """Loshchilov & Hutter 2019, algorithm 2. Weight decay leaves `kept`; `unbias` makes up for a start at 0."""
+    kind = weights.dtype.type
+    kept, rate, beta1, beta2, eps, unbias = kind(kept), kind(rate), kind(beta1), kind(beta2), kind(eps), kind(unbias)
     for i in range(weights.shape[0]):
         mean[i] += (ONE - beta1) * (gradient[i] - mean[i])
         square[i] = beta2 * square[i] + (ONE - beta2) * gradient[i] * gradient[i]
@@ -27,11 +29,11 @@ class CompiledAdamW(torch.optim.AdamW):
                 if not state:
                     state["step"] = torch.zeros(())
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weights), torch.zeros_like(weights)
-                steps = state["step"].add_(1).item()
-                arrays = weights.detach(), weights.grad, state["exp_avg"], state["exp_avg_sq"]
-                kept, rate = 1 - group["lr"] * group["weight_decay"], group["lr"] / (1 - beta1**steps)
-                numbers = kept, rate, beta1, beta2, group["eps"], 1 / (1 - beta2**steps)
-                arrays = [array.numpy() for array in arrays]
-                adamw(*arrays, *map(arrays[0].dtype.type, numbers))
+                count, mean, square = (state[key].numpy() for key in ("step", "exp_avg", "exp_avg_sq"))
+                count += 1
+                steps, kept = float(count), 1 - group["lr"] * group["weight_decay"]
+                rate, unbias = group["lr"] / (1 - beta1**steps), 1 / (1 - beta2**steps)
+                arrays = weights.detach().numpy(), weights.grad.numpy(), mean, square
+                adamw(*arrays, kept, rate, beta1, beta2, group["eps"], unbias)
 
     step.hooked = True  # so that PyTorch does not wrap it for its profiler, which takes as long as the step

@@ -16,7 +16,7 @@ from experiment.configuration import Configuration
 from experiment.errors import InputError
 from ntm import NTM, Backend
 
-FORMAT = 2
+FORMAT = 3
 
 
 def write_atomically(path: Path, contents: bytes) -> None:

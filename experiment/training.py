@@ -15,29 +15,12 @@ SPARE_ROWS = 2  # the tightest tape has this many rows more than a batch's seque
 FIRST_LENGTH = 10  # where the curriculum begins: from shorter ones, the machine may put two vectors on one row
 
 
-def side_by_side(model: nn.Module) -> nn.Parameter:
-    """Lay a model's parameters out in one tensor and their gradients in another, and make them views of these.
-
-    Clipping and the optimizer then have one tensor to go through, instead of nine that take longer to start on.
-
-    Returns:
-        All parameters as one, with `grad`, which is 0.
-    """
-    parameters = list(model.parameters())
-    whole = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-    whole.grad = torch.zeros_like(whole)
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, part, d_part in zip(parameters, whole.detach().split(sizes), whole.grad.split(sizes), strict=True):
-        parameter.data, parameter.grad = part.view_as(parameter), d_part.view_as(parameter)
-    return whole
-
-
 def make_optimizer(recipe: Recipe, weights: nn.Parameter, fused: bool) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), or the paper's RMSprop (Graves 2013).
 
     Args:
         recipe: which one, and its numbers.
-        weights: as `side_by_side` gives them.
+        weights: as `NTM.flatten_parameters` gives them.
         fused: whether the model runs on the fused path, and so may Adam.
     """
     if recipe.optimizer == "adam":

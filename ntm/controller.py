@@ -27,7 +27,7 @@ class LSTMController(nn.Module):
             x: external input and last reads, (B, input_size).
             hidden: h_{t-1}, (B, C).
             cell: c_{t-1}, (B, C).
-            cell_mask: 0 where a cell is made to forget, 1 elsewhere, (B, C); None keeps all.
+            cell_mask: false where a cell is made to forget, (B, C); None keeps all.
 
         Returns:
             h_t and c_t, each (B, C).

@@ -9,8 +9,10 @@ How it is laid out
     * Sequences go in groups of 8. `unroll` takes all groups forward and, when autograd asks, all of them back;
       `forward_backward` takes each there and back before the next, so that what it keeps stays in cache. Groups are
       shared out over threads, in parts that do not depend on the number of threads; so neither does any result.
-    * `History` holds what backward needs. Step t has slot `t % slots`, and in arrays that carry a value on to the next
-      step, `t % (slots + 1)`: as many slots as steps, or a single one where no gradient is wanted.
+    * Parameters are one flat array, and so are their gradients, in the layout of `NTM.flatten_parameters`; `Parameters`
+      and `Turned` are views. A model that was not flattened is copied.
+    * `History`, views of one flat array too, holds what backward needs. Step t has slot `t % slots`, and in arrays that
+      carry a value on to the next step, `t % (slots + 1)`: as many slots as steps, or one where no gradient is wanted.
     * There is a write head for each read head; heads are numbered read heads first.
     * Each equation is a small function with its backward next to it. A gradient carries the name of its variable with a
       `d_` in front. Backward functions that several users of a value share add to its gradient, others set it.
@@ -24,6 +26,7 @@ import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -39,7 +42,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ntm import addressing
-from ntm.ntm import FREE, NOTHING, NTM, Costs, Dropped, NTMState
+from ntm.ntm import BY_COLUMNS, FREE, NOTHING, NTM, Costs, Dropped, NTMState
 
 # The arrays that one of the small functions below takes never overlap. Numba has a flag that says so, but no option for
 # it; without, each short loop would begin with comparing all its arrays' addresses, which takes longer than the loop.
@@ -218,27 +221,27 @@ def lstm(gates, cell, cell_mask, new_cell, tanh_cell, hidden):
     for j in range(size):
         new_cell[j] = forget[j] * cell[j] + gate_in[j] * candidate[j]
     for j in range(cell_mask.shape[0]):  # empty where no cell is made to forget
-        new_cell[j] *= cell_mask[j]
+        new_cell[j] *= cell.dtype.type(cell_mask[j])
     for j in range(size):
         tanh_cell[j] = tanh(new_cell[j])
         hidden[j] = gate_out[j] * tanh_cell[j]
 
 
 @compiled
-def lstm_backward(gates, cell, cell_mask, tanh_cell, d_hidden, d_cell, d_gates):
-    """`d_cell` comes in as the gradient of c_t and leaves as that of c_{t-1}."""
+def lstm_backward(gates, cell, cell_mask, tanh_cell, d_hidden, d_cell):
+    """`gates` come in as activations and leave as the gradients of their sums, `d_cell` as c_t's and as c_{t-1}'s."""
     size = cell.shape[0]
     for j in range(size):
         output = gates[3 * size + j]
-        d_gates[3 * size + j] = d_hidden[j] * tanh_cell[j] * (output - output * output)
+        gates[3 * size + j] = d_hidden[j] * tanh_cell[j] * (output - output * output)
         d_cell[j] += d_hidden[j] * (output - output * tanh_cell[j] * tanh_cell[j])
     for j in range(cell_mask.shape[0]):
-        d_cell[j] *= cell_mask[j]
+        d_cell[j] *= cell.dtype.type(cell_mask[j])
     for j in range(size):
         gate_in, forget, candidate = gates[j], gates[size + j], gates[2 * size + j]
-        d_gates[j] = d_cell[j] * candidate * (gate_in - gate_in * gate_in)
-        d_gates[size + j] = d_cell[j] * cell[j] * (forget - forget * forget)
-        d_gates[2 * size + j] = d_cell[j] * (gate_in - gate_in * candidate * candidate)
+        gates[j] = d_cell[j] * candidate * (gate_in - gate_in * gate_in)
+        gates[size + j] = d_cell[j] * cell[j] * (forget - forget * forget)
+        gates[2 * size + j] = d_cell[j] * (gate_in - gate_in * candidate * candidate)
         d_cell[j] *= forget
 
 
@@ -333,16 +336,16 @@ def compare(memory, keys, squares, similarity):
 
 
 @compiled
-def softmax(logits):
-    """In place."""
-    top = largest(logits)
+def softmax(factor, x, out):
+    """Fills `out` with the softmax of factor * x; the factor is not negative."""
+    top = factor * largest(x)
     total = top - top
-    for n in range(logits.shape[0]):
-        logits[n] = exp(logits[n] - top)
-        total += logits[n]
+    for n in range(x.shape[0]):
+        out[n] = exp(factor * x[n] - top)
+        total += out[n]
     scale = ONE / total
-    for n in range(logits.shape[0]):
-        logits[n] *= scale
+    for n in range(x.shape[0]):
+        out[n] *= scale
 
 
 @compiled
@@ -351,8 +354,7 @@ def content_weighting(inverse_norm, key, key_strength, similarity, content):
     inverse_key_norm = ONE / np.sqrt(dot(key, key) + NORM_EPSILON)
     for n in range(similarity.shape[0]):
         similarity[n] *= inverse_norm[n] * inverse_key_norm
-        content[n] = key_strength * similarity[n]
-    softmax(content)
+    softmax(key_strength, similarity, content)
 
 
 @compiled
@@ -423,8 +425,7 @@ def sharpen(shifted, sharpening, log_shifted, weighting):
     """eq. 9: fills `log_shifted` and `weighting`."""
     for n in range(shifted.shape[0]):
         log_shifted[n] = log(shifted[n] + LOG_EPSILON)
-        weighting[n] = sharpening * log_shifted[n]
-    softmax(weighting)
+    softmax(sharpening, log_shifted, weighting)
 
 
 @compiled
@@ -478,35 +479,63 @@ def write(memory, weighting, erase, add, new_memory):
 
 
 @compiled
-def read_write_backward(memory, weighting, erase, add, d_reads, d_memory, d_weighting, d_erase, d_add, scratch):
+def head_backward(memory, found, written, erase, add, d_reads, d_memory, reading, writing, d_erase, d_add):
+    """The gradient of eq. 2, 3 and 4 for a read head with a write head, which `found` this to erase.
+
+    Adds to `reading` and `writing`, the gradients of their weightings. Two columns a pass.
+    """
+    (width, rows), zero = memory.shape, memory.dtype.type(0)
+    for m in range(0, width - 1, 2):
+        p = m + 1
+        e_m, e_p, a_m, a_p, r_m, r_p = erase[m], erase[p], add[m], add[p], d_reads[m], d_reads[p]
+        row, row_p, had, had_p, d_row, d_row_p = memory[m], memory[p], found[m], found[p], d_memory[m], d_memory[p]
+        total_a = total_e = total_a_p = total_e_p = zero
+        for n in range(rows):
+            d_written, d_written_p = d_row[n] * written[n], d_row_p[n] * written[n]
+            total_a += d_written
+            total_e += d_written * had[n]
+            total_a_p += d_written_p
+            total_e_p += d_written_p * had_p[n]
+            writing[n] += d_row[n] * (a_m - e_m * had[n]) + d_row_p[n] * (a_p - e_p * had_p[n])
+            reading[n] += r_m * row[n] + r_p * row_p[n]
+        d_add[m], d_add[p], d_erase[m], d_erase[p] = total_a, total_a_p, -total_e, -total_e_p
+    for m in range(width - width % 2, width):
+        total_a = total_e = zero
+        row, had, d_row = memory[m], found[m], d_memory[m]
+        for n in range(rows):
+            d_written = d_row[n] * written[n]
+            total_a += d_written
+            total_e += d_written * had[n]
+            writing[n] += d_row[n] * (add[m] - erase[m] * had[n])
+            reading[n] += d_reads[m] * row[n]
+        d_add[m], d_erase[m] = total_a, -total_e
+
+
+@compiled
+def read_write_backward(memory, weighting, erase, add, d_reads, d_memory, d_weighting, d_erase, d_add, found):
     """The gradient of eq. 2, 3 and 4 but for that of the memory, which `memory_backward` has.
 
     `d_memory` is the gradient of M_t. Adds to `d_weighting`, of all heads; sets `d_erase` and `d_add`.
     """
-    (width, rows), readers, zero = memory.shape, weighting.shape[0] // 2, memory.dtype.type(0)
+    (width, rows), readers = memory.shape, weighting.shape[0] // 2
+    if readers == 1:  # there is nothing but the memory to erase
+        written, reading, writing = weighting[1], d_weighting[0], d_weighting[1]
+        head_backward(memory, memory, written, erase, add, d_reads, d_memory, reading, writing, d_erase, d_add)
+        return
     for h in range(readers):
-        found = memory  # what this head had to erase: the memory, less what the other heads erased
-        for other in range(readers):
+        for m in range(width):
+            copy(memory[m], found[m])
+        for other in range(readers):  # what this head had to erase: the memory, less what the other heads erased
             if other != h:
                 for m in range(width):
                     for n in range(rows):
-                        scratch[m, n] = (
-                            found[m, n] - found[m, n] * weighting[readers + other, n] * erase[other * width + m]
-                        )
-                found = scratch
-        reading, writing, written = d_weighting[h], d_weighting[readers + h], weighting[readers + h]
-        for m in range(width):
-            erase_m, add_m, d_read = erase[h * width + m], add[h * width + m], d_reads[h * width + m]
-            total_erase = total_add = zero
-            row, had, d_row = memory[m], found[m], d_memory[m]
-            for n in range(rows):
-                d_written = d_row[n] * written[n]
-                total_add += d_written
-                total_erase += d_written * had[n]
-                writing[n] += d_row[n] * (add_m - erase_m * had[n])
-                reading[n] += d_read * row[n]
-            d_add[h * width + m] = total_add
-            d_erase[h * width + m] = -total_erase
+                        found[m, n] -= found[m, n] * weighting[readers + other, n] * erase[other * width + m]
+        mine = slice(h * width, (h + 1) * width)
+        written, reading, writing = weighting[readers + h], d_weighting[h], d_weighting[readers + h]
+        head_backward(
+            *(memory, found, written, erase[mine], add[mine], d_reads[mine], d_memory),
+            *(reading, writing, d_erase[mine], d_add[mine]),
+        )
 
 
 @compiled
@@ -558,13 +587,11 @@ def memory_backward(memory, weighting, erase, keys, d_reads, direct, along_row, 
 
 
 @compiled
-def cross_entropy(logits, targets, share, d_logits):
-    """Binary cross-entropy, each bit counted so much; sets `d_logits`."""
-    loss = share - share
+def cross_entropy(logits, targets, share, loss, d_logits):
+    """Binary cross-entropy, of which each bit is so much; sets `loss` and `d_logits`."""
     for j in range(logits.shape[0]):
-        loss += share * (softplus(logits[j]) - targets[j] * logits[j])
-        d_logits[j] = share * (sigmoid(logits[j]) - targets[j])
-    return loss
+        loss[j] = share[j] * (softplus(logits[j]) - targets[j] * logits[j])
+        d_logits[j] = share[j] * (sigmoid(logits[j]) - targets[j])
 
 
 # --- Matrix products --------------------------------------------------------------------------------------------------
@@ -631,35 +658,48 @@ def product(a, b, keep, out):
 
 
 @compiled
-def add_product(a, b, out):
-    """out += a.T @ b."""
+def add_product(a, b, keep, out):
+    """out = a.T @ b + keep * out."""
     kind = out.dtype.type
     rows, columns, inner = out.shape[0], out.shape[1], a.shape[0]
-    gemm(NO, YES, columns, rows, inner, kind(1), b, stride(b), a, stride(a), kind(1), out, stride(out))
+    gemm(NO, YES, columns, rows, inner, kind(1), b, stride(b), a, stride(a), kind(keep), out, stride(out))
 
 
-# --- The unroll, one group of sequences -------------------------------------------------------------------------------
+# --- The arrays of an unroll ------------------------------------------------------------------------------------------
+
+GROUP = 8  # sequences: few enough to stay in cache, enough to feed a matrix product
+
+
+class Sizes(NamedTuple):
+    """A machine's own sizes, in the letters of ntm/ntm.py."""
+
+    inputs: int  # I
+    readers: int  # R
+    width: int  # M
+    cells: int  # C
+    outputs: int  # O
 
 
 class Parameters(NamedTuple):
-    """The three maps. `seen` is a row of input, last reads, last hidden and a 1, each map of a stretch of it."""
+    """All parameters, or their gradients, as `NTM.flatten_parameters` lays them out.
 
-    gates_t: np.ndarray  # (I + R M + C + 1, 4 C): for the way forward, with the bias as the last row
-    controls_t: np.ndarray  # (C + 1, P)
-    output_t: np.ndarray  # (R M + C + 1, O)
-    gates: np.ndarray  # (4 C, R M + C): for the way back, without the input and the bias
-    controls: np.ndarray  # (P, C)
-    output: np.ndarray  # (O, R M + C)
+    `seen` is a row of input, last reads, last hidden and a 1. Each map takes a stretch of it: its bias is its last row.
+    """
+
+    gates: np.ndarray  # (I + R M + C + 1, 4 C)
+    controls: np.ndarray  # (C + 1, P)
+    output: np.ndarray  # (R M + C + 1, O)
+    reads: np.ndarray  # (R M), and where the machine starts:
+    hidden: np.ndarray  # (C)
+    cell: np.ndarray  # (C)
 
 
-class ParameterGradients(NamedTuple):
-    """Sums over sequences, in the layout of `seen`."""
+class Turned(NamedTuple):
+    """The three maps transposed, for the way back."""
 
-    gates: np.ndarray  # (4 C, I + R M + C + 1): of each map, with its bias as the last column
+    gates: np.ndarray  # (4 C, I + R M + C + 1)
     controls: np.ndarray  # (P, C + 1)
     output: np.ndarray  # (O, R M + C + 1)
-    start_cell: np.ndarray  # (C): of an initial state that all sequences share
-    start_answer: np.ndarray  # (R M + C): its reads and hidden
 
 
 class History(NamedTuple):
@@ -678,22 +718,32 @@ class History(NamedTuple):
     shifted: np.ndarray  # (slots, G, H, N)
     log_shifted: np.ndarray  # (slots, G, H, N)
     d_logits: np.ndarray  # (slots, G, O), filled before the way back
-    d_gates: np.ndarray  # (slots, G, 4 C), and on the way back: gradients of the gates' sums,
-    d_controls: np.ndarray  # (slots, G, P), and of the controls' sums
+    d_gates: np.ndarray  # (slots, G, 4 C): activations, and after the way back gradients of their sums; may be `gates`
+    d_controls: np.ndarray  # (slots, G, P), filled on the way back
+
+
+class StateGradients(NamedTuple):
+    """Gradients of a group's final state; `backward_group` turns them into those of the initial state, in place."""
+
+    memory: np.ndarray  # (G, M, N)
+    weighting: np.ndarray  # (G, H, N)
+    cell: np.ndarray  # (G, C)
+    answer: np.ndarray  # (G, R M + C): reads, hidden
 
 
 class Run(NamedTuple):
-    """One unroll of a batch: what goes in, and room for what comes out."""
+    """One unroll of a batch."""
 
     inputs: np.ndarray  # (T, B, I)
-    cells: np.ndarray  # (T, B, C), or (T, B, 0) where no cell is made to forget
+    cells: np.ndarray  # (T, B, C), false where a cell is made to forget; or (T, B, 0) where none is
     blind: np.ndarray  # (B)
     start: NTMState  # of B sequences or one for all; its memory is [M][N]
-    p: Parameters
+    weights: np.ndarray  # all `Parameters`, flat
+    turned: np.ndarray  # their maps `Turned`, flat; empty until the way back
+    sizes: Sizes
     gate_cost: np.floating  # of one head at one step
     blur_cost: np.floating
-    logits: np.ndarray  # (T, B, O)
-    end: NTMState
+    logits: np.ndarray  # (T, B, O), to be filled
 
 
 class Goal(NamedTuple):
@@ -702,6 +752,140 @@ class Goal(NamedTuple):
     targets: np.ndarray  # (T, B, O)
     mask: np.ndarray  # (T, B)
     share: np.floating  # what each bit of a step that counts is of the loss
+
+
+@compiled_with_counts
+def cut(flat, at, shape):
+    """An array of this shape out of a flat one, and where it ends there."""
+    count = 1
+    for length in shape:
+        count *= length
+    return flat[at : at + count].reshape(shape), at + count
+
+
+def up_to_line(at):
+    """Where the next cache line begins, in numbers: 64 bytes, or two lines of float64."""
+    return (at + 15) // 16 * 16
+
+
+line = compiled(up_to_line)
+
+
+@compiled_with_counts
+def map_shapes(s):
+    """Of the three maps in `Parameters`."""
+    answer = s.readers * s.width + s.cells + 1
+    return (s.inputs + answer, 4 * s.cells), (s.cells + 1, s.readers * (4 * s.width + 12)), (answer, s.outputs)
+
+
+@compiled_with_counts
+def parameters_in(flat, s):
+    """Cut a flat array into `Parameters`."""
+    gates_shape, controls_shape, output_shape = map_shapes(s)
+    gates, at = cut(flat, 0, gates_shape)
+    controls, at = cut(flat, at, controls_shape)
+    output, at = cut(flat, at, output_shape)
+    hidden_at = at + s.readers * s.width
+    cell_at = hidden_at + s.cells
+    return Parameters(gates, controls, output, flat[at:hidden_at], flat[hidden_at:cell_at], flat[cell_at:])
+
+
+@compiled_with_counts
+def turned_in(flat, s):
+    """Cut a flat array into `Turned`."""
+    gates_shape, controls_shape, output_shape = map_shapes(s)
+    gates, at = cut(flat, 0, gates_shape[::-1])
+    controls, at = cut(flat, at, controls_shape[::-1])
+    output, at = cut(flat, at, output_shape[::-1])
+    return Turned(gates, controls, output)
+
+
+@compiled
+def transpose(a, out):
+    """Eight columns at a time: a cache line of eight rows is filled while it is at hand."""
+    rows, columns = a.shape
+    for j in range(0, columns - 7, 8):
+        for i in range(rows):
+            x = a[i, j : j + 8]
+            x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
+            out[j, i], out[j + 1, i], out[j + 2, i], out[j + 3, i] = x0, x1, x2, x3
+            out[j + 4, i], out[j + 5, i], out[j + 6, i], out[j + 7, i] = x4, x5, x6, x7
+    for j in range(columns - columns % 8, columns):
+        for i in range(rows):
+            out[j, i] = a[i, j]
+
+
+@compiled_with_counts
+def turn(weights, s, turned):
+    """Fill `turned` with the maps in `weights`, transposed."""
+    p, back = parameters_in(weights, s), turned_in(turned, s)
+    transpose(p.gates, back.gates)
+    transpose(p.controls, back.controls)
+    transpose(p.output, back.output)
+
+
+@compiled_with_counts
+def history_shapes(slots, group, rows, s, twice):
+    """The shapes of `History` and `StateGradients`; `twice` where the way back may be taken again."""
+    heads, answer = 2 * s.readers, s.readers * s.width + s.cells
+    controls, by_head, again = s.readers * (4 * s.width + 12), (slots, group, heads, rows), slots if twice else 0
+    history = History(
+        memory=(slots + 1, group, s.width, rows),
+        weighting=(slots + 1, group, heads, rows),
+        cell=(slots + 1, group, s.cells),
+        seen=(slots + 1, group, s.inputs + answer + 1),
+        gates=(slots, group, 4 * s.cells),
+        tanh_cell=(slots, group, s.cells),
+        controls=(slots, group, controls),
+        inverse_norm=(slots, group, rows),
+        similarity=by_head,
+        content=by_head,
+        shifted=by_head,
+        log_shifted=by_head,
+        d_logits=(slots, group, s.outputs),
+        d_gates=(again, group, 4 * s.cells),
+        d_controls=(slots, group, controls),
+    )
+    return history, StateGradients((group, s.width, rows), (group, heads, rows), (group, s.cells), (group, answer))
+
+
+@compiled_with_counts
+def history_in(room, slots, group, rows, s, twice):
+    """Cut a flat array into `History` and `StateGradients`, each of their arrays at the beginning of a cache line."""
+    shapes, d_shapes = history_shapes(slots, group, rows, s, twice)
+    memory, at = cut(room, 0, shapes.memory)
+    weighting, at = cut(room, line(at), shapes.weighting)
+    cell, at = cut(room, line(at), shapes.cell)
+    seen, at = cut(room, line(at), shapes.seen)
+    gates, at = cut(room, line(at), shapes.gates)
+    tanh_cell, at = cut(room, line(at), shapes.tanh_cell)
+    controls, at = cut(room, line(at), shapes.controls)
+    inverse_norm, at = cut(room, line(at), shapes.inverse_norm)
+    similarity, at = cut(room, line(at), shapes.similarity)
+    content, at = cut(room, line(at), shapes.content)
+    shifted, at = cut(room, line(at), shapes.shifted)
+    log_shifted, at = cut(room, line(at), shapes.log_shifted)
+    d_logits, at = cut(room, line(at), shapes.d_logits)
+    d_gates, at = cut(room, line(at), shapes.d_gates)
+    d_controls, at = cut(room, line(at), shapes.d_controls)
+    d_memory, at = cut(room, line(at), d_shapes.memory)
+    d_weighting, at = cut(room, line(at), d_shapes.weighting)
+    d_cell, at = cut(room, line(at), d_shapes.cell)
+    d_answer, at = cut(room, line(at), d_shapes.answer)
+    carried, addressing = (memory, weighting, cell, seen), (inverse_norm, similarity, content, shifted, log_shifted)
+    gradients = d_logits, d_gates if twice else gates, d_controls
+    history = History(*(carried + (gates, tanh_cell, controls) + addressing + gradients))  # noqa: RUF005 (Numba)
+    return history, StateGradients(d_memory, d_weighting, d_cell, d_answer)
+
+
+@cache
+def room_for(*arguments) -> int:
+    """How many numbers `history_in` needs, with the same arguments."""
+    history, gradients = history_shapes.py_func(*arguments)
+    return sum(up_to_line(math.prod(shape)) for shape in (*history, *gradients))
+
+
+# --- The unroll, one group of sequences -------------------------------------------------------------------------------
 
 
 @compiled
@@ -745,29 +929,35 @@ def controller_step(first, cell_mask, history, t, now, after, slot):
 
 @compiled
 def memory_step(first, blind, history, now, after, slot, gated):
-    """From the controls' sums to new memory, weightings and reads, each sequence of the group."""
+    """From the controls' sums to new memory, weightings and reads, each sequence of the group.
+
+    Each equation is taken for all heads before the next, so that none waits for what the last has just written.
+    """
     heads, width = history.weighting.shape[2], history.memory.shape[2]
     readers, (reads_at, hidden_at) = heads // 2, places(history)
     for g in range(history.cell.shape[1]):
         memory, inverse_norm = history.memory[now, g], history.inverse_norm[slot, g]
         previous, weighting = history.weighting[now, g], history.weighting[after, g]
+        similarity, content = history.similarity[slot, g], history.content[slot, g]
+        shifted, log_shifted = history.shifted[slot, g], history.log_shifted[slot, g]
         c = named(history.controls[slot, g], heads, width)
         activate(c)
-        if not blind[first + g]:
-            compare(memory, c.key, inverse_norm, history.similarity[slot, g])
+        if blind[first + g]:
+            for h in range(heads):
+                copy(previous[h], gated[h])
+        else:
+            compare(memory, c.key, inverse_norm, similarity)
             for n in range(inverse_norm.shape[0]):
                 inverse_norm[n] = ONE / np.sqrt(inverse_norm[n])
+            for h in range(heads):
+                key = c.key[h * width : (h + 1) * width]
+                content_weighting(inverse_norm, key, c.key_strength[h], similarity[h], content[h])
+            for h in range(heads):
+                interpolate(content[h], previous[h], c.interpolation_gate[h], gated[h])
         for h in range(heads):
-            similarity, content = history.similarity[slot, g, h], history.content[slot, g, h]
-            shifted, log_shifted = history.shifted[slot, g, h], history.log_shifted[slot, g, h]
-            key = c.key[h * width : (h + 1) * width]
-            if blind[first + g]:
-                copy(previous[h], gated)
-            else:
-                content_weighting(inverse_norm, key, c.key_strength[h], similarity, content)
-                interpolate(content, previous[h], c.interpolation_gate[h], gated)
-            shift(gated, c.shift_weighting[3 * h : 3 * h + 3], shifted)
-            sharpen(shifted, c.sharpening[h], log_shifted, weighting[h])
+            shift(gated[h], c.shift_weighting[3 * h :], shifted[h])
+        for h in range(heads):
+            sharpen(shifted[h], c.sharpening[h], log_shifted[h], weighting[h])
         read(memory, weighting[:readers], history.seen[after, g, reads_at:hidden_at])
         write(memory, weighting[readers:], c.erase, c.add, history.memory[after, g])
 
@@ -796,38 +986,29 @@ def get_end(first, slot, history, end):
 
 
 @compiled_with_counts
-def forward_group(first, run, history):
-    """Run a group, the batch's sequences from `first` on."""
+def forward_group(first, run, p, history):
+    """Run a group, the batch's sequences from `first` on; returns the slot of its final state."""
     (slots, group, _), (reads_at, hidden_at) = history.gates.shape, places(history)
     put_start(first, run.start, history)
-    gated = np.empty(history.weighting.shape[3], history.memory.dtype)
+    gated = np.empty(history.weighting.shape[2:], history.memory.dtype)
     for t in range(run.inputs.shape[0]):
         now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
         copy_columns(run.inputs[t, first : first + group], history.seen[now])
-        product(history.seen[now], run.p.gates_t, 0, history.gates[slot])
+        product(history.seen[now], p.gates, 0, history.gates[slot])
         controller_step(first, run.cells, history, t, now, after, slot)
-        product(history.seen[after, :, hidden_at:], run.p.controls_t, 0, history.controls[slot])
+        product(history.seen[after, :, hidden_at:], p.controls, 0, history.controls[slot])
         memory_step(first, run.blind, history, now, after, slot, gated)
-        product(history.seen[after, :, reads_at:], run.p.output_t, 0, run.logits[t, first : first + group])
-    get_end(first, run.inputs.shape[0] % (slots + 1), history, run.end)
-
-
-class StateGradients(NamedTuple):
-    """Gradients of a group's final state; `backward_group` turns them into those of the initial state, in place."""
-
-    memory: np.ndarray  # (G, M, N)
-    weighting: np.ndarray  # (G, H, N)
-    cell: np.ndarray  # (G, C)
-    answer: np.ndarray  # (G, R M + C): reads, hidden
+        product(history.seen[after, :, reads_at:], p.output, 0, run.logits[t, first : first + group])
+    return run.inputs.shape[0] % (slots + 1)
 
 
 class Scratch(NamedTuple):
     """Room for the gradients of one time step of one sequence."""
 
     gated: np.ndarray  # (N): the value, made again
+    d_content: np.ndarray  # (N)
     d_gated: np.ndarray  # (N)
-    content: np.ndarray  # (N)
-    shifted: np.ndarray  # (N)
+    d_shifted: np.ndarray  # (N)
     direct: np.ndarray  # (H, N)
     along_row: np.ndarray  # (N), zero between uses
     along_key: np.ndarray  # (H)
@@ -842,6 +1023,8 @@ def memory_step_backward(first, blind, gate_cost, blur_cost, history, t, d, r):
     for g in range(history.cell.shape[1]):
         memory, inverse_norm = history.memory[t, g], history.inverse_norm[t, g]
         previous, weighting = history.weighting[t, g], history.weighting[t + 1, g]
+        similarity, content = history.similarity[t, g], history.content[t, g]
+        shifted, log_shifted = history.shifted[t, g], history.log_shifted[t, g]
         d_memory, d_weighting, d_reads = d.memory[g], d.weighting[g], d.answer[g, : readers * width]
         c = named(history.controls[t, g], heads, width)
         d_c = named(history.d_controls[t, g], heads, width)
@@ -850,31 +1033,28 @@ def memory_step_backward(first, blind, gate_cost, blur_cost, history, t, d, r):
         )
         for h in range(heads):
             charge_blur(blur_cost, weighting[h], d_weighting[h])
-            similarity, content = history.similarity[t, g, h], history.content[t, g, h]
-            shifted, log_shifted = history.shifted[t, g, h], history.log_shifted[t, g, h]
             gate, s, d_s = c.interpolation_gate[h], c.shift_weighting[3 * h :], d_c.shift_weighting[3 * h :]
             if blind[first + g]:
                 copy(previous[h], r.gated)
             else:
-                interpolate(content, previous[h], gate, r.gated)
+                interpolate(content[h], previous[h], gate, r.gated)
             d_c.sharpening[h] = sharpen_backward(
-                shifted, c.sharpening[h], log_shifted, weighting[h], d_weighting[h], r.shifted
+                shifted[h], c.sharpening[h], log_shifted[h], weighting[h], d_weighting[h], r.d_shifted
             )
-            shift_backward(r.gated, s, r.shifted, r.d_gated, d_s)
+            shift_backward(r.gated, s, r.d_shifted, r.d_gated, d_s)
+            d_c.interpolation_gate[h] = gate_cost
             if blind[first + g]:  # the gate was not followed, but it costs what it asks
                 copy(r.d_gated, d_weighting[h])
-                d_c.interpolation_gate[h] = gate_cost
+                d_c.key_strength[h] = r.along_key[h] = 0
+                r.direct[h] = 0
                 continue
-            d_c.interpolation_gate[h] = gate_cost + interpolate_backward(
-                content, previous[h], gate, r.d_gated, r.content, d_weighting[h]
+            d_c.interpolation_gate[h] += interpolate_backward(
+                content[h], previous[h], gate, r.d_gated, r.d_content, d_weighting[h]
             )
             key = c.key[h * width : (h + 1) * width]
             d_c.key_strength[h], r.along_key[h] = content_weighting_backward(
-                inverse_norm, key, c.key_strength[h], similarity, content, r.content, r.direct[h], r.along_row
+                inverse_norm, key, c.key_strength[h], similarity[h], content[h], r.d_content, r.direct[h], r.along_row
             )
-        if blind[first + g]:
-            d_c.key_strength[:] = r.along_key[:] = 0
-            r.direct[:] = 0
         memory_backward(
             memory, weighting, c.erase, c.key, d_reads, r.direct, r.along_row, r.along_key, d_memory, d_c.key
         )
@@ -886,26 +1066,25 @@ def controller_step_backward(first, cell_mask, history, t, d):
     """The way back through `controller_step`."""
     for g in range(history.cell.shape[1]):
         lstm_backward(
-            history.gates[t, g],
+            history.d_gates[t, g],
             history.cell[t, g],
             cell_mask[t, first + g],
             history.tanh_cell[t, g],
             d.answer[g, d.answer.shape[1] - d.cell.shape[1] :],
             d.cell[g],
-            history.d_gates[t, g],
         )
 
 
 @compiled_with_counts
-def backward_group(first, run, history, d, d_p):
+def backward_group(first, run, back, history, d, d_inputs, keep, d_p):
     """Go back through the time steps of `forward_group`.
 
-    Turns `d` from the final state's gradients into the initial state's, fills `history.d_gates` and
-    `history.d_controls` beside `history.d_logits`, and adds to `d_p`.
+    Turns `d` from the final state's gradients into the initial state's, and fills the group's part of `d_inputs`, which
+    may be empty. The maps' gradients are set in `d_p`, or, with `keep`, added.
     """
     (steps, group, _), kind = history.d_logits.shape, history.d_logits.dtype
     _, _, width, rows = history.memory.shape
-    heads, size, seen_size = history.weighting.shape[2], history.cell.shape[2], history.seen.shape[2]
+    heads, seen_size = history.weighting.shape[2], history.seen.shape[2]
     reads_at, hidden_at = places(history)
     r = Scratch(
         np.empty(rows, kind),
@@ -918,156 +1097,138 @@ def backward_group(first, run, history, d, d_p):
         np.empty((width, rows), kind),
     )
     for t in range(steps - 1, -1, -1):
-        product(history.d_logits[t], run.p.output, 1, d.answer)
+        product(history.d_logits[t], back.output[:, :-1], 1, d.answer)
         memory_step_backward(first, run.blind, run.gate_cost, run.blur_cost, history, t, d, r)
-        product(history.d_controls[t], run.p.controls, 1, d.answer[:, hidden_at - reads_at :])
+        product(history.d_controls[t], back.controls[:, :-1], 1, d.answer[:, hidden_at - reads_at :])
         controller_step_backward(first, run.cells, history, t, d)
-        product(history.d_gates[t], run.p.gates, 0, d.answer)
+        product(history.d_gates[t], back.gates[:, reads_at:-1], 0, d.answer)
+        if d_inputs.shape[0]:
+            product(history.d_gates[t], back.gates[:, :reads_at], 0, d_inputs[t, first : first + group])
     count = steps * group  # all steps of all sequences are rows now
     seen = history.seen[:steps].reshape(count, seen_size)
     after = history.seen[1:].reshape(count, seen_size)
-    add_product(history.d_gates.reshape(count, 4 * size), seen, d_p.gates)
-    add_product(history.d_controls.reshape(count, d_p.controls.shape[0]), after[:, hidden_at:], d_p.controls)
-    add_product(history.d_logits.reshape(count, d_p.output.shape[0]), after[:, reads_at:], d_p.output)
-    add_rows(d.cell, d_p.start_cell)
-    add_rows(d.answer, d_p.start_answer)
-
-
-@compiled
-def add_map(d_both, weight, bias, to):
-    """Add the gradient of a map with its bias to those of weight and bias; column j goes to column `to` + j, round."""
-    columns = weight.shape[1]
-    for i in range(weight.shape[0]):
-        for j in range(columns - to):
-            weight[i, to + j] += d_both[i, j]
-        for j in range(to):
-            weight[i, j] += d_both[i, columns - to + j]
-        bias[i] += d_both[i, columns]
-
-
-@compiled
-def add_gradients(d_p, gates, gates_bias, controls, controls_bias, output, output_bias):
-    """Add gradients to those of the model's weights, where hidden comes before reads in the output map."""
-    add_map(d_p.gates, gates, gates_bias, 0)
-    add_map(d_p.controls, controls, controls_bias, 0)
-    add_map(d_p.output, output, output_bias, controls.shape[1])
-
-
-@compiled
-def loss_of_group(first, logits, goal, history):
-    """The group's part of the loss; fills `history.d_logits`."""
-    loss = 0.0
-    for t in range(logits.shape[0]):
-        for g in range(history.d_logits.shape[1]):
-            b = first + g
-            share = goal.share * goal.mask[t, b]
-            loss += cross_entropy(logits[t, b], goal.targets[t, b], share, history.d_logits[t, g])
-    return loss
+    add_product(seen, history.d_gates.reshape(count, d_p.gates.shape[1]), keep, d_p.gates)
+    add_product(after[:, hidden_at:], history.d_controls.reshape(count, d_p.controls.shape[1]), keep, d_p.controls)
+    add_product(after[:, reads_at:], history.d_logits.reshape(count, d_p.output.shape[1]), keep, d_p.output)
 
 
 @compiled_with_counts
-def there_and_back(first, last, run, goal, history, d, d_p):
-    """Forward, loss and backward of several groups, from sequence `first` up to `last`; returns the loss."""
+def loss_of_group(first, logits, goal, history):
+    """The group's part of the loss; fills `history.d_logits`. All bits of a step are a vector, of all its sequences."""
+    steps, group, bits = history.d_logits.shape
+    last, count, kind = first + group, group * bits, history.d_logits.dtype
+    share, each, total = np.empty((group, bits), kind), np.empty(count, kind), 0.0
+    for t in range(steps):
+        for g in range(group):
+            share[g] = goal.share * goal.mask[t, first + g]
+        answer, target = logits[t, first:last].reshape(count), goal.targets[t, first:last].reshape(count)
+        cross_entropy(answer, target, share.reshape(count), each, history.d_logits[t].reshape(count))
+        for j in range(count):
+            total += each[j]
+    return total
+
+
+# --- Several groups, one after the other ------------------------------------------------------------------------------
+# Sequences `first` up to `last`, in groups of `GROUP` or, where they are fewer, in one.
+
+
+@compiled_with_counts
+def forward(first, last, run, rooms, keep, end):
+    """Fill logits and final states. There is a room for each group to keep what backward needs, else a single one."""
+    steps, group, rows = len(run.inputs), min(GROUP, last - first), run.start.memory.shape[2]
+    p = parameters_in(run.weights, run.sizes)
+    for i, b in enumerate(range(first, last, group)):
+        history, _ = history_in(rooms[i % len(rooms)], steps if keep else 1, group, rows, run.sizes, True)
+        get_end(b, forward_group(b, run, p, history), history, end)
+
+
+@compiled_with_counts
+def backward(first, last, run, rooms, d_logits, d_end, d_start, d_inputs, d_weights):
+    """Go back from the gradients of logits and final states: fills those of initial states, inputs and maps."""
+    steps, group, rows = len(run.inputs), min(GROUP, last - first), run.start.memory.shape[2]
+    back, d_p = turned_in(run.turned, run.sizes), parameters_in(d_weights, run.sizes)
+    d_p.reads[:], d_p.hidden[:], d_p.cell[:] = 0, 0, 0  # they are in `d_start`
+    for i in range(len(rooms) - 1, -1, -1):  # what the last one left may still be in cache
+        history, d = history_in(rooms[i], steps, group, rows, run.sizes, True)
+        b, reads_size = first + i * group, d.answer.shape[1] - d.cell.shape[1]
+        history.d_logits[:], history.d_gates[:] = d_logits[:, b : b + group], history.gates
+        for g in range(group):
+            d.memory[g], d.weighting[g], d.cell[g] = d_end.memory[b + g], d_end.weighting[b + g], d_end.cell[b + g]
+            d.answer[g, :reads_size] = d_end.reads[b + g].reshape(reads_size)
+            d.answer[g, reads_size:] = d_end.hidden[b + g]
+        backward_group(b, run, back, history, d, d_inputs, i < len(rooms) - 1, d_p)
+        for g in range(group):
+            d_start.memory[b + g], d_start.weighting[b + g] = d.memory[g], d.weighting[g]
+            d_start.reads[b + g].reshape(reads_size)[:] = d.answer[g, :reads_size]
+            d_start.hidden[b + g], d_start.cell[b + g] = d.answer[g, reads_size:], d.cell[g]
+
+
+@compiled_with_counts
+def there_and_back(first, last, run, goal, room, keep, d_weights):
+    """Each group forward, through the loss and back; returns the loss.
+
+    Gradients of all parameters, of which the initial state is made, are set in `d_weights`, or, with `keep`, added.
+    """
+    steps, group, rows = len(run.inputs), min(GROUP, last - first), run.start.memory.shape[2]
+    p, back = parameters_in(run.weights, run.sizes), turned_in(run.turned, run.sizes)
+    d_p = parameters_in(d_weights, run.sizes)
+    history, d = history_in(room, steps, group, rows, run.sizes, False)
+    if not keep:
+        d_p.reads[:], d_p.hidden[:], d_p.cell[:] = 0, 0, 0
     loss = 0.0
-    for b in range(first, last, history.cell.shape[1]):
-        forward_group(b, run, history)
+    for b in range(first, last, group):
+        forward_group(b, run, p, history)
         loss += loss_of_group(b, run.logits, goal, history)
         d.memory[:], d.weighting[:], d.cell[:], d.answer[:] = 0, 0, 0, 0
-        backward_group(b, run, history, d, d_p)
+        backward_group(b, run, back, history, d, np.empty((0, 0, 0), d_weights.dtype), keep or b > first, d_p)
+        add_rows(d.answer[:, : len(d_p.reads)], d_p.reads)
+        add_rows(d.answer[:, len(d_p.reads) :], d_p.hidden)
+        add_rows(d.cell, d_p.cell)
     return loss
 
 
-# --- The unroll, a whole batch ----------------------------------------------------------------------------------------
+# --- A whole batch ----------------------------------------------------------------------------------------------------
 
-GROUP = 8  # sequences: few enough to stay in cache, enough to feed a matrix product
 MOST_PARTS = 16  # of a batch, for as many threads; not theirs, so that no sum depends on the number of threads
 MOST_SPARE = 2**26  # bytes
 
-_spare: list[np.ndarray] = []  # room of histories that are gone, to be used again: fresh memory costs page faults
+_spare: list[np.ndarray] = []  # memory of rooms that are gone, for others: fresh memory costs page faults
 
 
-@cache
-def layout(kind: np.dtype, slots: int, group: int, sizes: tuple[int, ...]) -> tuple[tuple, int]:
-    """Lay the arrays of `History` and `StateGradients` one after the other, 64 bytes aligned to one another.
+class Room:
+    """Flat arrays with anything in them, each at the beginning of a cache line; their memory is handed on with this.
 
     Args:
+        lengths: of the arrays.
         kind: the type of their numbers.
-        slots, group: slots and G.
-        sizes: M, N, H, C, the width of a row of `seen`, P and O.
-
-    Returns:
-        Shape and offset in bytes of each, and the bytes in all.
-    """
-    width, rows, heads, size, seen, controls, outputs = sizes
-    history = History(
-        memory=(slots + 1, group, width, rows),
-        weighting=(slots + 1, group, heads, rows),
-        cell=(slots + 1, group, size),
-        seen=(slots + 1, group, seen),
-        gates=(slots, group, 4 * size),
-        tanh_cell=(slots, group, size),
-        controls=(slots, group, controls),
-        inverse_norm=(slots, group, rows),
-        similarity=(slots, group, heads, rows),
-        content=(slots, group, heads, rows),
-        shifted=(slots, group, heads, rows),
-        log_shifted=(slots, group, heads, rows),
-        d_logits=(slots, group, outputs),
-        d_gates=(slots, group, 4 * size),
-        d_controls=(slots, group, controls),
-    )
-    answer = heads // 2 * width + size
-    gradients = StateGradients((group, width, rows), (group, heads, rows), (group, size), (group, answer))
-    places, end = [], 0
-    for shape in (*history, *gradients):
-        places.append((shape, end))
-        end += -(-math.prod(shape) * kind.itemsize // 64) * 64
-    return tuple(places), end
-
-
-class Kept:
-    """What a group's way forward leaves for the way back, and room for what that makes. The room is handed on later.
-
-    Args:
-        slots: the number of steps, or 1 to keep nothing.
-        group: which sequences of the batch.
-        run: which of a batch.
     """
 
-    def __init__(self, slots: int, group: slice, run: Run) -> None:
-        start, p, kind = run.start, run.p, run.logits.dtype
-        heads, size = start.weighting.shape[1], start.cell.shape[1]
-        sizes = *start.memory.shape[1:], heads, size, len(p.gates_t), len(p.controls), len(p.output)
-        places, needed = layout(kind, slots, group.stop - group.start, sizes)
+    def __init__(self, lengths: list[int], kind: np.dtype) -> None:
+        starts = [0, *accumulate(map(up_to_line, lengths))]
+        self.memory = spare_memory(starts[-1] * kind.itemsize)
+        numbers = self.memory[: starts[-1] * kind.itemsize].view(kind)
+        self.arrays = [numbers[start : start + length] for start, length in zip(starts, lengths, strict=False)]
+
+    def __del__(self, spare=_spare, most=MOST_SPARE) -> None:  # arguments: at a program's end there are no globals
+        if self.memory.nbytes + sum(memory.nbytes for memory in spare) <= most:
+            spare.append(self.memory)
+
+
+def spare_memory(needed: int) -> np.ndarray:
+    """At least so many bytes, from the beginning of a cache line on: the latest left that are enough, or new ones."""
+    for i in range(len(_spare) - 1, -1, -1):
         try:
-            self.room = _spare.pop()
-        except IndexError:
-            self.room = np.empty(0, np.uint8)
-        if self.room.nbytes < needed + 63:
-            self.room = np.empty(needed + 63, np.uint8)
-        aligned = -self.room.ctypes.data % 64
-        arrays = [np.ndarray(shape, kind, self.room, aligned + offset) for shape, offset in places]
-        self.group = group
-        self.history, self.d = History(*arrays[: len(History._fields)]), StateGradients(*arrays[len(History._fields) :])
-
-    def __del__(self) -> None:
-        if self.room.nbytes + sum(room.nbytes for room in _spare) <= MOST_SPARE:
-            _spare.append(self.room)
-
-    def state_gradients(self) -> NTMState:
-        """The gradients `d`, as those of a state whose memory is [M][N]."""
-        memory, weighting, cell, answer = self.d
-        reads = answer.shape[1] - cell.shape[1]
-        return NTMState(
-            memory=memory,
-            weighting=weighting,
-            reads=answer[:, :reads].reshape(len(answer), -1, memory.shape[1]),
-            hidden=answer[:, reads:],
-            cell=cell,
-        )
+            if _spare[i].nbytes >= needed:
+                memory = _spare.pop(i)
+                if memory.nbytes >= needed:  # else another thread took what was there
+                    return memory
+        except IndexError:  # another thread took it
+            continue
+    memory = np.empty(needed + 64, np.uint8)
+    return memory[-memory.ctypes.data % 64 :]
 
 
-def turned(state: NTMState) -> NTMState:
+def turned_memory(state: NTMState) -> NTMState:
     """A view of a state with [N][M] and [M][N] exchanged in its memory, which may be None."""
     return state._replace(memory=None if state.memory is None else state.memory.swapaxes(1, 2))
 
@@ -1120,14 +1281,16 @@ def at_once(jobs: list[Callable[[], Any]]) -> list:
     global _pool
     threads = min(_threads or torch.get_num_threads(), len(jobs))
     if threads < 2:
-        return [job() for job in jobs]
+        with Calculating():
+            return [job() for job in jobs]
     if _pool is None or _pool._max_workers < threads - 1:
         _pool = ThreadPoolExecutor(threads - 1)
     results, left = [None] * len(jobs), iter(range(len(jobs)))
 
     def take_what_is_left() -> None:
-        for i in left:
-            results[i] = jobs[i]()
+        with Calculating():
+            for i in left:
+                results[i] = jobs[i]()
 
     others = [_pool.submit(take_what_is_left) for _ in range(threads - 1)]
     try:
@@ -1139,13 +1302,12 @@ def at_once(jobs: list[Callable[[], Any]]) -> list:
     return results
 
 
-def parts(batch: int) -> list[list[slice]]:
-    """Cut a batch into groups of one size, and these into parts, each for one thread; what is left is one more."""
-    whole = batch // GROUP
-    groups = [slice(first, first + GROUP) for first in range(0, whole * GROUP, GROUP)]
-    each = max(1, -(-whole // min(MOST_PARTS, max(2, whole // 2))))
-    left = [[slice(whole * GROUP, batch)]] if batch % GROUP else []
-    return [groups[i : i + each] for i in range(0, whole, each)] + left
+def parts(batch: int) -> list[tuple[int, int]]:
+    """Cut a batch into parts of whole groups, each for one thread; what is left over is one more. Where each is."""
+    whole = batch // GROUP * GROUP
+    each = GROUP * max(1, -(-whole // (GROUP * min(MOST_PARTS, max(2, whole // (2 * GROUP))))))
+    cuts = [(first, min(first + each, whole)) for first in range(0, whole, each)]
+    return cuts + [(whole, batch)] * (whole < batch)
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -1155,135 +1317,130 @@ def _flat(tensor: Tensor) -> np.ndarray:
 
 def as_arrays(state: NTMState) -> NTMState:
     """A state's arrays, its memory [M][N]."""
-    return NTMState(*(_flat(part.detach()) for part in turned(state)))
+    return NTMState(*(_flat(part.detach()) for part in turned_memory(state)))
 
 
-def run_of(
-    weights: list[nn.Parameter], model: NTM, inputs: Tensor, start: NTMState, dropped: Dropped, costs: Costs
-) -> Run:
+def in_a_row(tensors: list[Tensor], flat: Tensor) -> np.ndarray | None:
+    """The flat tensor's array, if the others lie in it one after the other: `NTM.flatten_parameters` made them so."""
+    at = flat.data_ptr()
+    for tensor in tensors:
+        if tensor.data_ptr() != at:
+            return None
+        at += tensor.nbytes
+    return flat.detach().numpy()
+
+
+def put_in_a_row(tensors: list[Tensor]) -> np.ndarray:
+    """A copy of parameters as one array, laid out in the same way."""
+    return torch.cat([(x.t() if i in BY_COLUMNS else x).detach().flatten() for i, x in enumerate(tensors)]).numpy()
+
+
+def out_of_a_row(flat: np.ndarray, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """The parts of a flat array, in the shapes of the parameters; copies where these do not lie by columns."""
+    parts = torch.from_numpy(flat).split([parameter.numel() for parameter in parameters])
+    shaped = []
+    for i, (part, parameter) in enumerate(zip(parts, parameters, strict=True)):
+        shaped.append(part.view(parameter.shape[::-1]).t() if i in BY_COLUMNS else part.view(parameter.shape))
+        if parameter.is_contiguous():
+            shaped[i] = shaped[i].contiguous()
+    return shaped
+
+
+def weights_of(model: NTM, parameters: list[nn.Parameter]) -> np.ndarray:
+    """All parameters, which are `NTM.in_order`, as one array: a view where they lie so, else a copy."""
+    weights = None if model.flat is None else in_a_row(parameters, model.flat)
+    return put_in_a_row(parameters) if weights is None else weights
+
+
+def run_of(weights: np.ndarray, s: Sizes, inputs: Tensor, start: NTMState, dropped: Dropped, costs: Costs) -> Run:
     """Make a run.
 
     Args:
-        weights: `weights_of(model)`.
-        model: the machine.
+        weights: `weights_of` a model.
+        s: its sizes.
         inputs: (T, B, input_size).
         start: the initial state, of the batch or one for all, as arrays, its memory [M][N].
         dropped, costs: as in `NTM.unroll`.
 
     Raises:
-        TypeError: inputs, state, mask and weights are not all of one floating-point type on the CPU.
+        TypeError: inputs, state and weights are not all of one floating-point type on the CPU.
         ValueError: inputs or state do not have the model's shapes.
     """
-    (steps, batch, width), array, kind = inputs.shape, _flat(inputs), weights[0].detach().numpy().dtype
-    cells = np.empty((steps, batch, 0), kind) if dropped.cells is None else _flat(dropped.cells)
-    if any(x.dtype != kind for x in (array, cells, *start)):
+    (steps, batch, width), array, kind = inputs.shape, _flat(inputs), weights.dtype
+    if any(x.dtype != kind for x in (array, *start)):
         raise TypeError(f"the fused path needs inputs and state in {kind}, as the weights are")
-    (readers, row), size, rows = model.initial_reads.shape, model.initial_cell.shape[0], start.memory.shape[2]
-    shapes = [(rows, row), (2 * readers, rows), (readers, row), (size,), (size,)]
-    if width != model.input_size or [part.shape[1:] for part in turned(start)] != shapes:
-        raise ValueError(
-            f"this model takes {model.input_size} inputs a step, and a state of shapes {shapes} a sequence"
-        )
-    heads = 2 * readers * max(1, batch * steps)
+    shapes = [(s.width, start.memory.shape[2]), (2 * s.readers, start.memory.shape[2]), (s.readers, s.width)]
+    shapes += [(s.cells,), (s.cells,)]
+    if width != s.inputs or [part.shape[1:] for part in start] != shapes:
+        raise ValueError(f"this model takes {s.inputs} inputs a step, and a state of shapes {shapes} a sequence")
+    heads = 2 * s.readers * max(1, batch * steps)
     return Run(
         inputs=array,
-        cells=cells,
+        cells=np.empty((steps, batch, 0), bool) if dropped.cells is None else _flat(dropped.cells),
         blind=np.zeros(batch, bool) if dropped.blind is None else _flat(dropped.blind),
         start=start,
-        p=parameters(weights, inputs.shape[2]),
+        weights=weights,
+        turned=weights[:0],
+        sizes=s,
         gate_cost=kind.type(costs.content / heads),
         blur_cost=kind.type(costs.blur / heads),
-        logits=np.empty((steps, batch, len(weights[-1])), kind),
-        end=NTMState(*(np.empty((batch, *part.shape[1:]), kind) for part in start)),
+        logits=np.empty((steps, batch, s.outputs), kind),
     )
 
 
-def weights_of(model: NTM) -> list[nn.Parameter]:
-    """The three maps' weights and biases."""
-    maps = model.controller.gates_map, model.heads.controls_map, model.output_map
-    return [tensor for linear in maps for tensor in (linear.weight, linear.bias)]
-
-
-def parameters(weights: list[Tensor], input_size: int) -> Parameters:
-    """Lay weights out for the two ways."""
-    kind = weights[0].dtype
-    gates, gates_bias, controls, controls_bias, output, output_bias = (w.detach().numpy() for w in weights)
-    size = controls.shape[1]
-    output = np.concatenate((output[:, size:], output[:, :size]), 1)  # reads first, as in `seen`
-
-    def transposed(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        both = torch.empty(weight.shape[1] + 1, len(weight), dtype=kind).numpy()  # 64 bytes aligned
-        both[:-1], both[-1] = weight.T, bias
-        return both
-
-    way_forward = transposed(gates, gates_bias), transposed(controls, controls_bias), transposed(output, output_bias)
-    return Parameters(*way_forward, gates[:, input_size:], controls, output)
-
-
-def zero_gradients(p: Parameters) -> ParameterGradients:
-    """Make room for sums over sequences."""
-    maps = [way.shape[::-1] for way in (p.gates_t, p.controls_t, p.output_t)]
-    shapes = *maps, p.controls.shape[1], p.gates.shape[1]
-    return ParameterGradients(*(np.zeros(shape, p.gates.dtype) for shape in shapes))
+def sizes_of(parameters: list[nn.Parameter]) -> Sizes:
+    """Read a model's sizes off its parameters, in `NTM.in_order`."""
+    gates, _, _, _, output, _, reads, *_ = (parameter.shape for parameter in parameters)
+    (readers, width), cells = reads, gates[0] // 4
+    return Sizes(gates[1] - readers * width - cells, readers, width, cells, output[0])
 
 
 class Unroll(torch.autograd.Function):
     """A run as PyTorch sees it."""
 
     @staticmethod
-    def forward(ctx, run, keep, inputs, memory, weighting, reads, hidden, cell, *weights):
+    def forward(ctx, run, keep, inputs, memory, weighting, reads, hidden, cell, *parameters):
         """Return logits and the final state's five tensors."""
-
-        def forward(group: slice) -> Kept | None:
-            kept = Kept(len(inputs) if keep else 1, group, run)
-            forward_group(group.start, run, kept.history)
-            return kept if keep else None
-
-        def part(groups: list[slice]) -> list[Kept | None]:
-            with Calculating():
-                return [forward(group) for group in groups]
-
-        kept = at_once([partial(part, groups) for groups in parts(inputs.shape[1])])
+        (steps, batch, _), rows, kind = inputs.shape, run.start.memory.shape[2], run.logits.dtype
+        end, cuts = NTMState(*(np.empty((batch, *part.shape[1:]), kind) for part in run.start)), parts(batch)
+        needed = [room_for(steps if keep else 1, min(GROUP, b - a), rows, run.sizes, True) for a, b in cuts]
+        groups = [(b - a) // min(GROUP, b - a) if keep else 1 for a, b in cuts]
+        room = Room([n * count for n, count in zip(groups, needed, strict=True)], kind)
+        rooms = [array.reshape(-1, count) for array, count in zip(room.arrays, needed, strict=True)]
+        at_once([partial(forward, a, b, run, each, keep, end) for (a, b), each in zip(cuts, rooms, strict=True)])
         if keep:
-            ctx.save_for_backward(*weights)  # so that PyTorch notices a weight that changes before backward
-            ctx.run, ctx.kept = run, kept
+            ctx.save_for_backward(*parameters)  # so that PyTorch notices a weight that changes before backward
+            ctx.run, ctx.room, ctx.kept = run, room, list(zip(cuts, rooms, strict=True))
             ctx.set_materialize_grads(False)
-        return tuple(map(torch.from_numpy, (run.logits, *turned(run.end))))
+        return tuple(map(torch.from_numpy, (run.logits, *turned_memory(end))))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_logits, *d_end):
         """Return a gradient for each argument of `forward`."""
-        (gates, *_), run, needed = ctx.saved_tensors, ctx.run, ctx.needs_input_grad
-        d_end = turned(NTMState(*d_end))
+        parameters, run, needed, kind = ctx.saved_tensors, ctx.run, ctx.needs_input_grad, ctx.run.logits.dtype
+        batch, count = run.inputs.shape[1], run.weights.size
+        room = Room([count] * (1 + len(ctx.kept)), kind)
+        turned, *d_parts = room.arrays
+        turn(run.weights, run.sizes, turned)
+        run = run._replace(turned=turned)
         if d_logits is None:  # then costs are not paid either, as in ntm.Charge
             run = run._replace(gate_cost=run.gate_cost * 0, blur_cost=run.blur_cost * 0)
-
-        def part(several: list[Kept]) -> ParameterGradients:
-            with Calculating():
-                d_p = zero_gradients(run.p)
-                for kept in reversed(several):  # the last is still in cache
-                    kept.history.d_logits[...] = 0 if d_logits is None else d_logits[:, kept.group]
-                    for ours, d in zip(kept.state_gradients(), d_end, strict=True):
-                        ours[...] = 0 if d is None else d[kept.group]
-                    backward_group(kept.group.start, run, kept.history, kept.d, d_p)
-                return d_p
-
-        d_p = at_once([partial(part, several) for several in ctx.kept])
-        groups = [kept for several in ctx.kept for kept in several]
-        d_inputs, d_start = None, [None] * 5
-        if needed[2]:
-            into = gates[:, : run.inputs.shape[2]]
-            d_inputs = torch.cat([torch.from_numpy(kept.history.d_gates) @ into for kept in groups], 1)
-        if any(needed[3:8]):
-            arrays = zip(*(kept.state_gradients() for kept in groups), strict=True)
-            d_start = turned(NTMState(*(torch.from_numpy(np.concatenate(array)) for array in arrays)))
-            if len(run.start.cell) < len(d_start.cell):
-                d_start = [d.sum(0, keepdim=True) for d in d_start]
-        d_weights = [torch.zeros_like(weight) for weight in ctx.saved_tensors]
-        for one in d_p:
-            add_gradients(one, *(d.numpy() for d in d_weights))
-        return None, None, d_inputs, *d_start, *d_weights
+        d_logits = np.zeros_like(run.logits) if d_logits is None else _flat(d_logits)
+        d_start = NTMState(*(np.empty((batch, *part.shape[1:]), kind) for part in run.start))
+        d_end = turned_memory(NTMState(*d_end))
+        d_end = NTMState(*(np.zeros_like(z) if d is None else _flat(d) for d, z in zip(d_end, d_start, strict=True)))
+        d_inputs = np.empty(run.inputs.shape if needed[2] else (0, 0, 0), kind)
+        jobs = [
+            partial(backward, a, b, run, rooms, d_logits, d_end, d_start, d_inputs, d_part)
+            for ((a, b), rooms), d_part in zip(ctx.kept, d_parts, strict=True)
+        ]
+        at_once(jobs)
+        d_start = turned_memory(NTMState(*map(torch.from_numpy, d_start)))
+        if len(run.start.cell) < batch:
+            d_start = [d.sum(0, keepdim=True) for d in d_start]
+        d_weights = out_of_a_row(sum(d_parts, np.zeros(count, kind)), parameters)
+        return None, None, torch.from_numpy(d_inputs) if needed[2] else None, *d_start, *d_weights
 
 
 def unroll(
@@ -1294,50 +1451,61 @@ def unroll(
     Raises:
         TypeError, ValueError: as `run_of`.
     """
-    weights = weights_of(model)
-    run = run_of(weights, model, inputs.detach(), as_arrays(state), dropped, costs)
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *weights))
-    logits, *end = Unroll.apply(run, keep, inputs, *state, *weights)
+    parameters = model.in_order()
+    weights, sizes = weights_of(model, parameters), sizes_of(parameters)
+    run = run_of(weights, sizes, inputs.detach(), as_arrays(state), dropped, costs)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *parameters))
+    logits, *end = Unroll.apply(run, keep, inputs, *state, *parameters)
     return logits, NTMState(*end)
 
 
-def loss_and_gradients(run: Run, targets: Tensor, mask: Tensor) -> tuple[float, tuple[ParameterGradients, ...]]:
-    """Take a run forward and back, each group while it is in cache: the loss, and parts of the gradient.
+def goal_of(run: Run, targets: Tensor, mask: Tensor) -> Goal:
+    """Make a run's goal.
 
     Raises:
         ValueError: targets or mask do not fit, or no step counts.
     """
-    logits, kind = run.logits, run.logits.dtype.type
-    wanted, counted = _flat(targets), _flat(mask)
-    if (
-        wanted.shape != logits.shape
-        or counted.shape != logits.shape[:2]
-        or {wanted.dtype, counted.dtype} != {logits.dtype}
-    ):
-        raise ValueError(f"targets and mask must be {logits.shape} and {logits.shape[:2]}, in {logits.dtype}")
-    if not counted.any():
+    wanted, counted, shape, kind = _flat(targets), _flat(mask), run.logits.shape, run.logits.dtype
+    if wanted.shape != shape or counted.shape != shape[:2] or not wanted.dtype == counted.dtype == kind:
+        raise ValueError(f"targets and mask must be {shape} and {shape[:2]}, in {kind}")
+    steps = counted.sum()
+    if steps == 0:
         raise ValueError("no step counts: the mask is 0 everywhere")
-    goal = Goal(wanted, counted, kind(1) / kind(counted.sum() * logits.shape[2]))
+    return Goal(wanted, counted, kind.type(1 / (steps * shape[2])))
 
-    def part(groups: list[slice]) -> tuple[float, ParameterGradients]:
-        with Calculating():
-            kept, d_p = Kept(len(run.inputs), groups[0], run), zero_gradients(run.p)
-            return there_and_back(groups[0].start, groups[-1].stop, run, goal, kept.history, kept.d, d_p), d_p
 
-    losses, d_parts = zip(*at_once([partial(part, groups) for groups in parts(run.inputs.shape[1])]), strict=True)
-    return sum(losses), d_parts
+def loss_and_gradients(run: Run, goal: Goal, gradients: np.ndarray) -> float:
+    """Take a run forward and back, each group while it is in cache: returns the loss, adds to the flat gradients."""
+    count, cuts, rows = gradients.size, parts(run.inputs.shape[1]), run.start.memory.shape[2]
+    room = Room([count] * len(cuts), gradients.dtype)
+    turned, *sums = room.arrays
+    turn(run.weights, run.sizes, turned)
+    run = run._replace(turned=turned)
+
+    def part(first: int, last: int, keep: bool, into: np.ndarray) -> float:
+        needed = room_for(len(run.inputs), min(GROUP, last - first), rows, run.sizes, False)
+        room = Room([needed], into.dtype)  # this one and not each part's at once
+        return there_and_back(first, last, run, goal, room.arrays[0], keep, into)
+
+    jobs = [partial(part, *cuts[0], True, gradients)]  # adds to what is there
+    jobs += [partial(part, *where, False, total) for where, total in zip(cuts[1:], sums, strict=True)]
+    losses = at_once(jobs)
+    for total in sums:
+        gradients += total
+    return sum(losses)
 
 
 _blank: dict[tuple, NTMState] = {}
 
 
-def common_start(model: NTM, memory_units: int | None) -> NTMState:
+def common_start(model: NTM, memory_units: int | None, weights: np.ndarray, s: Sizes) -> NTMState:
     """`model.initial_state(1, memory_units)` as arrays; memory and weightings, which nothing changes, are made once."""
-    reads, hidden, cell = (p.detach().numpy() for p in (model.initial_reads, model.initial_hidden, model.initial_cell))
-    key = memory_units or model.memory_units, reads.shape, reads.dtype
+    key = memory_units or model.memory_units, s.readers, s.width, weights.dtype
     if key not in _blank:
         _blank[key] = as_arrays(model.initial_state(1, memory_units))
-    return NTMState(*_blank[key][:2], reads[None], hidden[None], cell[None])
+    hidden_at, cell_at = len(weights) - 2 * s.cells, len(weights) - s.cells
+    reads = weights[hidden_at - s.readers * s.width : hidden_at].reshape(1, s.readers, s.width)
+    return NTMState(*_blank[key][:2], reads, weights[None, hidden_at:cell_at], weights[None, cell_at:])
 
 
 def forward_backward(
@@ -1352,21 +1520,22 @@ def forward_backward(
     """Compute what `NTM.forward_backward` computes, faster.
 
     Raises:
-        TypeError, ValueError: as `run_of` and `loss_and_gradients`.
+        TypeError, ValueError: as `run_of` and `goal_of`.
     """
-    weights = weights_of(model)
-    run = run_of(weights, model, inputs, common_start(model, memory_units), dropped, costs)
-    loss, d_parts = loss_and_gradients(run, targets, mask)
-    learned = *weights, model.initial_reads, model.initial_hidden, model.initial_cell
-    for parameter in learned:
-        if parameter.grad is None and parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
-    *maps, reads, hidden, cell = ((p.grad if p.requires_grad else torch.zeros_like(p)).numpy() for p in learned)
-    for d_p in d_parts:
-        add_gradients(d_p, *maps)
-        reads += d_p.start_answer[: reads.size].reshape(reads.shape)
-        hidden += d_p.start_answer[reads.size :]
-        cell += d_p.start_cell
+    parameters = model.in_order()
+    weights, sizes = weights_of(model, parameters), sizes_of(parameters)
+    run = run_of(weights, sizes, inputs, common_start(model, memory_units, weights, sizes), dropped, costs)
+    goal = goal_of(run, targets, mask)
+    wanted = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
+    if len(wanted) == len(parameters) and model.flat is not None and model.flat.grad is not None:
+        gradients = in_a_row(wanted, model.flat.grad)
+        if gradients is not None:
+            return loss_and_gradients(run, goal, gradients), torch.from_numpy(run.logits)
+    gradients = np.zeros_like(run.weights)
+    loss = loss_and_gradients(run, goal, gradients)
+    for parameter, gradient in zip(parameters, out_of_a_row(gradients, parameters), strict=True):
+        if parameter.requires_grad:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
     return loss, torch.from_numpy(run.logits)
 
 
@@ -1376,5 +1545,7 @@ def warm_up(model: NTM) -> None:
     with torch.enable_grad():
         logits, _ = unroll(model, inputs, model.initial_state(1))
         torch.autograd.grad(logits.sum(), model.output_map.weight)
-    run = run_of(weights_of(model), model, inputs, common_start(model, None), NOTHING, FREE)
-    loss_and_gradients(run, torch.zeros_like(logits), torch.ones_like(logits[..., 0]))
+    weights, sizes = weights_of(model, model.in_order()), sizes_of(model.in_order())
+    run = run_of(weights, sizes, inputs, common_start(model, None, weights, sizes), NOTHING, FREE)
+    goal = goal_of(run, torch.zeros_like(logits), torch.ones_like(logits[..., 0]))
+    loss_and_gradients(run, goal, np.zeros_like(weights))

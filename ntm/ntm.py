@@ -20,6 +20,7 @@ the controller.
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class NTMState(NamedTuple):
 class Dropped(NamedTuple):
     """What dropout takes away in one unroll; None where it takes nothing."""
 
-    cells: Tensor | None = None  # 0 where a controller cell forgets, else 1 (T, B, C)
+    cells: Tensor | None = None  # false where a controller cell forgets (T, B, C)
     blind: Tensor | None = None  # true where a sequence goes without content addressing (B,)
 
     def at(self, t: int) -> "Dropped":
@@ -52,6 +53,7 @@ class Dropped(NamedTuple):
 
 
 NOTHING = Dropped()
+BY_COLUMNS = 0, 2, 4  # of `NTM.in_order`, the matrices, which `NTM.flatten_parameters` lays out by columns
 
 
 class Costs(NamedTuple):
@@ -86,17 +88,18 @@ class Charge(torch.autograd.Function):
         return d_logits, d_gates, -2 * ctx.costs.blur / count * weightings, None
 
 
-def chances(probability: float, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Draw 1 with a probability, to 1 in 65,536, else 0; of the type and on the device of `like`.
+def chances(probability: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Draw true with a probability, to 1 in 65,536, else false.
 
-    Sixteen random bits a chance: a fifth of the time of `Tensor.bernoulli_`, which is noticed beside the fast path.
+    Sixteen random bits a chance: a tenth of the time of `Tensor.bernoulli_`, which is noticed beside the fast path.
     """
     count, limit = math.prod(shape), round(probability * 2**16) - 2**15
     if abs(limit) == 2**15:  # never, or always; and a limit that is no int16
-        return like.new_full(shape, float(limit > 0))
-    words = torch.empty(-(-count // 4), dtype=torch.int64, device=like.device).random_(-(2**63), None)
-    drawn = words.view(torch.int16)[:count].view(shape)
-    return (limit - drawn.clamp(limit - 1, limit)).to(like.dtype)  # drawn < limit, which PyTorch does not vectorise
+        return torch.full(shape, limit > 0, device=device)
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
+    if device.type == "cpu":  # NumPy compares such numbers faster
+        return torch.from_numpy((words.numpy().view(np.int16)[:count] < limit).reshape(shape))
+    return (words.view(torch.int16)[:count] < limit).view(shape)
 
 
 class NTM(nn.Module):
@@ -134,6 +137,7 @@ class NTM(nn.Module):
         super().__init__()
         self.input_size = input_size
         self.backend = backend
+        self.flat: Tensor | None = None  # all parameters as one, after `flatten_parameters`
         self.memory_units = memory_units
         self.cell_dropout = cell_dropout
         self.content_dropout = content_dropout
@@ -145,6 +149,32 @@ class NTM(nn.Module):
         self.initial_hidden = nn.Parameter(torch.zeros(controller_size))
         self.initial_cell = nn.Parameter(torch.zeros(controller_size))
         self.initial_reads = nn.Parameter(torch.zeros(num_heads, memory_unit_size))
+
+    def in_order(self) -> list[nn.Parameter]:
+        """List all parameters, each map's weight before its bias, in the order of `flatten_parameters`."""
+        maps = self.controller.gates_map, self.heads.controls_map, self.output_map
+        map_parameters = [parameter for linear in maps for parameter in (linear.weight, linear.bias)]
+        return [*map_parameters, self.initial_reads, self.initial_hidden, self.initial_cell]
+
+    def flatten_parameters(self) -> Tensor:
+        """Lay all parameters out in one tensor, `flat`, and their gradients in another; they become views of these.
+
+        The weight of a map lies by columns, with its bias after it: as the fused path multiplies them, which then need
+        not copy them. Clipping and optimizers have one tensor to go through, not nine that take longer to start on.
+
+        Returns:
+            All parameters as one, with `grad`, which is 0; to be zeroed in place, lest the parameters get others.
+        """
+        parameters = self.in_order()
+        turned = [p.detach().t() if i in BY_COLUMNS else p.detach() for i, p in enumerate(parameters)]
+        self.flat = torch.cat([p.flatten() for p in turned]).requires_grad_()
+        self.flat.grad = torch.zeros_like(self.flat)
+        sizes = [p.numel() for p in parameters]
+        parts = zip(self.flat.detach().split(sizes), self.flat.grad.split(sizes), strict=True)
+        for i, (parameter, two) in enumerate(zip(parameters, parts, strict=True)):
+            value, gradient = (part.view(turned[i].shape) for part in two)
+            parameter.data, parameter.grad = (value.t(), gradient.t()) if i in BY_COLUMNS else (value, gradient)
+        return self.flat
 
     def initial_state(self, batch_size: int, memory_units: int | None = None) -> NTMState:
         """Make the state before the first step.
@@ -191,7 +221,7 @@ class NTM(nn.Module):
         reading, writing, controls = self.heads(hidden, state.memory, state.weighting, dropped.blind)
         reads = read(state.memory, reading)
         memory = write(state.memory, writing, controls.erase, controls.add)
-        logits = self.output_map(torch.cat((hidden, reads.flatten(1)), dim=-1))
+        logits = self.output_map(torch.cat((reads.flatten(1), hidden), dim=-1))
         weighting = torch.cat((reading, writing), dim=1)
         return logits, NTMState(memory, weighting, reads, hidden, cell), controls
 
@@ -199,9 +229,9 @@ class NTM(nn.Module):
         """Draw from torch's default generator what dropout takes away from one unroll."""
         if not self.training:
             return NOTHING
-        like, size = self.initial_hidden, self.controller.controller_size
-        kept = chances(1 - self.cell_dropout, (steps, batch_size, size), like) if self.cell_dropout else None
-        blind = chances(self.content_dropout, (batch_size,), like).bool() if self.content_dropout else None
+        device, cells = self.initial_hidden.device, (steps, batch_size, len(self.initial_cell))
+        kept = chances(1 - self.cell_dropout, cells, device) if self.cell_dropout else None
+        blind = chances(self.content_dropout, (batch_size,), device) if self.content_dropout else None
         return Dropped(kept, blind)
 
     def forward(

@@ -93,6 +93,6 @@ def unroll(model, inputs, state, cell_mask=None, blind=False):
         ]
         reads = [read(memory, w) for w in weighting[:readers]]
         memory = write(memory, weighting[readers:], erases, adds)
-        answer = [*hidden, *(value for row in reads for value in row)]
+        answer = [*(value for row in reads for value in row), *hidden]
         logits.append(linear(p["output_map.weight"], p["output_map.bias"], answer))
     return np.array(logits), [np.array(part) for part in (memory, weighting, reads, hidden, cell)]

@@ -143,7 +143,7 @@ def test_what_is_frozen_gets_no_gradient():
 
 def test_fifty_training_steps_agree():
     from experiment.configuration import Recipe, load_configuration
-    from experiment.training import Clipper, make_optimizer, side_by_side
+    from experiment.training import Clipper, make_optimizer
 
     losses = {}
     for backend in (Backend.REFERENCE, Backend.FUSED):
@@ -151,7 +151,7 @@ def test_fifty_training_steps_agree():
         recipe = Recipe()
         configuration = load_configuration("m1d2", recipe)
         model, task = configuration.make_model(backend), configuration.make_task()
-        weights = side_by_side(model)
+        weights = model.flatten_parameters()
         optimizer, clipper = make_optimizer(recipe, weights, backend is Backend.FUSED), Clipper(recipe)
         source = torch.Generator().manual_seed(3)
         losses[backend] = []

@@ -16,9 +16,8 @@ from experiment.training import (
     longest_length,
     make_optimizer,
     set_schedule,
-    side_by_side,
 )
-from ntm import FREE, Backend, Costs
+from ntm import FREE, Costs
 from tasks import TASKS, Reverse
 
 
@@ -119,7 +118,7 @@ def test_the_curriculum_grows_from_short_to_the_whole_range():
 def test_learning_rate_falls_or_stays():
     recipe = Recipe(num_iters=100, lr=1e-2)
     model = load_configuration("m1d1", recipe).make_model()
-    optimizer = make_optimizer(recipe, side_by_side(model), fused=False)
+    optimizer = make_optimizer(recipe, model.flatten_parameters(), fused=False)
     for step, left in ((0, 1.0), (50, 0.5), (100, 0.0)):
         assert set_schedule(recipe, step, True, optimizer, model) == pytest.approx(1e-2 * left)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * left)
@@ -130,7 +129,7 @@ def test_learning_rate_falls_or_stays():
 def test_content_is_dropped_and_charged_once_the_tape_is_found():
     recipe = Recipe(content_dropout=0.3, content_cost=0.02, blur_cost=0.04, weaning=0.0)
     model = load_configuration("m1d1", recipe).make_model()
-    optimizer = make_optimizer(recipe, side_by_side(model), fused=False)
+    optimizer = make_optimizer(recipe, model.flatten_parameters(), fused=False)
     for found, expected in ((False, (0, FREE)), (True, (0.3, Costs(0.02, 0.04)))):
         set_schedule(recipe, 5, found, optimizer, model)
         assert (model.content_dropout, model.costs) == expected
@@ -175,24 +174,6 @@ def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():
     assert first.bits == pytest.approx((2 + 3) / 2 * 4, rel=0.2)  # an untrained model guesses
 
 
-def test_side_by_side_weights_are_the_model():
-    torch.manual_seed(0)
-    model, twin = (load_configuration("m1d1", Recipe()).make_model(Backend.REFERENCE) for _ in range(2))
-    twin.load_state_dict(model.state_dict())
-    whole, inputs = side_by_side(model), torch.rand(4, 3, 10)
-    assert whole.numel() == sum(parameter.numel() for parameter in model.parameters())
-    for each in (model, twin):
-        torch.manual_seed(1)
-        each(inputs)[0].sum().backward()
-    assert torch.equal(whole.grad, torch.cat([parameter.grad.flatten() for parameter in twin.parameters()]))
-    with torch.no_grad():
-        whole.mul_(2)
-    for ours, before in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(ours, 2 * before)
-    model.load_state_dict(twin.state_dict())  # as after a rollback
-    assert torch.equal(whole, torch.cat([parameter.flatten() for parameter in twin.parameters()]))
-
-
 def test_compiled_adamw_is_pytorchs():
     recipe, found = Recipe(lr=1e-2, eps=1e-6, weight_decay=0.1), []
     for fused in (False, True):
@@ -233,7 +214,7 @@ def test_clipping():
 
 def test_progress_sees_the_tape_found_and_takes_back_a_collapse_and_nothing_else():
     model = torch.nn.Linear(2, 1)
-    optimizer = make_optimizer(Recipe(), side_by_side(model), fused=False)
+    optimizer = torch.optim.AdamW(model.parameters())
 
     def run(progress, *means):
         """Take a hundred steps at each mean loss, with weights of its number; what was said when, and the weights."""
@@ -265,7 +246,7 @@ def test_progress_sees_the_tape_found_and_takes_back_a_collapse_and_nothing_else
 
 def test_a_machine_that_has_not_learned_starts_over_a_few_times():
     model = torch.nn.Linear(2, 1)
-    optimizer = make_optimizer(Recipe(), side_by_side(model), fused=False)
+    optimizer = torch.optim.AdamW(model.parameters())
 
     def stuck_at(recipe, mean):
         progress, at = Progress(recipe), []
