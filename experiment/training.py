@@ -15,7 +15,7 @@ SPARE_ROWS = 2  # the tightest tape has this many rows more than a batch's seque
 FIRST_LENGTH = 10  # where the curriculum begins: from shorter ones, the machine may put two vectors on one row
 
 
-def make_optimizer(recipe: Recipe, weights: nn.Parameter, fused: bool) -> torch.optim.Optimizer:
+def make_optimizer(recipe: Recipe, weights: Tensor, fused: bool) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019), or the paper's RMSprop (Graves 2013).
 
     Args:

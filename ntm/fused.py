@@ -9,8 +9,8 @@ How it is laid out
     * Sequences go in groups of 8. `unroll` takes all groups forward and, when autograd asks, all of them back;
       `forward_backward` takes each there and back before the next, so that what it keeps stays in cache. Groups are
       shared out over threads, in parts that do not depend on the number of threads; so neither does any result.
-    * Parameters are one flat array, and so are their gradients, in the layout of `NTM.flatten_parameters`; `Parameters`
-      and `Turned` are views. A model that was not flattened is copied.
+    * Parameters are one flat array, and so are their gradients, in the layout of `NTM.flatten_parameters`; a model that
+      was not flattened is copied. `Parameters` is a view of it, `Turned` of a transposed copy made for each way back.
     * `History`, views of one flat array too, holds what backward needs. Step t has slot `t % slots`, and in arrays that
       carry a value on to the next step, `t % (slots + 1)`: as many slots as steps, or one where no gradient is wanted.
     * There is a write head for each read head; heads are numbered read heads first.
@@ -1076,11 +1076,11 @@ def controller_step_backward(first, cell_mask, history, t, d):
 
 
 @compiled_with_counts
-def backward_group(first, run, back, history, d, d_inputs, keep, d_p):
+def backward_group(first, run, back, history, d, d_inputs, add, d_p):
     """Go back through the time steps of `forward_group`.
 
     Turns `d` from the final state's gradients into the initial state's, and fills the group's part of `d_inputs`, which
-    may be empty. The maps' gradients are set in `d_p`, or, with `keep`, added.
+    may be empty. The maps' gradients are set in `d_p`, or, with `add`, added.
     """
     (steps, group, _), kind = history.d_logits.shape, history.d_logits.dtype
     _, _, width, rows = history.memory.shape
@@ -1107,9 +1107,9 @@ def backward_group(first, run, back, history, d, d_inputs, keep, d_p):
     count = steps * group  # all steps of all sequences are rows now
     seen = history.seen[:steps].reshape(count, seen_size)
     after = history.seen[1:].reshape(count, seen_size)
-    add_product(seen, history.d_gates.reshape(count, d_p.gates.shape[1]), keep, d_p.gates)
-    add_product(after[:, hidden_at:], history.d_controls.reshape(count, d_p.controls.shape[1]), keep, d_p.controls)
-    add_product(after[:, reads_at:], history.d_logits.reshape(count, d_p.output.shape[1]), keep, d_p.output)
+    add_product(seen, history.d_gates.reshape(count, d_p.gates.shape[1]), add, d_p.gates)
+    add_product(after[:, hidden_at:], history.d_controls.reshape(count, d_p.controls.shape[1]), add, d_p.controls)
+    add_product(after[:, reads_at:], history.d_logits.reshape(count, d_p.output.shape[1]), add, d_p.output)
 
 
 @compiled_with_counts
@@ -1164,23 +1164,23 @@ def backward(first, last, run, rooms, d_logits, d_end, d_start, d_inputs, d_weig
 
 
 @compiled_with_counts
-def there_and_back(first, last, run, goal, room, keep, d_weights):
+def there_and_back(first, last, run, goal, room, add, d_weights):
     """Each group forward, through the loss and back; returns the loss.
 
-    Gradients of all parameters, of which the initial state is made, are set in `d_weights`, or, with `keep`, added.
+    Gradients of all parameters, of which the initial state is made, are set in `d_weights`, or, with `add`, added.
     """
     steps, group, rows = len(run.inputs), min(GROUP, last - first), run.start.memory.shape[2]
     p, back = parameters_in(run.weights, run.sizes), turned_in(run.turned, run.sizes)
     d_p = parameters_in(d_weights, run.sizes)
     history, d = history_in(room, steps, group, rows, run.sizes, False)
-    if not keep:
+    if not add:
         d_p.reads[:], d_p.hidden[:], d_p.cell[:] = 0, 0, 0
     loss = 0.0
     for b in range(first, last, group):
         forward_group(b, run, p, history)
         loss += loss_of_group(b, run.logits, goal, history)
         d.memory[:], d.weighting[:], d.cell[:], d.answer[:] = 0, 0, 0, 0
-        backward_group(b, run, back, history, d, np.empty((0, 0, 0), d_weights.dtype), keep or b > first, d_p)
+        backward_group(b, run, back, history, d, np.empty((0, 0, 0), d_weights.dtype), add or b > first, d_p)
         add_rows(d.answer[:, : len(d_p.reads)], d_p.reads)
         add_rows(d.answer[:, len(d_p.reads) :], d_p.hidden)
         add_rows(d.cell, d_p.cell)
@@ -1196,7 +1196,9 @@ _spare: list[np.ndarray] = []  # memory of rooms that are gone, for others: fres
 
 
 class Room:
-    """Flat arrays with anything in them, each at the beginning of a cache line; their memory is handed on with this.
+    """Flat arrays with anything in them, each at the beginning of a cache line.
+
+    Keep this for as long as its arrays are used: when it goes, the next room takes their memory.
 
     Args:
         lengths: of the arrays.
@@ -1210,8 +1212,10 @@ class Room:
         self.arrays = [numbers[start : start + length] for start, length in zip(starts, lengths, strict=False)]
 
     def __del__(self, spare=_spare, most=MOST_SPARE) -> None:  # arguments: at a program's end there are no globals
-        if self.memory.nbytes + sum(memory.nbytes for memory in spare) <= most:
+        if self.memory.nbytes <= most:
             spare.append(self.memory)
+            while sum(memory.nbytes for memory in spare) > most:
+                del spare[:1]
 
 
 def spare_memory(needed: int) -> np.ndarray:
@@ -1337,10 +1341,10 @@ def put_in_a_row(tensors: list[Tensor]) -> np.ndarray:
 
 def out_of_a_row(flat: np.ndarray, parameters: list[nn.Parameter]) -> list[Tensor]:
     """The parts of a flat array, in the shapes of the parameters; copies where these do not lie by columns."""
-    parts = torch.from_numpy(flat).split([parameter.numel() for parameter in parameters])
+    pieces = torch.from_numpy(flat).split([parameter.numel() for parameter in parameters])
     shaped = []
-    for i, (part, parameter) in enumerate(zip(parts, parameters, strict=True)):
-        shaped.append(part.view(parameter.shape[::-1]).t() if i in BY_COLUMNS else part.view(parameter.shape))
+    for i, (piece, parameter) in enumerate(zip(pieces, parameters, strict=True)):
+        shaped.append(piece.view(parameter.shape[::-1]).t() if i in BY_COLUMNS else piece.view(parameter.shape))
         if parameter.is_contiguous():
             shaped[i] = shaped[i].contiguous()
     return shaped
@@ -1364,7 +1368,7 @@ def run_of(weights: np.ndarray, s: Sizes, inputs: Tensor, start: NTMState, dropp
 
     Raises:
         TypeError: inputs, state and weights are not all of one floating-point type on the CPU.
-        ValueError: inputs or state do not have the model's shapes.
+        ValueError: inputs or state do not have the model's shapes, or there is no step.
     """
     (steps, batch, width), array, kind = inputs.shape, _flat(inputs), weights.dtype
     if any(x.dtype != kind for x in (array, *start)):
@@ -1373,6 +1377,10 @@ def run_of(weights: np.ndarray, s: Sizes, inputs: Tensor, start: NTMState, dropp
     shapes += [(s.cells,), (s.cells,)]
     if width != s.inputs or [part.shape[1:] for part in start] != shapes:
         raise ValueError(f"this model takes {s.inputs} inputs a step, and a state of shapes {shapes} a sequence")
+    if not steps or {len(part) for part in start} not in ({1}, {batch}):
+        raise ValueError(
+            f"at least one step, and a state of {batch} sequences or one for all: {steps} steps were given"
+        )
     heads = 2 * s.readers * max(1, batch * steps)
     return Run(
         inputs=array,
@@ -1455,6 +1463,8 @@ def unroll(
     weights, sizes = weights_of(model, parameters), sizes_of(parameters)
     run = run_of(weights, sizes, inputs.detach(), as_arrays(state), dropped, costs)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *parameters))
+    if keep:  # an optimizer may change them before backward
+        run = run._replace(weights=weights.copy())
     logits, *end = Unroll.apply(run, keep, inputs, *state, *parameters)
     return logits, NTMState(*end)
 
@@ -1482,10 +1492,10 @@ def loss_and_gradients(run: Run, goal: Goal, gradients: np.ndarray) -> float:
     turn(run.weights, run.sizes, turned)
     run = run._replace(turned=turned)
 
-    def part(first: int, last: int, keep: bool, into: np.ndarray) -> float:
+    def part(first: int, last: int, add: bool, into: np.ndarray) -> float:
         needed = room_for(len(run.inputs), min(GROUP, last - first), rows, run.sizes, False)
-        room = Room([needed], into.dtype)  # this one and not each part's at once
-        return there_and_back(first, last, run, goal, room.arrays[0], keep, into)
+        own = Room([needed], into.dtype)  # now and not for all parts at once
+        return there_and_back(first, last, run, goal, own.arrays[0], add, into)
 
     jobs = [partial(part, *cuts[0], True, gradients)]  # adds to what is there
     jobs += [partial(part, *where, False, total) for where, total in zip(cuts[1:], sums, strict=True)]
@@ -1495,17 +1505,17 @@ def loss_and_gradients(run: Run, goal: Goal, gradients: np.ndarray) -> float:
     return sum(losses)
 
 
-_blank: dict[tuple, NTMState] = {}
+_blank: dict[tuple, tuple] = {}
 
 
 def common_start(model: NTM, memory_units: int | None, weights: np.ndarray, s: Sizes) -> NTMState:
     """`model.initial_state(1, memory_units)` as arrays; memory and weightings, which nothing changes, are made once."""
     key = memory_units or model.memory_units, s.readers, s.width, weights.dtype
     if key not in _blank:
-        _blank[key] = as_arrays(model.initial_state(1, memory_units))
+        _blank[key] = as_arrays(model.initial_state(1, memory_units))[:2]
     hidden_at, cell_at = len(weights) - 2 * s.cells, len(weights) - s.cells
     reads = weights[hidden_at - s.readers * s.width : hidden_at].reshape(1, s.readers, s.width)
-    return NTMState(*_blank[key][:2], reads, weights[None, hidden_at:cell_at], weights[None, cell_at:])
+    return NTMState(*_blank[key], reads, weights[None, hidden_at:cell_at], weights[None, cell_at:])
 
 
 def forward_backward(
@@ -1534,8 +1544,10 @@ def forward_backward(
     gradients = np.zeros_like(run.weights)
     loss = loss_and_gradients(run, goal, gradients)
     for parameter, gradient in zip(parameters, out_of_a_row(gradients, parameters), strict=True):
-        if parameter.requires_grad:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        if parameter.requires_grad and parameter.grad is not None:
+            parameter.grad += gradient
+        elif parameter.requires_grad:
+            parameter.grad = gradient
     return loss, torch.from_numpy(run.logits)
 
 
@@ -1543,9 +1555,9 @@ def warm_up(model: NTM) -> None:
     """Compile what a model needs, or load it from the cache, by taking a step and going back, both ways."""
     inputs = model.initial_hidden.new_zeros(1, 1, model.input_size)
     with torch.enable_grad():
-        logits, _ = unroll(model, inputs, model.initial_state(1))
-        torch.autograd.grad(logits.sum(), model.output_map.weight)
+        logits, _ = unroll(model, inputs.requires_grad_(), model.initial_state(1))
+        torch.autograd.grad(logits.sum(), inputs)
     weights, sizes = weights_of(model, model.in_order()), sizes_of(model.in_order())
-    run = run_of(weights, sizes, inputs, common_start(model, None, weights, sizes), NOTHING, FREE)
+    run = run_of(weights, sizes, inputs.detach(), common_start(model, None, weights, sizes), NOTHING, FREE)
     goal = goal_of(run, torch.zeros_like(logits), torch.ones_like(logits[..., 0]))
     loss_and_gradients(run, goal, np.zeros_like(weights))

@@ -163,7 +163,8 @@ class NTM(nn.Module):
         not copy them. Clipping and optimizers have one tensor to go through, not nine that take longer to start on.
 
         Returns:
-            All parameters as one, with `grad`, which is 0; to be zeroed in place, lest the parameters get others.
+            All parameters as one, with `grad`, which is 0. Zero that in place, lest the parameters get others. What
+            gives them other tensors, as `to`, `deepcopy` or `load_state_dict(assign=True)`, wants this called again.
         """
         parameters = self.in_order()
         turned = [p.detach().t() if i in BY_COLUMNS else p.detach() for i, p in enumerate(parameters)]

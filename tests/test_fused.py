@@ -143,6 +143,32 @@ def test_what_is_frozen_gets_no_gradient():
         assert without == {"output_map.weight", "output_map.bias", "initial_cell"}
 
 
+def test_a_frozen_part_of_flat_parameters_gets_no_gradient_and_the_others_theirs():
+    inputs, targets, mask = torch.rand(4, 2, 5).double(), torch.ones(4, 2, 3).double(), torch.ones(4, 2).double()
+    found = []
+    for backend in (Backend.REFERENCE, Backend.FUSED):
+        torch.manual_seed(4)
+        model = lively_model(backend=backend)
+        flat = model.flatten_parameters()
+        model.output_map.requires_grad_(False)
+        for _ in range(2):
+            model.forward_backward(inputs, targets, mask)
+        assert not model.output_map.weight.grad.any()
+        found.append(flat.grad)
+    assert_close(*found, 1e-9)
+
+
+def test_backward_goes_through_the_weights_of_its_forward():
+    model, inputs = lively_model(backend=Backend.FUSED), torch.rand(4, 2, 5, dtype=torch.float64)
+    expected = gradients(model, inputs)
+    flat = model.flatten_parameters()
+    loss = model(inputs)[0].square().sum()
+    with torch.no_grad():
+        flat.mul_(2)
+    for ours, theirs in zip(torch.autograd.grad(loss, list(model.parameters())), expected, strict=True):
+        assert_close(theirs, ours, 1e-12)
+
+
 def test_fifty_training_steps_agree():
     from experiment.configuration import Recipe, load_configuration
     from experiment.training import Clipper, make_optimizer
@@ -332,6 +358,11 @@ def test_wrong_shapes_are_refused():
     for change in ({"cell": state.cell[:, 1:]}, {"weighting": state.weighting[..., 1:]}, {"reads": state.reads[:, :0]}):
         with pytest.raises(ValueError, match="shapes"):
             model(inputs, state._replace(**change))
+    for wrong in (model.initial_state(3), state._replace(cell=state.cell[:1])):
+        with pytest.raises(ValueError, match="a state of 2 sequences"):
+            model(inputs, wrong)
+    with pytest.raises(ValueError, match="at least one step"):
+        model(inputs[:0])
 
 
 def test_targets_and_mask_that_do_not_fit_are_refused():
