@@ -53,7 +53,7 @@ if config.CPU_FEATURES is None and platform.machine() in ("x86_64", "AMD64"):  #
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def compiled(function, counted: bool = False):
+def compiled(function, counted: bool = False, **more):
     """Compile a function with Numba: cached on disk where that can be written, without Python's global lock.
 
     Unless `counted`, arrays are not reference-counted, which costs more than the arithmetic where a loop makes many
@@ -61,16 +61,21 @@ def compiled(function, counted: bool = False):
     always inlined: a copy of its own would be rounded differently by the process that compiles than by those to come.
     """
     options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
-    options |= {"_nrt": counted, "noalias": not counted, "forceinline": not counted}
+    options |= {"_nrt": counted, "noalias": not counted, "forceinline": not counted, **more}
     try:
         return njit(function, cache=True, **options)
     except RuntimeError:  # Numba found no folder for its cache
         return njit(function, **options)
 
 
-def compiled_with_counts(function):
-    """Compile a function that calls BLAS or makes arrays."""
-    return compiled(function, counted=True)
+def compiled_with_counts(function, **more):
+    """Compile a function that calls BLAS or makes arrays. It leaves arithmetic on floats to others: see above."""
+    return compiled(function, counted=True, **more)
+
+
+def part_of_its_caller(function):
+    """Compile a function like the last, but as part of the one that calls it, so that it may do arithmetic."""
+    return compiled_with_counts(function, inline="always")
 
 
 # --- exp and log that vectorise ---------------------------------------------------------------------------------------
@@ -985,7 +990,7 @@ def get_end(first, slot, history, end):
         end.reads[b].reshape(hidden_at - reads_at)[:] = history.seen[slot, g, reads_at:hidden_at]
 
 
-@compiled_with_counts
+@part_of_its_caller
 def forward_group(first, run, p, history):
     """Run a group, the batch's sequences from `first` on; returns the slot of its final state."""
     (slots, group, _), (reads_at, hidden_at) = history.gates.shape, places(history)
@@ -1075,7 +1080,7 @@ def controller_step_backward(first, cell_mask, history, t, d):
         )
 
 
-@compiled_with_counts
+@part_of_its_caller
 def backward_group(first, run, back, history, d, d_inputs, add, d_p):
     """Go back through the time steps of `forward_group`.
 
@@ -1112,15 +1117,18 @@ def backward_group(first, run, back, history, d, d_inputs, add, d_p):
     add_product(after[:, reads_at:], history.d_logits.reshape(count, d_p.output.shape[1]), add, d_p.output)
 
 
-@compiled_with_counts
-def loss_of_group(first, logits, goal, history):
-    """The group's part of the loss; fills `history.d_logits`. All bits of a step are a vector, of all its sequences."""
+@compiled
+def loss_of_group(first, logits, goal, history, share, each):
+    """The group's part of the loss; fills `history.d_logits`. All bits of a step are a vector, of all its sequences.
+
+    `share` (G, O) and `each` (G * O) are room for what each bit is of the loss, and adds to it.
+    """
     steps, group, bits = history.d_logits.shape
-    last, count, kind = first + group, group * bits, history.d_logits.dtype
-    share, each, total = np.empty((group, bits), kind), np.empty(count, kind), 0.0
+    last, count, total = first + group, group * bits, 0.0
     for t in range(steps):
         for g in range(group):
-            share[g] = goal.share * goal.mask[t, first + g]
+            for j in range(bits):
+                share[g, j] = goal.share * goal.mask[t, first + g]
         answer, target = logits[t, first:last].reshape(count), goal.targets[t, first:last].reshape(count)
         cross_entropy(answer, target, share.reshape(count), each, history.d_logits[t].reshape(count))
         for j in range(count):
@@ -1175,12 +1183,13 @@ def there_and_back(first, last, run, goal, room, add, d_weights):
     history, d = history_in(room, steps, group, rows, run.sizes, False)
     if not add:
         d_p.reads[:], d_p.hidden[:], d_p.cell[:] = 0, 0, 0
-    loss = 0.0
+    loss, bits, kind = 0.0, run.sizes.outputs, d_weights.dtype
+    share, each, no_inputs = np.empty((group, bits), kind), np.empty(group * bits, kind), np.empty((0, 0, 0), kind)
     for b in range(first, last, group):
         forward_group(b, run, p, history)
-        loss += loss_of_group(b, run.logits, goal, history)
+        loss += loss_of_group(b, run.logits, goal, history, share, each)
         d.memory[:], d.weighting[:], d.cell[:], d.answer[:] = 0, 0, 0, 0
-        backward_group(b, run, back, history, d, np.empty((0, 0, 0), d_weights.dtype), add or b > first, d_p)
+        backward_group(b, run, back, history, d, no_inputs, add or b > first, d_p)
         add_rows(d.answer[:, : len(d_p.reads)], d_p.reads)
         add_rows(d.answer[:, len(d_p.reads) :], d_p.hidden)
         add_rows(d.cell, d_p.cell)
