@@ -2,6 +2,7 @@
 
 import copy
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -305,6 +306,32 @@ for dtype in (torch.float32, torch.float64):
 def test_with_scipys_blas_where_pytorch_has_no_mkl():
     done = subprocess.run([sys.executable, "-c", WITHOUT_MKL], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+FIVE_STEPS = """
+import hashlib, torch
+from ntm import NTM, Backend
+torch.manual_seed(0)
+model = NTM(10, 8, 100, 128, 20, cell_dropout=0.1, content_dropout=0.3, backend=Backend.FUSED)
+flat = model.flatten_parameters()
+for _ in range(5):
+    model.forward_backward(torch.rand(22, 16, 10), torch.rand(22, 16, 8).round(), torch.ones(22, 16))
+    with torch.no_grad():
+        flat.sub_(flat.grad)
+answer = model(torch.rand(22, 16, 10))[0]
+answer.square().sum().backward()
+assert flat.isfinite().all()
+print(*(hashlib.sha256(x.detach().numpy()).hexdigest() for x in (flat, flat.grad, answer)))
+"""
+
+
+def test_freshly_compiled_code_rounds_as_code_from_the_cache(tmp_path):
+    command, environment = [sys.executable, "-c", FIVE_STEPS], {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    fresh, cached = (
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    assert fresh == cached
+    assert len(fresh.split()) == 3
 
 
 def test_nothing_is_kept_without_gradients():
