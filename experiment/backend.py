@@ -42,7 +42,7 @@ def start_backend(model: NTM, threads: int | None = None) -> str:
             return f"reference path on {device}"
     except BackendError as error:
         raise InputError(f"-backend {model.backend.value}: {error}") from error
-    line = "compiling the fast path: once, about half a minute; later runs find it on disk"
+    line = "compiling the fast path: once, for 30 to 45 seconds; later runs find it on disk"
     notice = threading.Timer(PATIENCE, print, (line,), {"file": sys.stderr, "flush": True})
     notice.start()
     from ntm import fused  # here, so that the readable path does without Numba

@@ -145,7 +145,7 @@ def test_a_small_file_cannot_ask_for_much_memory(interrupted, tmp_path):
     assert path.stat().st_size < 2_000_000
     with pytest.raises(InputError, match="compressed"):
         checkpoint.load_model(path)
-    torch.save({"format": 2, "configuration": {}, "model": torch.zeros(1).expand(10**12)}, path)
+    torch.save({"format": checkpoint.FORMAT, "configuration": {}, "model": torch.zeros(1).expand(10**12)}, path)
     with pytest.raises(InputError, match="damaged"):
         checkpoint.load_model(path)
 
