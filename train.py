@@ -193,7 +193,10 @@ def main() -> None:
         if Configuration.from_dict(stored["configuration"], str(checkpoint_path)) != configuration:
             raise InputError(f"-resume: {checkpoint_path} is of a run with other flags; give the same flags as then")
         model.load_state_dict(stored["model"])
-        optimizer.load_state_dict(stored["optimizer"])
+        try:
+            optimizer.load_state_dict(stored["optimizer"])
+        except ValueError as error:
+            raise InputError(f"-resume: {checkpoint_path} is of an older train.py; delete it to start anew") from error
         clipper.log_typical, step, seconds_before = stored["log_typical_norm"], stored["step"], stored["seconds"]
         progress.state = stored["progress"]
         sums, best.state, sizes = stored["sums"], stored["best"], stored["sizes"]
