@@ -25,6 +25,7 @@ import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from copy import deepcopy
 from functools import cache, partial
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ntm import addressing
-from ntm.ntm import BY_COLUMNS, FREE, NOTHING, NTM, Costs, Dropped, NTMState
+from ntm.ntm import FREE, NOTHING, NTM, Costs, Dropped, NTMState, in_a_row, out_of_a_row
 
 # The arrays that one of the small functions below takes never overlap. Numba has a flag that says so, but no option for
 # it; without, each short loop would begin with comparing all its arrays' addresses, which takes longer than the loop.
@@ -74,7 +75,7 @@ def compiled_with_counts(function, **more):
 
 
 def part_of_its_caller(function):
-    """Compile a function like the last, but as part of the one that calls it, so that it may do arithmetic."""
+    """Compile a function that calls BLAS and does arithmetic, within each that calls it: no copy of its own."""
     return compiled_with_counts(function, inline="always")
 
 
@@ -1333,7 +1334,7 @@ def as_arrays(state: NTMState) -> NTMState:
     return NTMState(*(_flat(part.detach()) for part in turned_memory(state)))
 
 
-def in_a_row(tensors: list[Tensor], flat: Tensor) -> np.ndarray | None:
+def as_it_lies(tensors: list[Tensor], flat: Tensor) -> np.ndarray | None:
     """The flat tensor's array, if the others lie in it one after the other: `NTM.flatten_parameters` made them so."""
     at = flat.data_ptr()
     for tensor in tensors:
@@ -1343,26 +1344,16 @@ def in_a_row(tensors: list[Tensor], flat: Tensor) -> np.ndarray | None:
     return flat.detach().numpy()
 
 
-def put_in_a_row(tensors: list[Tensor]) -> np.ndarray:
-    """A copy of parameters as one array, laid out in the same way."""
-    return torch.cat([(x.t() if i in BY_COLUMNS else x).detach().flatten() for i, x in enumerate(tensors)]).numpy()
-
-
-def out_of_a_row(flat: np.ndarray, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """The parts of a flat array, in the shapes of the parameters; copies where these do not lie by columns."""
-    pieces = torch.from_numpy(flat).split([parameter.numel() for parameter in parameters])
-    shaped = []
-    for i, (piece, parameter) in enumerate(zip(pieces, parameters, strict=True)):
-        shaped.append(piece.view(parameter.shape[::-1]).t() if i in BY_COLUMNS else piece.view(parameter.shape))
-        if parameter.is_contiguous():
-            shaped[i] = shaped[i].contiguous()
-    return shaped
-
-
 def weights_of(model: NTM, parameters: list[nn.Parameter]) -> np.ndarray:
     """All parameters, which are `NTM.in_order`, as one array: a view where they lie so, else a copy."""
-    weights = None if model.flat is None else in_a_row(parameters, model.flat)
-    return put_in_a_row(parameters) if weights is None else weights
+    weights = None if model.flat is None else as_it_lies(parameters, model.flat)
+    return in_a_row(parameters).numpy() if weights is None else weights
+
+
+def gradients_of(parameters: list[Tensor], flat: np.ndarray) -> list[Tensor]:
+    """Flat gradients in the shapes of the parameters; copies where these do not lie by columns themselves."""
+    pieces = out_of_a_row(torch.from_numpy(flat), parameters)
+    return [d.contiguous() if p.is_contiguous() else d for d, p in zip(pieces, parameters, strict=True)]
 
 
 def run_of(weights: np.ndarray, s: Sizes, inputs: Tensor, start: NTMState, dropped: Dropped, costs: Costs) -> Run:
@@ -1456,7 +1447,7 @@ class Unroll(torch.autograd.Function):
         d_start = turned_memory(NTMState(*map(torch.from_numpy, d_start)))
         if len(run.start.cell) < batch:
             d_start = [d.sum(0, keepdim=True) for d in d_start]
-        d_weights = out_of_a_row(sum(d_parts, np.zeros(count, kind)), parameters)
+        d_weights = gradients_of(parameters, sum(d_parts, np.zeros(count, kind)))
         return None, None, torch.from_numpy(d_inputs) if needed[2] else None, *d_start, *d_weights
 
 
@@ -1469,11 +1460,9 @@ def unroll(
         TypeError, ValueError: as `run_of`.
     """
     parameters = model.in_order()
-    weights, sizes = weights_of(model, parameters), sizes_of(parameters)
-    run = run_of(weights, sizes, inputs.detach(), as_arrays(state), dropped, costs)
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *parameters))
-    if keep:  # an optimizer may change them before backward
-        run = run._replace(weights=weights.copy())
+    weights = in_a_row(parameters).numpy() if keep else weights_of(model, parameters)  # they may change before backward
+    run = run_of(weights, sizes_of(parameters), inputs.detach(), as_arrays(state), dropped, costs)
     logits, *end = Unroll.apply(run, keep, inputs, *state, *parameters)
     return logits, NTMState(*end)
 
@@ -1547,12 +1536,12 @@ def forward_backward(
     goal = goal_of(run, targets, mask)
     wanted = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
     if len(wanted) == len(parameters) and model.flat is not None and model.flat.grad is not None:
-        gradients = in_a_row(wanted, model.flat.grad)
+        gradients = as_it_lies(wanted, model.flat.grad)
         if gradients is not None:
             return loss_and_gradients(run, goal, gradients), torch.from_numpy(run.logits)
     gradients = np.zeros_like(run.weights)
     loss = loss_and_gradients(run, goal, gradients)
-    for parameter, gradient in zip(parameters, out_of_a_row(gradients, parameters), strict=True):
+    for parameter, gradient in zip(parameters, gradients_of(parameters, gradients), strict=True):
         if parameter.requires_grad and parameter.grad is not None:
             parameter.grad += gradient
         elif parameter.requires_grad:
@@ -1562,11 +1551,9 @@ def forward_backward(
 
 def warm_up(model: NTM) -> None:
     """Compile what a model needs, or load it from the cache, by taking a step and going back, both ways."""
-    inputs = model.initial_hidden.new_zeros(1, 1, model.input_size)
+    model = deepcopy(model)  # which gets the gradients
+    inputs = model.initial_hidden.new_zeros(1, 1, model.input_size, requires_grad=True)
     with torch.enable_grad():
-        logits, _ = unroll(model, inputs.requires_grad_(), model.initial_state(1))
+        logits, _ = unroll(model, inputs, model.initial_state(1))
         torch.autograd.grad(logits.sum(), inputs)
-    weights, sizes = weights_of(model, model.in_order()), sizes_of(model.in_order())
-    run = run_of(weights, sizes, inputs.detach(), common_start(model, None, weights, sizes), NOTHING, FREE)
-    goal = goal_of(run, torch.zeros_like(logits), torch.ones_like(logits[..., 0]))
-    loss_and_gradients(run, goal, np.zeros_like(weights))
+    forward_backward(model, inputs.detach(), torch.zeros_like(logits), torch.ones_like(logits[..., 0]))

@@ -53,7 +53,6 @@ class Dropped(NamedTuple):
 
 
 NOTHING = Dropped()
-BY_COLUMNS = 0, 2, 4  # of `NTM.in_order`, the matrices, which `NTM.flatten_parameters` lays out by columns
 
 
 class Costs(NamedTuple):
@@ -91,7 +90,7 @@ class Charge(torch.autograd.Function):
 def chances(probability: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Draw true with a probability, to 1 in 65,536, else false.
 
-    Sixteen random bits a chance: a tenth of the time of `Tensor.bernoulli_`, which is noticed beside the fast path.
+    Sixteen random bits a chance: a sixth of the time of `Tensor.bernoulli_`, which is noticed beside the fast path.
     """
     count, limit = math.prod(shape), round(probability * 2**16) - 2**15
     if abs(limit) == 2**15:  # never, or always; and a limit that is no int16
@@ -100,6 +99,24 @@ def chances(probability: float, shape: tuple[int, ...], device: torch.device) ->
     if device.type == "cpu":  # NumPy compares such numbers faster
         return torch.from_numpy((words.numpy().view(np.int16)[:count] < limit).reshape(shape))
     return (words.view(torch.int16)[:count] < limit).view(shape)
+
+
+BY_COLUMNS = 0, 2, 4  # of `NTM.in_order`, the maps' weights
+
+
+def in_a_row(parameters: list[Tensor]) -> Tensor:
+    """Copy parameters, which are `NTM.in_order`, into one tensor.
+
+    The weight of a map goes by columns, its bias after it: as the fused path multiplies them.
+    """
+    return torch.cat([(p.t() if i in BY_COLUMNS else p).detach().flatten() for i, p in enumerate(parameters)])
+
+
+def out_of_a_row(flat: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """Views of a tensor that is laid out in that way, in the shapes of the parameters."""
+    parts = flat.split([p.numel() for p in parameters])
+    pairs = enumerate(zip(parts, parameters, strict=True))
+    return [part.view(p.shape[::-1]).t() if i in BY_COLUMNS else part.view(p.shape) for i, (part, p) in pairs]
 
 
 class NTM(nn.Module):
@@ -159,22 +176,19 @@ class NTM(nn.Module):
     def flatten_parameters(self) -> Tensor:
         """Lay all parameters out in one tensor, `flat`, and their gradients in another; they become views of these.
 
-        The weight of a map lies by columns, with its bias after it: as the fused path multiplies them, which then need
-        not copy them. Clipping and optimizers have one tensor to go through, not nine that take longer to start on.
+        The fused path then need not copy them; clipping and optimizers have one tensor to go through, not nine that
+        take longer to start on.
 
         Returns:
             All parameters as one, with `grad`, which is 0. Zero that in place, lest the parameters get others. What
             gives them other tensors, as `to`, `deepcopy` or `load_state_dict(assign=True)`, wants this called again.
         """
         parameters = self.in_order()
-        turned = [p.detach().t() if i in BY_COLUMNS else p.detach() for i, p in enumerate(parameters)]
-        self.flat = torch.cat([p.flatten() for p in turned]).requires_grad_()
+        self.flat = in_a_row(parameters).requires_grad_()
         self.flat.grad = torch.zeros_like(self.flat)
-        sizes = [p.numel() for p in parameters]
-        parts = zip(self.flat.detach().split(sizes), self.flat.grad.split(sizes), strict=True)
-        for i, (parameter, two) in enumerate(zip(parameters, parts, strict=True)):
-            value, gradient = (part.view(turned[i].shape) for part in two)
-            parameter.data, parameter.grad = (value.t(), gradient.t()) if i in BY_COLUMNS else (value, gradient)
+        values, gradients = (out_of_a_row(flat, parameters) for flat in (self.flat.detach(), self.flat.grad))
+        for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
+            parameter.data, parameter.grad = value, gradient
         return self.flat
 
     def initial_state(self, batch_size: int, memory_units: int | None = None) -> NTMState:

@@ -191,13 +191,8 @@ def test_a_parameter_that_left_the_flat_tensor_is_the_one_that_counts():
     model.controller.gates_map.bias = torch.nn.Parameter(torch.zeros_like(model.controller.gates_map.bias))
     twin = lively_model()
     twin.load_state_dict(model.state_dict())
-    for each in (model, twin):
-        each.zero_grad()
-        assert each.forward_backward(*batch, mask)[0] == pytest.approx(twin.forward_backward(*batch, mask)[0])
     model.zero_grad()
-    twin.zero_grad()
-    for each in (model, twin):
-        each.forward_backward(*batch, mask)
+    assert model.forward_backward(*batch, mask)[0] == pytest.approx(twin.forward_backward(*batch, mask)[0])
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
     assert not flat.grad.any()
