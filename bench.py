@@ -160,7 +160,7 @@ def main() -> None:
         batch_sizes, threads = ([whole(n) for n in text.split(",")] for text in (options.batch_sizes, options.threads))
     except Exception as error:
         raise InputError(f"-batch_sizes and -threads: {error}") from error
-    configurations = [load_configuration(name, Recipe(content_dropout=0.0)) for name in options.configs.split(",")]
+    configurations = [load_configuration(name, Recipe()) for name in options.configs.split(",")]
     paths = ["reference"] + ["compiled"] * options.compile + ["fused"] * (device.type == "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     print(f"{name}, torch {torch.__version__}, length {options.length}, medians of {options.seconds:g} s each")

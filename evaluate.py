@@ -50,6 +50,12 @@ def parse_options() -> argparse.Namespace:
     parser.add("animate", action="store_true", help="write log/<config>_steps.gif and _training.gif instead")
     parser.add("num_sequences", type=number(int, 1, 10**7), default=256, help="sequences a length")
     parser.add("memory_units", type=number(int, 1, 10**6), help="rows of memory (default: as configured)")
+    parser.add(
+        "dirt",
+        type=number(float, 0, 1e6),
+        default=0.0,
+        help="begin on a memory of normal numbers of this standard deviation; 0: on a blank one",
+    )
     parser.add("seed", type=number(int, 0, 2**63 - 1), default=0, help="of the test sequences")
     parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: cuda if there is one")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
@@ -61,6 +67,8 @@ def parse_options() -> argparse.Namespace:
             raise InputError(f"-{flag} goes with one model, not with -config all")
     if options.input and (options.animate or options.page):
         raise InputError("-input answers sequences; give -animate and -page in a call of their own")
+    if options.dirt and (options.input or options.animate or options.page):
+        raise InputError("-dirt goes with the table and its pictures, not with -input, -animate or -page")
     return options
 
 
@@ -73,7 +81,10 @@ def default_lengths(configuration: Configuration) -> list[int]:
 def evaluate(
     model: NTM, configuration: Configuration, options: argparse.Namespace
 ) -> tuple[dict[int, Score], list[Batch]]:
-    """Score a model at each length, with a bar; also a few of the sequences that it got wrong, the shortest first."""
+    """Score a model at each length, with a bar; also a few of the sequences that it got wrong, the shortest first.
+
+    On a dirty memory no such sequences are given: another memory might make no mistake of them.
+    """
     task = configuration.make_task()
     source = generator(options.seed, EVALUATION)
     scores, mistakes = {}, []
@@ -81,7 +92,9 @@ def evaluate(
         options.lengths or default_lengths(configuration), desc=configuration.name, leave=False, disable=None
     ):
         batches = sample_lengths(task, [length], options.num_sequences, source)
-        scores[length], wrong = score(model, task, batches, options.memory_units)
+        scores[length], wrong = score(model, task, batches, options.memory_units, options.dirt, source)
+        if options.dirt:
+            continue
         for batch, batch_wrong in zip(batches, wrong, strict=True):
             for b in torch.nonzero(batch_wrong)[: MISTAKES_SHOWN - len(mistakes), 0].tolist():
                 mistakes.append(Batch(*(part[:, b : b + 1] for part in batch)))
@@ -171,13 +184,17 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
         {name: scores}, {name: (data.min_seq_len, data.max_seq_len)}, options.output / "log" / f"{name}_accuracy.png"
     )
     length = min(SHOWN_LENGTH, data.max_seq_len)
-    shown = trace(
-        model, configuration.make_task().sample(1, length, generator(options.seed, EVALUATION)), options.memory_units
-    )
+    source = generator(options.seed, EVALUATION)
+    sequence = configuration.make_task().sample(1, length, source)
+    shown = trace(model, sequence, options.memory_units, options.dirt, source)
+    clean_and_dirty = {
+        "a blank memory at first": trace(model, sequence, options.memory_units),
+        "a dirty memory at first": trace(model, sequence, options.memory_units, options.dirt or 1.0, source),
+    }
     title = f"{name}: reversing {length} vectors with {rows} rows of memory"
     plots.machine(shown, title, options.output / "log" / f"{name}_machine.png")
     plots.controls(shown, title, options.output / "log" / f"{name}_controls.png")
-    plots.memory_before_and_after(shown, title, options.output / "log" / f"{name}_memory.png")
+    plots.memory_over_time(clean_and_dirty, title, options.output / "log" / f"{name}_memory.png")
     picture = options.output / "log" / f"{name}_mistake.png"
     picture.unlink(missing_ok=True)
     if mistakes:

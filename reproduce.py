@@ -4,8 +4,8 @@
     python reproduce.py
 
 goes through nine configurations and five seeds, two runs at a time. A second call skips what is finished and goes on
-with what is not. `-ship` copies the runs of seed 0 to saved_model/, runs/ and log/. `-ablations` leaves out one part of
-the recipe at a time instead.
+with what is not. `-ship` copies the runs of the first seed to saved_model/, runs/ and log/. `-ablations` leaves out one
+part of the recipe at a time; `-beyond` trains the configurations in configs/beyond/, for which nobody tuned it.
 """
 
 import json
@@ -17,154 +17,163 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from experiment.backend import start_backend
 from experiment.checkpoint import load, load_model, write_atomically
-from experiment.configuration import NAMES, ROOT
+from experiment.configuration import CONFIGS, NAMES, ROOT, Configuration
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.scoring import EVALUATION, generator, sample_lengths, score
+from ntm import NTM
 from train import parse_options
 
 LENGTHS = (1, 2, 5, 10, 20, 30, 50, 64, 65, 75, 100, 120)  # with as many rows as configured
-SEQUENCES = 1000
-LONG_LENGTH, LONG_ROWS, LONG_SEQUENCES = 1000, 1024, 100
+LONG_LENGTH, LONG_ROWS = 1000, 1024
+DIRTY_LENGTHS, DIRT = (20, 120), 1.0  # the standard deviation of the numbers in memory that a test begins on
 SCORING_SEED = 1
-SEEDS = "0,1,2,3,4"
+SEEDS, SOME_SEEDS = "0,1,2,3,4", "0,1,2"
 
-ABLATION_CONFIGS, ABLATION_SEEDS = "m1d1,m1d2,m1d3", "0,1,2"
-ABLATION_SEQUENCES, ABLATION_LONG_SEQUENCES = 200, 20  # of each length, and of length 1,000
 PAPER = (  # Graves et al. 2014, section 4.6
     "-optimizer rmsprop -momentum 0.9 -lr 1e-4 -lr_schedule constant -clip_norm 0 -clip_spike 0 -clip_value 10 "
-    "-batch_size 1 -num_iters 100000 -full_tape -uneven 0 -content_cost 0 -blur_cost 0 -content_dropout 0 -rollback 0 "
-    "-restart_after 0 -curriculum 0 -cell_dropout 0"
+    "-batch_size 1 -num_iters 100000 -full_tape -uneven 0 -dirty 0 -curriculum 0 -cell_dropout 0"
 )
 ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "nothing: the recipe": "",
-    "content cost": "-content_cost 0",
-    "content dropout and weaning": "-content_dropout 0",
-    "weaning": "-weaning 0",
-    "blur cost": "-blur_cost 0",
-    "all four": "-content_cost 0 -content_dropout 0 -blur_cost 0",
-    "their wait for the tape": "-content_at_once",
+    "dirty memory": "-dirty 0",
+    "cell dropout": "-cell_dropout 0",
     "uneven sequences": "-uneven 0",
     "short tapes": "-full_tape",
     "the curriculum": "-curriculum 0",
-    "cell dropout": "-cell_dropout 0",
     "weight decay": "-weight_decay 0",
+    "a short memory of squared gradients": "-beta2 0.999",
     "clipping of spikes": "-clip_spike 0",
-    "the way back": "-rollback 0",
-    "starting over": "-restart_after 0",
-    "all of it: the paper's setting": PAPER,
 }
 
 
-def train_and_score(
-    name: str, seed: int, folder: Path, more_flags: list[str], sequences: int, long_sequences: int
-) -> dict:
-    """Train one configuration with one seed, unless that is done, and score it, unless that is done."""
-    result = folder / "log" / f"{name}_reproduce.json"
-    saved = folder / "saved_model" / f"reverse_{name}.pt"
-    _, wanted = parse_options(["-config", name, "-seed", str(seed), *more_flags])
-    if saved.exists() and load(saved)["configuration"] != wanted.as_dict():
-        raise InputError(f"{saved}: made by another recipe; delete {folder}, or choose another -output")
+class Job(NamedTuple):
+    """One run, and how many sequences of each length, and of length 1,000, it is scored on."""
+
+    variant: str
+    name: str  # one of NAMES, or a file's
+    seed: int
+    folder: Path
+    flags: list[str]
+    sequences: int
+    long_sequences: int
+
+
+def train(job: Job) -> Path:
+    """Train a job's model, unless that is done; returns its file."""
+    saved = job.folder / "saved_model" / f"reverse_{Path(job.name).stem}.pt"
+    which = ["-config", job.name] if job.name in NAMES else ["-task_json", os.path.relpath(job.name, ROOT)]
+    flags = [*which, "-seed", str(job.seed), *job.flags]
+    _, wanted = parse_options(flags)
+    if saved.exists():
+        if load(saved)["configuration"] != wanted.as_dict():
+            raise InputError(f"{saved}: made by another recipe; delete {job.folder}, or choose another -output")
+        return saved
+    output = os.path.relpath(job.folder, ROOT)  # what the run's log repeats should not name this machine's folders
+    command = [sys.executable, "train.py", *flags, "-output", output]
+    if (job.folder / "runs" / wanted.name / "checkpoint.pt").exists():
+        command.append("-resume")
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"{job.name}, seed {job.seed}: {done.stderr.strip()}")
+    return saved
+
+
+def count_wrong(model: NTM, configuration: Configuration, sequences: int, long_sequences: int) -> dict[str, int]:
+    """Count the sequences with a wrong bit, by length: on a blank memory, and on a dirty one."""
+    task, source, data = configuration.make_task(), generator(SCORING_SEED, EVALUATION), configuration.data
+    lengths = LENGTHS
+    if configuration.name not in NAMES:
+        lengths = sorted({data.min_seq_len, (data.min_seq_len + data.max_seq_len) // 2, data.max_seq_len, *LENGTHS[8:]})
+    wrong = {}
+
+    def test(key: str, length: int, count: int, rows: int | None = None, dirt: float = 0.0) -> None:
+        s, _ = score(model, task, sample_lengths(task, [length], count, source), rows, dirt, source)
+        wrong[key] = round((1 - s.exact) * s.sequences)
+
+    for length in lengths:
+        test(str(length), length, sequences)
+    test(str(LONG_LENGTH), LONG_LENGTH, long_sequences, LONG_ROWS)
+    for length in DIRTY_LENGTHS:
+        test(f"{length} dirty", length, sequences, dirt=DIRT)
+    return wrong
+
+
+def train_and_score(job: Job) -> dict:
+    """Train a job's model, unless that is done, and score it, unless that is done."""
+    result = job.folder / "log" / f"{Path(job.name).stem}_reproduce.json"
+    saved = train(job)
     if result.exists():
         return json.loads(result.read_text())
-    if not saved.exists():
-        output = os.path.relpath(folder, ROOT)  # what the run's log repeats should not name this machine's folders
-        command = [sys.executable, "train.py", "-config", name, "-seed", str(seed), "-output", output, *more_flags]
-        if (folder / "runs" / name / "checkpoint.pt").exists():
-            command.append("-resume")
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise InputError(f"{name}, seed {seed}: {done.stderr.strip()}")
     torch.set_num_threads(1)
     model, configuration = load_model(saved)
     start_backend(model)
-    task, source = configuration.make_task(), generator(SCORING_SEED, EVALUATION)
-    wrong = {}
-    for length in LENGTHS:
-        s, _ = score(model, task, sample_lengths(task, [length], sequences, source))
-        wrong[length] = round((1 - s.exact) * s.sequences)
-    s, _ = score(model, task, sample_lengths(task, [LONG_LENGTH], long_sequences, source), LONG_ROWS)
-    wrong[LONG_LENGTH] = round((1 - s.exact) * s.sequences)
-    scored = {"name": name, "seed": seed, "wrong_sequences": wrong, **landmarks(folder / "log" / f"{name}.log")}
+    wrong = count_wrong(model, configuration, job.sequences, job.long_sequences)
+    scored = {"variant": job.variant, "name": configuration.name, "seed": job.seed, "wrong_sequences": wrong}
+    scored |= landmarks(job.folder / "log" / f"{configuration.name}.log")
     write_atomically(result, (json.dumps(scored) + "\n").encode())
-    return json.loads(json.dumps(scored))
+    return scored
 
 
 def landmarks(log: Path) -> dict[str, float | None]:
-    """Find in a log when its last attempt found the tape and first answered the held-out set without a mistake."""
-    *failed, text = re.split(r"^iteration +\d+: not learned.*\n", log.read_text(), flags=re.MULTILINE)
-    found = re.search(r"^iteration +(\d+): the tape is found", text, re.MULTILINE)
+    """Find in a log when the held-out set of trained lengths was first answered right, and when the run ended."""
+    text = log.read_text()
     solved = re.search(r"^iteration +(\d+) +([\d.]+) s .*  test: \S+ \S+ bits +\S+ exact 1\.0000", text, re.MULTILINE)
     end = re.search(r"^finished after ([\d.]+) s", text, re.MULTILINE)
     return {
-        "found_iteration": int(found[1]) if found else None,
-        "restarts": len(failed),
         "solved_iteration": int(solved[1]) if solved else None,
         "solved_seconds": float(solved[2]) if solved else None,
         "seconds": float(end[1]) if end else None,
     }
 
 
-def run_all(jobs: dict[tuple, tuple], processes: int) -> dict[tuple, dict]:
-    """Call `train_and_score` on each job's arguments and say how each ended; results by the jobs' keys."""
+def run_all(jobs: list[Job], processes: int) -> list[dict]:
+    """Do all jobs, several at a time, and say how each ended; results in the jobs' order."""
     results = {}
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(train_and_score, *job): key for key, job in jobs.items()}
+        futures = {pool.submit(train_and_score, job): job for job in jobs}
         for future in tqdm(as_completed(futures), total=len(jobs), unit="run"):
-            key, result = futures[future], future.result()
-            results[key] = result
-            bad = {n: wrong for n, wrong in result["wrong_sequences"].items() if wrong}
-            tqdm.write(f"{', '.join(map(str, key))}: {bad or 'perfect'}")
-    return {key: results[key] for key in jobs}
+            job, result = futures[future], future.result()
+            results[job[:3]] = result
+            tqdm.write(f"{job.variant}{result['name']} seed {job.seed}: {mistakes(result) or 'perfect'}")
+    return [results[job[:3]] for job in jobs]
 
 
-def print_ablations(results: dict[tuple, dict]) -> None:
-    """Print, by what was left out, how many runs found the tape and had no wrong sequence, and shares of exact ones."""
-    longest = str(LENGTHS[-1])
-    print("\n| left out | tape found | at iteration | no wrong sequence | "
-          f"exact at {longest} | exact at {LONG_LENGTH} |\n|---|---|---|---|---|---|")  # fmt: skip
-    for variant in dict.fromkeys(key[0] for key in results):
-        runs = [result for key, result in results.items() if key[0] == variant]
-        found = sorted(r["found_iteration"] for r in runs if r["found_iteration"])
-        when = f"{found[len(found) // 2]}" if found else "-"
-        perfect = sum(not any(r["wrong_sequences"].values()) for r in runs)
-        exact, exact_long = (
-            1 - sum(r["wrong_sequences"][n] for r in runs) / (len(runs) * sequences)
-            for n, sequences in ((longest, ABLATION_SEQUENCES), (str(LONG_LENGTH), ABLATION_LONG_SEQUENCES))
-        )
-        counts = f"{len(found)}/{len(runs)} | {when} | {perfect}/{len(runs)}"
-        print(f"| {variant} | {counts} | {exact:.3f} | {exact_long:.3f} |")
+def mistakes(result: dict) -> dict[str, int]:
+    """The sequences with a wrong bit of a run, by length, where there are any."""
+    return {n: wrong for n, wrong in result["wrong_sequences"].items() if wrong}
 
 
-def print_table(results: list[dict]) -> None:
-    """Print, by configuration and length, how many seeds had no wrong sequence, and below that each failure."""
-    names = sorted({r["name"] for r in results})
-    lengths = [str(n) for n in (*LENGTHS, LONG_LENGTH)]
-    print(f"\nRuns without a wrong sequence, of those made: {SEQUENCES} sequences a length, {LONG_SEQUENCES} of length")
-    print(f"{LONG_LENGTH} with {LONG_ROWS} rows. Then how often a run started over; and, as medians, when the held-out")
-    print("set was first answered without a mistake, in iterations and seconds, and the seconds of a whole run.\n")
-    print("| | " + " | ".join(lengths) + " | restarts | iterations | seconds | in all |")
+def median(values: list[float | None]) -> str:
+    """The middle of the values that are there."""
+    values = sorted(value for value in values if value is not None)
+    return f"{values[len(values) // 2]:.0f}" if values else "-"
+
+
+def print_table(results: list[dict], by: str) -> None:
+    """Print, by configuration or variant, how many runs had no wrong sequence of each length; then each failure."""
+    lengths = list(dict.fromkeys(n for r in results for n in r["wrong_sequences"]))
+    print(f"\n| {by} | perfect | " + " | ".join(lengths) + " | solved at | seconds | longest |")
     print("|---" * (len(lengths) + 5) + "|")
-    for name in names:
-        runs = [r for r in results if r["name"] == name]
-        cells = [f"{sum(r['wrong_sequences'][n] == 0 for r in runs)}/{len(runs)}" for n in lengths]
-        cells.append(str(sum(r["restarts"] for r in runs)))
-        for key in ("solved_iteration", "solved_seconds", "seconds"):
-            values = sorted(r[key] for r in runs if r[key] is not None)
-            cells.append(f"{values[len(values) // 2]:.0f}" if values else "-")
-        print(f"| {name} | " + " | ".join(cells) + " |")
-    perfect = [r for r in results if not any(r["wrong_sequences"].values())]
-    print(f"\n{len(perfect)} of {len(results)} runs without any wrong sequence")
+    for name in dict.fromkeys(r[by] for r in results):
+        runs = [r for r in results if r[by] == name]
+        cells = [f"{sum(not mistakes(r) for r in runs)}/{len(runs)}"]
+        for n in lengths:
+            right = [r["wrong_sequences"][n] == 0 for r in runs if n in r["wrong_sequences"]]
+            cells.append(f"{sum(right)}/{len(right)}" if right else "")
+        cells += [median([r[key] for r in runs]) for key in ("solved_iteration", "seconds")]
+        print(f"| {name} | " + " | ".join(cells) + f" | {max(r['seconds'] for r in runs):.0f} |")
+    print(f"\n{sum(not mistakes(r) for r in results)} of {len(results)} runs without any wrong sequence")
     for r in results:
-        bad = {n: wrong for n, wrong in r["wrong_sequences"].items() if wrong}
-        if bad:
-            print(f"{r['name']} seed {r['seed']}: wrong sequences by length {bad}")
+        if mistakes(r):
+            variant = f"{r['variant']}, " if r["variant"] else ""
+            print(f"{variant}{r['name']} seed {r['seed']}: wrong sequences by length {mistakes(r)}")
 
 
 def ship(folder: Path) -> None:
@@ -173,7 +182,7 @@ def ship(folder: Path) -> None:
         shutil.rmtree(ROOT / "runs" / run.name, ignore_errors=True)
     for top in ("saved_model", "runs", "log"):
         for path in (folder / top).rglob("*"):
-            if path.is_file() and not path.name.endswith("_reproduce.json"):
+            if path.is_file() and path.name != ".lock" and not path.name.endswith("_reproduce.json"):
                 target = ROOT / top / path.relative_to(folder / top)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
@@ -182,54 +191,51 @@ def ship(folder: Path) -> None:
 def main() -> None:
     """Run what is missing, then print the table of all that is there."""
     parser = Parser(__doc__)
-    parser.add("configs", metavar="NAME,...", help=f"which of the nine (default: all; ablations: {ABLATION_CONFIGS})")
-    parser.add("seeds", metavar="N,...", help=f"which seeds (default: {SEEDS}; ablations: {ABLATION_SEEDS})")
+    parser.add("configs", metavar="NAME,...", help="which of the nine (default: all)")
+    parser.add("seeds", metavar="N,...", help=f"which seeds (default: {SEEDS}; with -beyond: {SOME_SEEDS})")
     parser.add("ablations", action="store_true", help="leave out one part of the recipe at a time")
+    parser.add("variants", metavar="NAME,...", help="of -ablations, which (default: all)")
+    parser.add("beyond", action="store_true", help="train the configurations in configs/beyond/ instead of the nine")
     parser.add("output", type=Path, default=ROOT / "reproduced", help="folder for the runs (default: reproduced)")
     parser.add("jobs", type=number(int, 1, 256), default=2, help="runs at a time, each on one thread")
-    parser.add("table", metavar="FILE", help="where the results go (default: log/seeds.json or log/ablations.json)")
+    parser.add("table", metavar="FILE", help="where the results go (default: log/seeds.json or its like)")
     parser.add("ship", action="store_true", help="copy the runs of the first seed to saved_model/, runs/ and log/")
     parser.add("flags", default="", help="more flags for train.py, in one word: '-full_tape -lr 1e-4'")
     options = parser.parse_args()
-    names = (options.configs or (ABLATION_CONFIGS if options.ablations else ",".join(NAMES))).split(",")
+    names = options.configs.split(",") if options.configs else list(NAMES)
     if not set(names) <= set(NAMES):
         raise InputError(f"-configs {options.configs}: choose from {', '.join(NAMES)}")
-    if options.ablations and options.ship:
-        raise InputError("-ship goes with runs of the whole recipe, not with -ablations")
-    whole, wanted = number(int, 0, 2**31), options.seeds or (ABLATION_SEEDS if options.ablations else SEEDS)
+    if options.ship and (options.ablations or options.beyond):
+        raise InputError("-ship goes with runs of the whole recipe on the nine, not with -ablations or -beyond")
+    variants = options.variants.split(",") if options.variants else list(ABLATIONS)
+    if not set(variants) <= set(ABLATIONS):
+        raise InputError(f"-variants {options.variants}: choose from {', '.join(ABLATIONS)}")
+    whole = number(int, 0, 2**31)
     try:
-        seeds = [whole(text) for text in wanted.split(",")]
+        seeds = [whole(text) for text in (options.seeds or (SOME_SEEDS if options.beyond else SEEDS)).split(",")]
     except Exception as error:
         raise InputError(f"-seeds: {error}") from error
-    more = options.flags.split()
+    more, table, folder = options.flags.split(), options.table, options.output
     if options.ablations:
-        folders = {variant: options.output / "ablations" / re.sub(r"\W+", "_", variant) for variant in ABLATIONS}
-        jobs = {
-            (variant, name, seed): (
-                *(name, seed, folders[variant] / str(seed), flags.split() + more),
-                *(ABLATION_SEQUENCES, ABLATION_LONG_SEQUENCES),
-            )
-            for variant, flags in ABLATIONS.items()
-            for name in names
+        jobs = [
+            Job(v, name, seed, folder / "ablations" / re.sub(r"\W+", "_", v) / str(seed), flags, 200, 20)
+            for v, flags in ((v, ABLATIONS[v].split() + more) for v in variants)
             for seed in seeds
-        }
+            for name in names
+        ]
+        table = table or "log/ablations.json"
     else:
-        jobs = {
-            (name, seed): (name, seed, options.output / str(seed), more, SEQUENCES, LONG_SEQUENCES)
-            for seed in seeds
-            for name in names
-        }
+        if options.beyond:
+            names = sorted(map(str, (CONFIGS / "beyond").glob("*.json")))
+        jobs = [Job("", name, seed, folder / str(seed), more, 1000, 100) for seed in seeds for name in names]
+        table = table or ("log/beyond.json" if options.beyond else "log/seeds.json")
     results = run_all(jobs, options.jobs)
-    table = options.table or ("log/ablations.json" if options.ablations else "log/seeds.json")
-    if options.ablations:
-        print_ablations(results)
-        lines = [{"left_out": key[0], **result} for key, result in results.items()]
-    else:
-        lines = sorted(results.values(), key=lambda r: (r["name"], r["seed"]))
-        print_table(lines)
-    write_atomically(ROOT / table, ("[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n").encode())
+    if not options.ablations:
+        results = sorted(results, key=lambda r: (r["name"], r["seed"]))
+    print_table(results, "variant" if options.ablations else "name")
+    write_atomically(ROOT / table, ("[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n").encode())
     if options.ship:
-        ship(options.output / str(seeds[0]))
+        ship(folder / str(seeds[0]))
 
 
 if __name__ == "__main__":

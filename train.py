@@ -27,9 +27,7 @@ from experiment.errors import InputError, Parser, number, run_script
 from experiment.runlog import RunLog, commit
 from experiment.scoring import (
     BATCHES,
-    DROPOUT,
     HELD_OUT,
-    WEIGHTS,
     generator,
     sample_lengths,
     score,
@@ -37,16 +35,7 @@ from experiment.scoring import (
     stream_seed,
     trace,
 )
-from experiment.training import (
-    Best,
-    Clipper,
-    Progress,
-    draw_batch,
-    longest_length,
-    make_optimizer,
-    seed_dropout,
-    set_schedule,
-)
+from experiment.training import Clipper, draw_iteration, longest_length, make_optimizer, set_learning_rate
 from ntm import Backend
 from ntm.backend import use_fused
 
@@ -75,7 +64,7 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
         shown = "" if default is False else f" (default: {default})"
         parser.add(name, default=argparse.SUPPRESS, help=help + shown, **options)
 
-    whole, count, share = number(int, 1, 10**9), number(int, 0, 10**9), number(float, 0, 1)
+    whole, share = number(int, 1, 10**9), number(float, 0, 1)
     positive = number(float, 0, 1e18, low_open=True)
     below_one, not_negative = number(float, 0, 0.999999), number(float, 0, 1e18)
     recipe_flag("batch_size", "sequences an iteration", type=number(int, 1, 100_000))
@@ -93,15 +82,10 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
     recipe_flag("clip_spike", "clip the norm to this many times its running mean; 0: off", type=not_negative)
     recipe_flag("clip_value", "clip each of its elements; 0: off", type=not_negative)
     recipe_flag("cell_dropout", "chance that a controller cell forgets", type=below_one)
-    recipe_flag("content_dropout", "chance that a sequence goes without content, once the tape is found", type=share)
-    recipe_flag("content_cost", "what gates open to content add to the loss, once the tape is found", type=not_negative)
-    recipe_flag("blur_cost", "what blurred weightings add to the loss, once the tape is found", type=not_negative)
-    recipe_flag("weaning", "share of iterations in which content_dropout rises to all sequences; 0: off", type=share)
-    recipe_flag("content_at_once", "have what waits for the tape from the first iteration", action="store_true")
+    recipe_flag("dirty", "share of sequences that begin on a dirty memory", type=share)
+    recipe_flag("blur_cost", "what the mean blur of the weightings adds to the loss", type=not_negative)
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
     recipe_flag("uneven", "share of sequences with nearly empty or repeated vectors", type=share)
-    recipe_flag("rollback", "training loss at which what was learned and lost is taken back; 0: off", type=not_negative)
-    recipe_flag("restart_after", "iterations until a machine that has not learned starts over; 0: off", type=count)
     recipe_flag("full_tape", "always train on all rows of memory", action="store_true")
     recipe_flag("seed", "everything random follows from it", type=number(int, 0, 2**63 - 1))
     options = parser.parse_args(arguments)
@@ -111,8 +95,6 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
         for flag in flags:
             if flag in given and optimizer != recipe.optimizer:
                 raise InputError(f"-{flag} is a flag of -optimizer {optimizer}; this run uses {recipe.optimizer}")
-    if given.get("weaning") and not recipe.content_dropout:
-        raise InputError("-weaning raises -content_dropout, which is 0; give it a share above 0")
     if options.task_json is None:
         return options, load_configuration(options.config, recipe)
     return options, load_task_json(options.task_json, recipe)
@@ -156,7 +138,7 @@ def take(folder: Path) -> FileLock:
 def main() -> None:
     """One run, from top to bottom."""
     options, configuration = parse_options()
-    recipe, data, memory_units = configuration.recipe, configuration.data, configuration.network.memory_units
+    recipe, data = configuration.recipe, configuration.data
     device = choose_device(options.device)
     saved_model = options.saved_model or options.output / "saved_model" / f"{configuration.title}.pt"
     folder = options.output / "runs" / configuration.name
@@ -173,7 +155,7 @@ def main() -> None:
     model = configuration.make_model(Backend(options.backend)).to(device)
     path = start_backend(model)
     weights, fused = model.flatten_parameters(), use_fused(model.backend, model.initial_hidden)
-    optimizer, clipper, progress = make_optimizer(recipe, weights, fused), Clipper(recipe), Progress(recipe)
+    optimizer, clipper = make_optimizer(recipe, weights, fused), Clipper(recipe)
     held_out = generator(recipe.seed, HELD_OUT)
     tests = {
         "test": sample_lengths(task, spread_lengths(data.min_seq_len, data.max_seq_len, 8), 16, held_out),
@@ -186,7 +168,6 @@ def main() -> None:
     # Where the run stands: all that a checkpoint keeps beside the optimizer and the files' sizes.
     step, seconds_before = 0, 0.0
     sums = {"iters": 0, "loss": 0.0, "bits": 0.0, "exact": 0.0, "norm": 0.0}  # since the last report
-    best = Best()  # of the reports' models, by the held-out set "test"
     sizes = None
     if options.resume:
         stored = checkpoint.load(checkpoint_path, device)
@@ -198,8 +179,7 @@ def main() -> None:
         except ValueError as error:
             raise InputError(f"-resume: {checkpoint_path} is of an older train.py; delete it to start anew") from error
         clipper.log_typical, step, seconds_before = stored["log_typical_norm"], stored["step"], stored["seconds"]
-        progress.state = stored["progress"]
-        sums, best.state, sizes = stored["sums"], stored["best"], stored["sizes"]
+        sums, sizes = stored["sums"], stored["sizes"]
     log = RunLog(configuration, options.output / "log", options.output / "runs", step, sizes)
     if not options.resume:
         log.write_header("python " + shlex.join(sys.argv), configuration, path)
@@ -220,8 +200,6 @@ def main() -> None:
             "step": step,
             "seconds": seconds(),
             "sums": sums,
-            "progress": progress.state,
-            "best": best.state,
             "sizes": log.sizes(),
         }
         checkpoint.save(checkpoint_path, contents)
@@ -236,7 +214,7 @@ def main() -> None:
         log.scalars("train", step, loss=means["loss"], bits=means["bits"], exact=means["exact"])
         rate = (step - step_before) * recipe.batch_size / (time.perf_counter() - started)
         log.scalars("train", step, learning_rate=lr, gradient_norm=means["norm"], sequences_per_second=rate)
-        log.scalars("train", step, longest_length=longest_length(recipe, data, step - progress.began))
+        log.scalars("train", step, longest_length=longest_length(recipe, data, step))
         line = f"iteration {step:6d}  {seconds():7.1f} s  train: "
         line += "loss {loss:.5f} bits {bits:7.3f} exact {exact:.4f}".format(**means)
         results = {curve: score(model, task, batches)[0] for curve, batches in tests.items()}
@@ -245,23 +223,17 @@ def main() -> None:
             line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
         log.line(line)
         log.images("test", step, plots.trace_images(trace(model, shown)))
-        warning = best.see(step, results["test"].bits, model)
-        if warning:
-            log.line(warning)
         sums.update(dict.fromkeys(sums, 0))
 
     if not options.resume:
         save_checkpoint()
     stop = StopAsked()
-    bar = tqdm(total=progress.end, initial=step, unit="it", dynamic_ncols=True, disable=None)
-    while step < progress.end and not stop:
-        at = step - progress.began  # where the schedules stand
-        lr = set_schedule(recipe, at, progress.found, optimizer, model)
-        batch, rows = draw_batch(recipe, data, task, memory_units, at, generator(recipe.seed, BATCHES, step))
-        batch = batch.to(device)
-        seed_dropout(stream_seed(recipe.seed, DROPOUT, step), device)
+    bar = tqdm(total=recipe.num_iters, initial=step, unit="it", dynamic_ncols=True, disable=None)
+    while step < recipe.num_iters and not stop:
+        lr = set_learning_rate(recipe, step, optimizer)
+        batch, memory, cell_mask = draw_iteration(configuration, step, generator(recipe.seed, BATCHES, step)).to(device)
         weights.grad.zero_()
-        loss, logits = model.forward_backward(*batch, memory_units=rows)
+        loss, logits = model.forward_backward(*batch, memory, cell_mask, recipe.blur_cost)
         norm = clipper.clip(weights.grad)
         if not (math.isfinite(norm) and math.isfinite(loss)):
             stop_for(f"iteration {step + 1}: loss {loss} or gradient norm {norm} is not finite")
@@ -274,45 +246,31 @@ def main() -> None:
         sums["bits"] += wrong.mean(dtype=torch.float64).item()
         sums["exact"] += (wrong == 0).double().mean().item()
         sums["norm"] += norm
-        news = progress.see(step, loss, model, optimizer)
-        if news:
-            log.line(news)
         bar.update()
         if step % 50 == 0:
             rate = (step - step_before) * recipe.batch_size / (time.perf_counter() - started)
             loss_now, bits_now = (sums[key] / sums["iters"] for key in ("loss", "bits"))
             bar.set_postfix(loss=f"{loss_now:.4f}", bits=f"{bits_now:.2f}", seq_s=f"{rate:.0f}")
-        if step % options.report_every == 0 or step == progress.end:
+        if step % options.report_every == 0 or step == recipe.num_iters:
             report()
-        if progress.stuck(step):
-            log.line(f"iteration {step}: not learned; starting over with other weights")
-            progress.start_over(step)
-            torch.manual_seed(stream_seed(recipe.seed, WEIGHTS, step))
-            model.load_state_dict(configuration.make_model().state_dict())
-            optimizer, clipper, best = make_optimizer(recipe, weights, fused), Clipper(recipe), Best()
-            sums.update(dict.fromkeys(sums, 0))
-            bar.total = progress.end
-        if step % options.checkpoint_every == 0 and step < progress.end:
+        if step % options.checkpoint_every == 0 and step < recipe.num_iters:
             save_checkpoint()
     bar.close()
 
-    if step < progress.end:
+    if step < recipe.num_iters:
         save_checkpoint()
         log.close()
         again = shlex.join([*(word for word in sys.argv if word.lstrip("-") != "resume"), "-resume"])
         print(f"stopped at iteration {step}; to go on: python {again}")
         sys.exit(130)
-    trained = {"iterations": step, "restarts": progress.state["restarts"], "chosen": best.state["step"]}
-    trained |= {"seconds": seconds(), "commit": commit()}
-    contents = {"configuration": configuration.as_dict(), "model": best.state["model"], "trained": trained}
+    trained = {"iterations": step, "seconds": seconds(), "commit": commit()}
+    contents = {"configuration": configuration.as_dict(), "model": model.state_dict(), "trained": trained}
     checkpoint.save(saved_model, contents)
-    at = best.state["step"]
-    chosen = "" if at == step else f", as it was at iteration {at}, the best on the held-out set"
-    log.line(f"finished after {seconds():.1f} s: {saved_model.name}{chosen}")
+    log.line(f"finished after {seconds():.1f} s: {saved_model.name}")
     log.close()
     checkpoint_path.unlink()
     lock.release()
-    print(f"finished after {seconds():.1f} s: {saved_model}{chosen}")
+    print(f"finished after {seconds():.1f} s: {saved_model}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.errors import InputError
-from ntm import NTM, Backend, Costs
+from ntm import NTM, Backend
 from tasks import TASKS, Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,15 +64,10 @@ class Recipe:
     clip_spike: float = 3.0
     clip_value: float = 0.0
     cell_dropout: float = 0.15
-    content_dropout: float = 0.25
-    content_cost: float = 0.05
-    blur_cost: float = 0.05
-    content_at_once: bool = False
-    weaning: float = 0.75
+    dirty: float = 0.5
+    blur_cost: float = 0.02
     curriculum: float = 0.5
     uneven: float = 0.5
-    rollback: float = 0.1
-    restart_after: int = 2_500
     full_tape: bool = False
     seed: int = 0
 
@@ -102,9 +97,6 @@ class Configuration:
             input_size=task.input_size,
             output_size=task.output_size,
             **dataclasses.asdict(self.network),
-            cell_dropout=self.recipe.cell_dropout,
-            content_dropout=self.recipe.content_dropout,
-            costs=Costs(self.recipe.content_cost, self.recipe.blur_cost),
             backend=backend,
         )
 

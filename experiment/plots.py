@@ -148,31 +148,35 @@ def controls(shown: Trace, title: str, path: Path) -> None:
         plt.close(figure)
 
 
-def memory_before_and_after(shown: Trace, title: str, path: Path) -> None:
-    """Draw the rows of memory that a head visits: when the sequence has been read, and when it has been answered.
+def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
+    """Draw the rows of memory that a head visits: at first, when the sequence has been read, and when it is answered.
 
     Args:
-        shown: from `experiment.scoring.trace`.
+        traces: by what to call it, one from `experiment.scoring.trace` for each row of pictures.
         title: of the whole picture.
         path: the PNG file to write.
     """
-    first_answer = int(np.flatnonzero(shown.mask)[0])
-    order = visited_window(shown)
-    limit = max(1e-6, float(np.abs(shown.memories[[first_answer - 1, -1]]).max()))
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.2, 4.2), sharey=True, layout="constrained")
-        for axes, values, name in (
-            (left, shown.memories[first_answer - 1], "memory when all is read"),
-            (right, shown.memory, "memory when all is answered"),
-        ):
-            image = axes.imshow(values[order], aspect="auto", vmin=-limit, vmax=limit, cmap="PuOr", origin="lower")
-            axes.set_title(name, loc="left")
-            axes.set_xlabel("column of memory")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
-        ticks = np.linspace(0, len(order) - 1, min(10, len(order))).round().astype(int)
-        left.set_yticks(ticks, [str(order[i]) for i in ticks])
-        left.set_ylabel(f"row ({len(order)} of {shown.memory.shape[0]})")
-        figure.colorbar(image, ax=(left, right), fraction=0.04, pad=0.02, label="value")
+        figure, panels = plt.subplots(
+            len(traces), 3, figsize=(7.2, 3.6 * len(traces)), sharey="row", squeeze=False, layout="constrained"
+        )
+        for axes_of, (name, shown) in zip(panels, traces.items(), strict=True):
+            first_answer, order = int(np.flatnonzero(shown.mask)[0]), visited_window(shown)
+            wrong = int((np.abs((shown.outputs > 0.5) - shown.targets) * shown.mask[:, None]).sum())
+            limit = max(1e-6, float(np.abs(shown.memories[[first_answer - 1, -1]]).max()))
+            for axes, values, when in (
+                (axes_of[0], shown.first_memory, f"{name}"),
+                (axes_of[1], shown.memories[first_answer - 1], "when all is read"),
+                (axes_of[2], shown.memory, f"when all is answered, {wrong or 'no'} wrong bit{'s' * (wrong != 1)}"),
+            ):
+                image = axes.imshow(values[order], aspect="auto", vmin=-limit, vmax=limit, cmap="PuOr", origin="lower")
+                axes.set_title(when, loc="left", fontsize=8.5)
+                axes.set_xlabel("column of memory")
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+            ticks = np.linspace(0, len(order) - 1, min(10, len(order))).round().astype(int)
+            axes_of[0].set_yticks(ticks, [str(order[i]) for i in ticks])
+            axes_of[0].set_ylabel(f"row ({len(order)} of {shown.memory.shape[0]})")
+            figure.colorbar(image, ax=axes_of, fraction=0.04, pad=0.02, label="value")
         figure.suptitle(title)
         figure.savefig(path)
         plt.close(figure)

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntm import NTM
+from ntm import NTM, NTMState
 from tasks import Batch, Task
 
 BATCH = 64  # sequences at a time
 # Independent random streams of one seed.
-BATCHES, HELD_OUT, EVALUATION, DROPOUT, WEIGHTS = range(5)
+BATCHES, HELD_OUT, EVALUATION = range(3)
 
 
 def stream_seed(seed: int, stream: int, step: int = 0) -> int:
@@ -53,12 +53,40 @@ def summarise(losses: list[float], by_batch: list[Tensor]) -> Score:
     )
 
 
-@torch.no_grad()
-def score(model: NTM, task: Task, batches: list[Batch], memory_units: int | None = None) -> tuple[Score, list[Tensor]]:
-    """Score a model on given batches, with its regularisers off.
+def dirty_memory(deviation: Tensor, memory_units: int, memory_unit_size: int, source: torch.Generator) -> Tensor:
+    """Draw a memory full of normal numbers for each sequence, (B, N, M), each with its standard deviation, (B,)."""
+    size = len(deviation), memory_unit_size, memory_units  # rows last, as the fast path wants them
+    return (deviation[:, None, None] * torch.randn(size, generator=source)).transpose(1, 2)
+
+
+def initial_state(
+    model: NTM, batch_size: int, memory_units: int | None, dirt: float, source: torch.Generator | None
+) -> NTMState:
+    """Make the state that a test begins on: the model's own, or the same with a memory of normal numbers.
 
     Args:
         memory_units: rows of memory; None for the configured number.
+        dirt: the standard deviation of the numbers; 0 for a blank memory.
+        source: draws them.
+    """
+    state = model.initial_state(batch_size, memory_units)
+    if dirt:
+        _, rows, width = state.memory.shape
+        memory = dirty_memory(torch.full((batch_size,), dirt), rows, width, source)
+        state = state._replace(memory=memory.to(state.memory))
+    return state
+
+
+@torch.no_grad()
+def score(
+    model: NTM,
+    task: Task,
+    batches: list[Batch],
+    memory_units: int | None = None,
+    dirt: float = 0.0,
+    source: torch.Generator | None = None,
+) -> tuple[Score, list[Tensor]]:
+    """Score a model on given batches, in eval mode, each from `initial_state`.
 
     Returns:
         The score, and for each batch its wrong bits by sequence, (B,).
@@ -68,7 +96,7 @@ def score(model: NTM, task: Task, batches: list[Batch], memory_units: int | None
     losses, wrong = [], []
     for batch in batches:
         batch = batch.to(device)
-        logits, _ = model(batch.inputs, memory_units=memory_units)
+        logits, _ = model(batch.inputs, initial_state(model, batch.inputs.shape[1], memory_units, dirt, source))
         losses.append(task.loss(logits, batch).item())
         wrong.append(task.wrong_bits(logits, batch).cpu())
     model.train(was_training)
@@ -103,6 +131,7 @@ class Trace(NamedTuple):
     shift_weighting: np.ndarray  # (T, H, 3), of the shifts -1, 0, +1
     sharpening: np.ndarray  # (T, H)
     memories: np.ndarray  # (T, N, M), after each step
+    first_memory: np.ndarray  # (N, M), before the first step
 
     @property
     def memory(self) -> np.ndarray:
@@ -111,11 +140,17 @@ class Trace(NamedTuple):
 
 
 @torch.no_grad()
-def trace(model: NTM, batch: Batch, memory_units: int | None = None) -> Trace:
-    """Take the first sequence of a batch through the readable model and keep what the heads did."""
+def trace(
+    model: NTM,
+    batch: Batch,
+    memory_units: int | None = None,
+    dirt: float = 0.0,
+    source: torch.Generator | None = None,
+) -> Trace:
+    """Take the first sequence of a batch through the readable model, from `initial_state`; keep what the heads did."""
     device, readers = model.initial_hidden.device, model.heads.num_read
-    state = model.initial_state(1, memory_units)
-    steps = []
+    state = initial_state(model, 1, memory_units, dirt, source)
+    first_memory, steps = state.memory[0].cpu().numpy(), []
     for x in batch.inputs[:, :1].to(device):
         logits, state, controls = model.explained_step(x, state)
         reading, writing = state.weighting[:, :readers], state.weighting[:, readers:]
@@ -126,4 +161,4 @@ def trace(model: NTM, batch: Batch, memory_units: int | None = None) -> Trace:
         )
     by_step = (torch.cat(part).cpu().numpy() for part in zip(*steps, strict=True))
     given = (batch.inputs[:, 0].numpy(), batch.targets[:, 0].numpy(), batch.mask[:, 0].numpy())
-    return Trace(*given, *by_step)
+    return Trace(*given, *by_step, first_memory)

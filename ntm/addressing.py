@@ -106,3 +106,15 @@ def address(
     gated = interpolate(content, previous, interpolation_gate)
     shifted = shift(gated, shift_weighting)
     return sharpen(shifted, sharpening)
+
+
+def blur(weighting: Tensor) -> Tensor:
+    """How far a head is from standing on one row: `1 - sum_i w(i)^2`, 0 for a one-hot weighting, 1 - 1/N for uniform.
+
+    Args:
+        weighting: w_t, (..., N).
+
+    Returns:
+        (...).
+    """
+    return 1 - weighting.square().sum(-1)

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ntm import addressing
-from ntm.ntm import FREE, NOTHING, NTM, Costs, Dropped, NTMState, in_a_row, out_of_a_row
+from ntm.ntm import NTM, NTMState, in_a_row, out_of_a_row
 
 # The arrays that one of the small functions below takes never overlap. Numba has a flag that says so, but no option for
 # it; without, each short loop would begin with comparing all its arrays' addresses, which takes longer than the loop.
@@ -447,10 +447,16 @@ def sharpen_backward(shifted, sharpening, log_shifted, weighting, d_weighting, d
 
 
 @compiled
-def charge_blur(cost, weighting, d_weighting):
-    """Adds to `d_weighting` the gradient of `cost` * (1 - sum_n w(n)^2)."""
+def blur(weighting):
+    """How far a head is from standing on one row: 1 - sum_n w(n)^2."""
+    return ONE - dot(weighting, weighting)
+
+
+@compiled
+def blur_backward(weighting, d_blur, d_weighting):
+    """Adds to `d_weighting`."""
     for n in range(weighting.shape[0]):
-        d_weighting[n] -= TWO * cost * weighting[n]
+        d_weighting[n] -= TWO * d_blur * weighting[n]
 
 
 # --- Reading and writing, all heads of one sequence -------------------------------------------------------------------
@@ -741,14 +747,12 @@ class Run(NamedTuple):
     """One unroll of a batch."""
 
     inputs: np.ndarray  # (T, B, I)
-    cells: np.ndarray  # (T, B, C), false where a cell is made to forget; or (T, B, 0) where none is
-    blind: np.ndarray  # (B)
-    start: NTMState  # of B sequences or one for all; its memory is [M][N]
+    cell_mask: np.ndarray  # (T, B, C), false where a cell is made to forget; or (T, B, 0) where none is
+    start: NTMState  # each part of B sequences, or one for all; its memory is [M][N]
     weights: np.ndarray  # all `Parameters`, flat
     turned: np.ndarray  # their maps `Turned`, flat; empty until the way back
     sizes: Sizes
-    gate_cost: np.floating  # of one head at one step
-    blur_cost: np.floating
+    blur_cost: np.floating  # of one head of one sequence at one step
     logits: np.ndarray  # (T, B, O), to be filled
 
 
@@ -934,7 +938,7 @@ def controller_step(first, cell_mask, history, t, now, after, slot):
 
 
 @compiled
-def memory_step(first, blind, history, now, after, slot, gated):
+def memory_step(history, now, after, slot, gated):
     """From the controls' sums to new memory, weightings and reads, each sequence of the group.
 
     Each equation is taken for all heads before the next, so that none waits for what the last has just written.
@@ -948,18 +952,14 @@ def memory_step(first, blind, history, now, after, slot, gated):
         shifted, log_shifted = history.shifted[slot, g], history.log_shifted[slot, g]
         c = named(history.controls[slot, g], heads, width)
         activate(c)
-        if blind[first + g]:
-            for h in range(heads):
-                copy(previous[h], gated[h])
-        else:
-            compare(memory, c.key, inverse_norm, similarity)
-            for n in range(inverse_norm.shape[0]):
-                inverse_norm[n] = ONE / np.sqrt(inverse_norm[n])
-            for h in range(heads):
-                key = c.key[h * width : (h + 1) * width]
-                content_weighting(inverse_norm, key, c.key_strength[h], similarity[h], content[h])
-            for h in range(heads):
-                interpolate(content[h], previous[h], c.interpolation_gate[h], gated[h])
+        compare(memory, c.key, inverse_norm, similarity)
+        for n in range(inverse_norm.shape[0]):
+            inverse_norm[n] = ONE / np.sqrt(inverse_norm[n])
+        for h in range(heads):
+            key = c.key[h * width : (h + 1) * width]
+            content_weighting(inverse_norm, key, c.key_strength[h], similarity[h], content[h])
+        for h in range(heads):
+            interpolate(content[h], previous[h], c.interpolation_gate[h], gated[h])
         for h in range(heads):
             shift(gated[h], c.shift_weighting[3 * h :], shifted[h])
         for h in range(heads):
@@ -970,13 +970,15 @@ def memory_step(first, blind, history, now, after, slot, gated):
 
 @compiled_with_counts
 def put_start(first, start, history):
-    """Put a group's initial state, which may be one for all sequences, into the first slots of its history."""
+    """Put a group's initial state, of which each part may be one for all, into the first slots of its history."""
     reads_at, hidden_at = places(history)
     for g in range(history.seen.shape[1]):
-        b = first + g if len(start.cell) > 1 else 0
-        history.memory[0, g], history.weighting[0, g] = start.memory[b], start.weighting[b]
-        history.cell[0, g], history.seen[0, g, hidden_at:-1] = start.cell[b], start.hidden[b]
-        history.seen[0, g, reads_at:hidden_at] = start.reads[b].reshape(hidden_at - reads_at)
+        b = first + g
+        history.memory[0, g] = start.memory[b % len(start.memory)]
+        history.weighting[0, g] = start.weighting[b % len(start.weighting)]
+        history.cell[0, g] = start.cell[b % len(start.cell)]
+        history.seen[0, g, hidden_at:-1] = start.hidden[b % len(start.hidden)]
+        history.seen[0, g, reads_at:hidden_at] = start.reads[b % len(start.reads)].reshape(hidden_at - reads_at)
     history.seen[:, :, -1] = 1
 
 
@@ -1001,9 +1003,9 @@ def forward_group(first, run, p, history):
         now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
         copy_columns(run.inputs[t, first : first + group], history.seen[now])
         product(history.seen[now], p.gates, 0, history.gates[slot])
-        controller_step(first, run.cells, history, t, now, after, slot)
+        controller_step(first, run.cell_mask, history, t, now, after, slot)
         product(history.seen[after, :, hidden_at:], p.controls, 0, history.controls[slot])
-        memory_step(first, run.blind, history, now, after, slot, gated)
+        memory_step(history, now, after, slot, gated)
         product(history.seen[after, :, reads_at:], p.output, 0, run.logits[t, first : first + group])
     return run.inputs.shape[0] % (slots + 1)
 
@@ -1022,8 +1024,8 @@ class Scratch(NamedTuple):
 
 
 @compiled
-def memory_step_backward(first, blind, gate_cost, blur_cost, history, t, d, r):
-    """The way back through `memory_step`. The costs are those of one head at one step."""
+def memory_step_backward(blur_cost, history, t, d, r):
+    """The way back through `memory_step`; `blur_cost` is that of one head of one sequence at one step."""
     heads, width = history.weighting.shape[2], history.memory.shape[2]
     readers = heads // 2
     for g in range(history.cell.shape[1]):
@@ -1038,23 +1040,14 @@ def memory_step_backward(first, blind, gate_cost, blur_cost, history, t, d, r):
             memory, weighting, c.erase, c.add, d_reads, d_memory, d_weighting, d_c.erase, d_c.add, r.found
         )
         for h in range(heads):
-            charge_blur(blur_cost, weighting[h], d_weighting[h])
+            blur_backward(weighting[h], blur_cost, d_weighting[h])
             gate, s, d_s = c.interpolation_gate[h], c.shift_weighting[3 * h :], d_c.shift_weighting[3 * h :]
-            if blind[first + g]:
-                copy(previous[h], r.gated)
-            else:
-                interpolate(content[h], previous[h], gate, r.gated)
+            interpolate(content[h], previous[h], gate, r.gated)
             d_c.sharpening[h] = sharpen_backward(
                 shifted[h], c.sharpening[h], log_shifted[h], weighting[h], d_weighting[h], r.d_shifted
             )
             shift_backward(r.gated, s, r.d_shifted, r.d_gated, d_s)
-            d_c.interpolation_gate[h] = gate_cost
-            if blind[first + g]:  # the gate was not followed, but it costs what it asks
-                copy(r.d_gated, d_weighting[h])
-                d_c.key_strength[h] = r.along_key[h] = 0
-                r.direct[h] = 0
-                continue
-            d_c.interpolation_gate[h] += interpolate_backward(
+            d_c.interpolation_gate[h] = interpolate_backward(
                 content[h], previous[h], gate, r.d_gated, r.d_content, d_weighting[h]
             )
             key = c.key[h * width : (h + 1) * width]
@@ -1104,9 +1097,9 @@ def backward_group(first, run, back, history, d, d_inputs, add, d_p):
     )
     for t in range(steps - 1, -1, -1):
         product(history.d_logits[t], back.output[:, :-1], 1, d.answer)
-        memory_step_backward(first, run.blind, run.gate_cost, run.blur_cost, history, t, d, r)
+        memory_step_backward(run.blur_cost, history, t, d, r)
         product(history.d_controls[t], back.controls[:, :-1], 1, d.answer[:, hidden_at - reads_at :])
-        controller_step_backward(first, run.cells, history, t, d)
+        controller_step_backward(first, run.cell_mask, history, t, d)
         product(history.d_gates[t], back.gates[:, reads_at:-1], 0, d.answer)
         if d_inputs.shape[0]:
             product(history.d_gates[t], back.gates[:, :reads_at], 0, d_inputs[t, first : first + group])
@@ -1134,6 +1127,17 @@ def loss_of_group(first, logits, goal, history, share, each):
         cross_entropy(answer, target, share.reshape(count), each, history.d_logits[t].reshape(count))
         for j in range(count):
             total += each[j]
+    return total
+
+
+@compiled
+def blur_of_group(history, cost):
+    """The sum of `cost` * blur over all steps, sequences and heads of a group."""
+    total = 0.0
+    for t in range(1, history.weighting.shape[0]):
+        for g in range(history.weighting.shape[1]):
+            for h in range(history.weighting.shape[2]):
+                total += cost * blur(history.weighting[t, g, h])
     return total
 
 
@@ -1189,6 +1193,8 @@ def there_and_back(first, last, run, goal, room, add, d_weights):
     for b in range(first, last, group):
         forward_group(b, run, p, history)
         loss += loss_of_group(b, run.logits, goal, history, share, each)
+        if run.blur_cost != 0:
+            loss += blur_of_group(history, run.blur_cost)
         d.memory[:], d.weighting[:], d.cell[:], d.answer[:] = 0, 0, 0, 0
         backward_group(b, run, back, history, d, no_inputs, add or b > first, d_p)
         add_rows(d.answer[:, : len(d_p.reads)], d_p.reads)
@@ -1356,19 +1362,26 @@ def gradients_of(parameters: list[Tensor], flat: np.ndarray) -> list[Tensor]:
     return [d.contiguous() if p.is_contiguous() else d for d, p in zip(pieces, parameters, strict=True)]
 
 
-def run_of(weights: np.ndarray, s: Sizes, inputs: Tensor, start: NTMState, dropped: Dropped, costs: Costs) -> Run:
+def run_of(
+    weights: np.ndarray,
+    s: Sizes,
+    inputs: Tensor,
+    start: NTMState,
+    cell_mask: Tensor | None = None,
+    blur_cost: float = 0.0,
+) -> Run:
     """Make a run.
 
     Args:
         weights: `weights_of` a model.
         s: its sizes.
         inputs: (T, B, input_size).
-        start: the initial state, of the batch or one for all, as arrays, its memory [M][N].
-        dropped, costs: as in `NTM.unroll`.
+        start: the initial state, each part of the batch or one for all, as arrays, its memory [M][N].
+        cell_mask, blur_cost: as in `NTM.forward_backward`.
 
     Raises:
-        TypeError: inputs, state and weights are not all of one floating-point type on the CPU.
-        ValueError: inputs or state do not have the model's shapes, or there is no step.
+        TypeError: inputs, state and weights are not all of one floating-point type on the CPU, or the mask is not bool.
+        ValueError: inputs, state or mask do not have the model's shapes, or there is no step.
     """
     (steps, batch, width), array, kind = inputs.shape, _flat(inputs), weights.dtype
     if any(x.dtype != kind for x in (array, *start)):
@@ -1377,21 +1390,22 @@ def run_of(weights: np.ndarray, s: Sizes, inputs: Tensor, start: NTMState, dropp
     shapes += [(s.cells,), (s.cells,)]
     if width != s.inputs or [part.shape[1:] for part in start] != shapes:
         raise ValueError(f"this model takes {s.inputs} inputs a step, and a state of shapes {shapes} a sequence")
-    if not steps or {len(part) for part in start} not in ({1}, {batch}):
+    if not steps or not {len(part) for part in start} <= {1, batch}:
         raise ValueError(
             f"at least one step, and a state of {batch} sequences or one for all: {steps} steps were given"
         )
-    heads = 2 * s.readers * max(1, batch * steps)
+    if cell_mask is not None and cell_mask.dtype != torch.bool:
+        raise TypeError(f"cell_mask must be of type bool, not {cell_mask.dtype}")
+    if cell_mask is not None and cell_mask.shape != (steps, batch, s.cells):
+        raise ValueError(f"cell_mask must be {(steps, batch, s.cells)}, not {tuple(cell_mask.shape)}")
     return Run(
         inputs=array,
-        cells=np.empty((steps, batch, 0), bool) if dropped.cells is None else _flat(dropped.cells),
-        blind=np.zeros(batch, bool) if dropped.blind is None else _flat(dropped.blind),
+        cell_mask=np.empty((steps, batch, 0), bool) if cell_mask is None else _flat(cell_mask),
         start=start,
         weights=weights,
         turned=weights[:0],
         sizes=s,
-        gate_cost=kind.type(costs.content / heads),
-        blur_cost=kind.type(costs.blur / heads),
+        blur_cost=kind.type(blur_cost / (2 * s.readers * max(1, batch * steps))),
         logits=np.empty((steps, batch, s.outputs), kind),
     )
 
@@ -1432,8 +1446,6 @@ class Unroll(torch.autograd.Function):
         turned, *d_parts = room.arrays
         turn(run.weights, run.sizes, turned)
         run = run._replace(turned=turned)
-        if d_logits is None:  # then costs are not paid either, as in ntm.Charge
-            run = run._replace(gate_cost=run.gate_cost * 0, blur_cost=run.blur_cost * 0)
         d_logits = np.zeros_like(run.logits) if d_logits is None else _flat(d_logits)
         d_start = NTMState(*(np.empty((batch, *part.shape[1:]), kind) for part in run.start))
         d_end = turned_memory(NTMState(*d_end))
@@ -1445,15 +1457,13 @@ class Unroll(torch.autograd.Function):
         ]
         at_once(jobs)
         d_start = turned_memory(NTMState(*map(torch.from_numpy, d_start)))
-        if len(run.start.cell) < batch:
-            d_start = [d.sum(0, keepdim=True) for d in d_start]
+        shared = (len(part) < batch for part in run.start)
+        d_start = [d.sum(0, keepdim=True) if one else d for d, one in zip(d_start, shared, strict=True)]
         d_weights = gradients_of(parameters, sum(d_parts, np.zeros(count, kind)))
         return None, None, torch.from_numpy(d_inputs) if needed[2] else None, *d_start, *d_weights
 
 
-def unroll(
-    model: NTM, inputs: Tensor, state: NTMState, dropped: Dropped = NOTHING, costs: Costs = FREE
-) -> tuple[Tensor, NTMState]:
+def unroll(model: NTM, inputs: Tensor, state: NTMState, cell_mask: Tensor | None = None) -> tuple[Tensor, NTMState]:
     """Compute what `NTM.unroll` computes, faster. Twice differentiable it is not.
 
     Raises:
@@ -1462,7 +1472,7 @@ def unroll(
     parameters = model.in_order()
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *parameters))
     weights = in_a_row(parameters).numpy() if keep else weights_of(model, parameters)  # they may change before backward
-    run = run_of(weights, sizes_of(parameters), inputs.detach(), as_arrays(state), dropped, costs)
+    run = run_of(weights, sizes_of(parameters), inputs.detach(), as_arrays(state), cell_mask)
     logits, *end = Unroll.apply(run, keep, inputs, *state, *parameters)
     return logits, NTMState(*end)
 
@@ -1503,17 +1513,11 @@ def loss_and_gradients(run: Run, goal: Goal, gradients: np.ndarray) -> float:
     return sum(losses)
 
 
-_blank: dict[tuple, tuple] = {}
-
-
-def common_start(model: NTM, memory_units: int | None, weights: np.ndarray, s: Sizes) -> NTMState:
-    """`model.initial_state(1, memory_units)` as arrays; memory and weightings, which nothing changes, are made once."""
-    key = memory_units or model.memory_units, s.readers, s.width, weights.dtype
-    if key not in _blank:
-        _blank[key] = as_arrays(model.initial_state(1, memory_units))[:2]
+def learned_start(weights: np.ndarray, s: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The initial reads, hidden state and cell in flat weights, one for all sequences: views."""
     hidden_at, cell_at = len(weights) - 2 * s.cells, len(weights) - s.cells
     reads = weights[hidden_at - s.readers * s.width : hidden_at].reshape(1, s.readers, s.width)
-    return NTMState(*_blank[key], reads, weights[None, hidden_at:cell_at], weights[None, cell_at:])
+    return reads, weights[None, hidden_at:cell_at], weights[None, cell_at:]
 
 
 def forward_backward(
@@ -1521,18 +1525,24 @@ def forward_backward(
     inputs: Tensor,
     targets: Tensor,
     mask: Tensor,
-    memory_units: int | None = None,
-    dropped: Dropped = NOTHING,
-    costs: Costs = FREE,
+    state: NTMState,
+    cell_mask: Tensor | None = None,
+    blur_cost: float = 0.0,
 ) -> tuple[float, Tensor]:
     """Compute what `NTM.forward_backward` computes, faster.
+
+    Args:
+        model, inputs, targets, mask, cell_mask, blur_cost: as there.
+        state: where the batch starts. Its reads, hidden state and cell are not looked at: the learned ones are taken.
 
     Raises:
         TypeError, ValueError: as `run_of` and `goal_of`.
     """
     parameters = model.in_order()
     weights, sizes = weights_of(model, parameters), sizes_of(parameters)
-    run = run_of(weights, sizes, inputs, common_start(model, memory_units, weights, sizes), dropped, costs)
+    memory, weighting = as_arrays(state)[:2]
+    start = NTMState(memory, weighting, *learned_start(weights, sizes))
+    run = run_of(weights, sizes, inputs, start, cell_mask, blur_cost)
     goal = goal_of(run, targets, mask)
     wanted = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
     if len(wanted) == len(parameters) and model.flat is not None and model.flat.grad is not None:

@@ -56,25 +56,18 @@ class Heads(nn.Module):
             add=add,
         )
 
-    def forward(
-        self, hidden: Tensor, memory: Tensor, previous: Tensor, blind: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Controls]:
+    def forward(self, hidden: Tensor, memory: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Controls]:
         """Address the memory with every head.
 
         Args:
             hidden: h_t, (B, C).
             memory: M_{t-1}, (B, N, M).
             previous: w_{t-1} of all heads, (B, H, N).
-            blind: true where a sequence goes without content addressing, (B,); None: nowhere.
 
         Returns:
-            The read heads' weighting (B, R, N), the write heads' (B, W, N), and the controls, with the gates that a
-            blind sequence asked for.
+            The read heads' weighting (B, R, N), the write heads' (B, W, N), and the controls.
         """
-        controls = followed = self.controls(hidden)
-        if blind is not None:
-            gate = controls.interpolation_gate.masked_fill(blind[:, None, None], 0)
-            followed = controls._replace(interpolation_gate=gate)
-        weighting = address(memory, previous, *followed[:5])
+        controls = self.controls(hidden)
+        weighting = address(memory, previous, *controls[:5])
         reading, writing = weighting.split((self.num_read, self.num_write), dim=1)
         return reading, writing, controls

@@ -17,14 +17,13 @@ the controller.
     h_t, c_t hidden, cell        (B, C)      LSTM        ntm/controller.py
 """
 
-import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ntm.addressing import blur
 from ntm.backend import Backend, use_fused
 from ntm.controller import LSTMController
 from ntm.heads import Controls, Heads
@@ -39,66 +38,6 @@ class NTMState(NamedTuple):
     reads: Tensor  # r_t (B, R, M)
     hidden: Tensor  # h_t (B, C)
     cell: Tensor  # c_t (B, C)
-
-
-class Dropped(NamedTuple):
-    """What dropout takes away in one unroll; None where it takes nothing."""
-
-    cells: Tensor | None = None  # false where a controller cell forgets (T, B, C)
-    blind: Tensor | None = None  # true where a sequence goes without content addressing (B,)
-
-    def at(self, t: int) -> "Dropped":
-        """What is dropped at step t: cells (B, C)."""
-        return Dropped(None if self.cells is None else self.cells[t], self.blind)
-
-
-NOTHING = Dropped()
-
-
-class Costs(NamedTuple):
-    """What is added to a loss in training, as means over steps, sequences and heads."""
-
-    content: float = 0.0  # times g_t, followed or not: a head asks for content only where that pays
-    blur: float = 0.0  # times 1 - sum_i w_t(i)^2: a head stands on one row rather than between many
-
-
-FREE = Costs()
-
-
-class Charge(torch.autograd.Function):
-    """Hands logits on as they are; on the way back, gates and weightings get the gradients of `Costs` added to theirs.
-
-    So whatever loss is made of the logits, its gradient is that of the loss with the costs. A loss that is scaled does
-    not scale them.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, gates: Tensor, weightings: Tensor, costs: Costs) -> Tensor:
-        """Return a view of `logits`. Gates are (T, B, H, 1), weightings (T, B, H, N)."""
-        ctx.save_for_backward(weightings)
-        ctx.shape, ctx.costs = gates.shape, costs
-        return logits.view_as(logits)
-
-    @staticmethod
-    def backward(ctx, d_logits: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        """Return a gradient for each argument of `forward`."""
-        (weightings,), count = ctx.saved_tensors, ctx.shape.numel()
-        d_gates = d_logits.new_full(ctx.shape, ctx.costs.content / count)
-        return d_logits, d_gates, -2 * ctx.costs.blur / count * weightings, None
-
-
-def chances(probability: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Draw true with a probability, to 1 in 65,536, else false.
-
-    Sixteen random bits a chance: a sixth of the time of `Tensor.bernoulli_`, which is noticed beside the fast path.
-    """
-    count, limit = math.prod(shape), round(probability * 2**16) - 2**15
-    if abs(limit) == 2**15:  # never, or always; and a limit that is no int16
-        return torch.full(shape, limit > 0, device=device)
-    words = torch.empty(-(-count // 4), dtype=torch.int64, device=device).random_(-(2**63), None)
-    if device.type == "cpu":  # NumPy compares such numbers faster
-        return torch.from_numpy((words.numpy().view(np.int16)[:count] < limit).reshape(shape))
-    return (words.view(torch.int16)[:count] < limit).view(shape)
 
 
 BY_COLUMNS = 0, 2, 4  # of `NTM.in_order`, the maps' weights
@@ -130,11 +69,6 @@ class NTM(nn.Module):
         memory_units: rows of memory used when a call names no other number, N.
         memory_unit_size: width of a row, M.
         num_heads: this many read heads and as many write heads.
-        cell_dropout: in training, the probability that a cell of the controller forgets, drawn anew for each cell at
-            each step. A controller that cannot trust its own memory learns to use the external one. Off in `eval()`.
-        content_dropout: in training, the probability that a sequence goes without content addressing: its gates are
-            held at 0. A machine that may lose sight at any time learns to find its way by moving. Off in `eval()`.
-        costs: in training, what open gates and blurred weightings add to the gradient of the loss. Off in `eval()`.
         backend: which code runs `forward`; the numbers are the same.
     """
 
@@ -146,9 +80,6 @@ class NTM(nn.Module):
         memory_units: int,
         memory_unit_size: int,
         num_heads: int = 1,
-        cell_dropout: float = 0.0,
-        content_dropout: float = 0.0,
-        costs: Costs = FREE,
         backend: Backend = Backend.AUTO,
     ) -> None:
         super().__init__()
@@ -156,9 +87,6 @@ class NTM(nn.Module):
         self.backend = backend
         self.flat: Tensor | None = None  # all parameters as one, after `flatten_parameters`
         self.memory_units = memory_units
-        self.cell_dropout = cell_dropout
-        self.content_dropout = content_dropout
-        self.costs = costs
         reads_size = num_heads * memory_unit_size
         self.controller = LSTMController(input_size + reads_size, controller_size)
         self.heads = Heads(controller_size, memory_unit_size, num_read=num_heads, num_write=num_heads)
@@ -213,44 +141,39 @@ class NTM(nn.Module):
             cell=self.initial_cell.expand(batch_size, -1),
         )
 
-    def step(self, x: Tensor, state: NTMState, dropped: Dropped = NOTHING) -> tuple[Tensor, NTMState]:
+    def step(self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None) -> tuple[Tensor, NTMState]:
         """Take one step.
 
         Args:
             x: external input, (B, input_size).
             state: the state that the last step left.
-            dropped: what dropout takes away at this step.
+            cell_mask: false where a cell of the controller is made to forget, (B, C); None keeps all.
 
         Returns:
             Output logits (B, output_size) and the new state.
         """
-        logits, state, _ = self.explained_step(x, state, dropped)
+        logits, state, _ = self.explained_step(x, state, cell_mask)
         return logits, state
 
     def explained_step(
-        self, x: Tensor, state: NTMState, dropped: Dropped = NOTHING
+        self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None
     ) -> tuple[Tensor, NTMState, Controls]:
         """Take one step as `step` does, and give the heads' controls as well, for pictures."""
         seen = torch.cat((x, state.reads.flatten(1)), dim=-1)
-        hidden, cell = self.controller(seen, state.hidden, state.cell, dropped.cells)
-        reading, writing, controls = self.heads(hidden, state.memory, state.weighting, dropped.blind)
+        hidden, cell = self.controller(seen, state.hidden, state.cell, cell_mask)
+        reading, writing, controls = self.heads(hidden, state.memory, state.weighting)
         reads = read(state.memory, reading)
         memory = write(state.memory, writing, controls.erase, controls.add)
         logits = self.output_map(torch.cat((reads.flatten(1), hidden), dim=-1))
         weighting = torch.cat((reading, writing), dim=1)
         return logits, NTMState(memory, weighting, reads, hidden, cell), controls
 
-    def draw_dropped(self, steps: int, batch_size: int) -> Dropped:
-        """Draw from torch's default generator what dropout takes away from one unroll."""
-        if not self.training:
-            return NOTHING
-        device, cells = self.initial_hidden.device, (steps, batch_size, len(self.initial_cell))
-        kept = chances(1 - self.cell_dropout, cells, device) if self.cell_dropout else None
-        blind = chances(self.content_dropout, (batch_size,), device) if self.content_dropout else None
-        return Dropped(kept, blind)
-
     def forward(
-        self, inputs: Tensor, state: NTMState | None = None, memory_units: int | None = None
+        self,
+        inputs: Tensor,
+        state: NTMState | None = None,
+        memory_units: int | None = None,
+        cell_mask: Tensor | None = None,
     ) -> tuple[Tensor, NTMState]:
         """Run over whole sequences.
 
@@ -258,6 +181,7 @@ class NTM(nn.Module):
             inputs: (T, B, input_size).
             state: where to start; None for `initial_state`.
             memory_units: rows of a fresh memory; None for the configured number.
+            cell_mask: false where a cell of the controller is made to forget, (T, B, C); None keeps all.
 
         Returns:
             Output logits (T, B, output_size) and the final state.
@@ -265,29 +189,36 @@ class NTM(nn.Module):
         Raises:
             BackendError: the fused path was asked for and cannot be had.
         """
-        steps, batch_size, _ = inputs.shape
-        dropped, costs = self.draw_dropped(steps, batch_size), self.costs if self.training else FREE
         if use_fused(self.backend, self.initial_hidden):
             from ntm import fused  # here, so that the readable path does without Numba
 
             state = self.initial_state(1, memory_units) if state is None else state  # one for all sequences
-            return fused.unroll(self, inputs, state, dropped, costs)
-        state = self.initial_state(batch_size, memory_units) if state is None else state
-        return self.unroll(inputs, state, dropped, costs)
+            return fused.unroll(self, inputs, state, cell_mask)
+        state = self.initial_state(inputs.shape[1], memory_units) if state is None else state
+        return self.unroll(inputs, state, cell_mask)
 
     def forward_backward(
-        self, inputs: Tensor, targets: Tensor, mask: Tensor, memory_units: int | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        memory: Tensor | None = None,
+        cell_mask: Tensor | None = None,
+        blur_cost: float = 0.0,
     ) -> tuple[float, Tensor]:
         """Run over whole sequences and go back: adds to each parameter's `grad`, as `backward()` of the loss does.
 
-        The loss is the mean binary cross-entropy of the bits of the steps that count. On the fused path a few sequences
-        at a time go forward and back, while what they leave behind is in cache: faster than `forward` and `backward()`.
+        The loss is the mean binary cross-entropy of the bits of the steps that count, and `blur_cost` times the mean
+        blur of the weightings of all heads at all steps. On the fused path a few sequences at a time go forward and
+        back, while what they leave behind is in cache: faster than `forward` and `backward()`.
 
         Args:
             inputs: (T, B, input_size).
             targets: bits, (T, B, output_size).
             mask: (T, B), 1 at the steps that count, else 0.
-            memory_units: rows of memory; None for the configured number.
+            memory: M_0, (B, N, M), or (1, N, M) for all sequences; None for a blank one of the configured size.
+            cell_mask: false where a cell of the controller is made to forget, (T, B, C); None keeps all.
+            blur_cost: what blur costs; see `blur`.
 
         Returns:
             The loss in nats, and output logits (T, B, output_size) without a graph.
@@ -295,29 +226,40 @@ class NTM(nn.Module):
         Raises:
             BackendError: the fused path was asked for and cannot be had.
         """
-        steps, batch_size, _ = inputs.shape
-        dropped, costs = self.draw_dropped(steps, batch_size), self.costs if self.training else FREE
-        if use_fused(self.backend, self.initial_hidden):
+        fused_path = use_fused(self.backend, self.initial_hidden)
+        state = self.initial_state(1 if fused_path else inputs.shape[1], None if memory is None else memory.shape[1])
+        if memory is not None:
+            state = state._replace(memory=memory)
+        if fused_path:
             from ntm import fused
 
-            return fused.forward_backward(self, inputs, targets, mask, memory_units, dropped, costs)
-        logits, _ = self.unroll(inputs, self.initial_state(batch_size, memory_units), dropped, costs)
+            return fused.forward_backward(self, inputs, targets, mask, state, cell_mask, blur_cost)
+        weightings = [] if blur_cost else None
+        logits, _ = self.unroll(inputs, state, cell_mask, weightings)
         share = (mask / (mask.sum() * targets.shape[2])).unsqueeze(-1)
         loss = F.binary_cross_entropy_with_logits(logits, targets, share, reduction="sum")
+        if blur_cost:
+            loss = loss + blur_cost * blur(torch.stack(weightings)).mean()
         loss.backward()
         return loss.item(), logits.detach()
 
     def unroll(
-        self, inputs: Tensor, state: NTMState, dropped: Dropped = NOTHING, costs: Costs = FREE
+        self,
+        inputs: Tensor,
+        state: NTMState,
+        cell_mask: Tensor | None = None,
+        weightings: list[Tensor] | None = None,
     ) -> tuple[Tensor, NTMState]:
-        """Apply `step` T times: the readable path, on any device and in any floating-point type."""
-        outputs, gates, weightings = [], [], []
+        """Apply `step` T times: the readable path, on any device and in any floating-point type.
+
+        Args:
+            inputs, state, cell_mask: as in `forward`.
+            weightings: a list that gets each step's weighting, (B, H, N).
+        """
+        outputs = []
         for t, x in enumerate(inputs):
-            logits, state, controls = self.explained_step(x, state, dropped.at(t))
+            logits, state = self.step(x, state, None if cell_mask is None else cell_mask[t])
             outputs.append(logits)
-            if costs != FREE:
-                gates.append(controls.interpolation_gate)
+            if weightings is not None:
                 weightings.append(state.weighting)
-        if costs == FREE:
-            return torch.stack(outputs), state
-        return Charge.apply(torch.stack(outputs), torch.stack(gates), torch.stack(weightings), costs), state
+        return torch.stack(outputs), state

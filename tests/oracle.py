@@ -63,7 +63,7 @@ def linear(weight, bias, x):
     return [float(sum(a * b for a, b in zip(row, x, strict=True)) + c) for row, c in zip(weight, bias, strict=True)]
 
 
-def unroll(model, inputs, state, cell_mask=None, blind=False):
+def unroll(model, inputs, state, cell_mask=None):
     """Run one sequence, inputs (T, I), from a state of arrays without batch dimension; logits and the last state."""
     p = {name: value.detach().double().numpy() for name, value in model.named_parameters()}
     memory, weighting, reads, hidden, cell = (np.asarray(part, dtype=float).tolist() for part in state)
@@ -83,7 +83,6 @@ def unroll(model, inputs, state, cell_mask=None, blind=False):
         keys = [[next(controls) for _ in range(width)] for _ in range(heads)]
         betas = [softplus(next(controls)) for _ in range(heads)]
         gates = [sigmoid(next(controls)) for _ in range(heads)]
-        gates = [0.0] * heads if blind else gates
         shifts = [softmax([next(controls) for _ in range(3)]) for _ in range(heads)]
         gammas = [1 + softplus(next(controls)) for _ in range(heads)]
         erases = [[sigmoid(next(controls)) for _ in range(width)] for _ in range(writers)]

@@ -14,7 +14,7 @@ from conftest import lively_model, lively_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntm import Backend, Costs, NTMState
+from ntm import Backend, NTMState
 from ntm.memory import INITIAL_VALUE
 from tasks import Batch, Reverse
 
@@ -22,22 +22,22 @@ settings.register_profile("fused", deadline=None, derandomize=True, max_examples
 settings.load_profile("fused")
 
 
-def outputs_and_gradients(model, inputs, state, backend):
+def outputs_and_gradients(model, inputs, state, backend, cell_mask=None):
     """Outputs and all gradients of a random projection of all outputs."""
     free = [part.detach().clone().requires_grad_() for part in (inputs, *state)]
     model.backend = backend
-    torch.manual_seed(7)  # what is dropped, and the projection
-    logits, end = model(free[0], NTMState(*free[1:]))
+    torch.manual_seed(7)  # the projection
+    logits, end = model(free[0], NTMState(*free[1:]), cell_mask=cell_mask)
     outputs = (logits, *end)
     loss = sum((out * torch.randn(out.shape, dtype=torch.float64).to(out.dtype)).sum() for out in outputs)
     wanted = [*free, *(p for name, p in model.named_parameters() if not name.startswith("initial"))]
     return (*outputs, *torch.autograd.grad(loss, wanted))
 
 
-def both_paths(model, inputs, state):
+def both_paths(model, inputs, state, cell_mask=None):
     """Outputs and gradients, on each path."""
     paths = (Backend.REFERENCE, Backend.FUSED)
-    return zip(*(outputs_and_gradients(model, inputs, state, path) for path in paths), strict=True)
+    return zip(*(outputs_and_gradients(model, inputs, state, path, cell_mask) for path in paths), strict=True)
 
 
 def assert_close(theirs, ours, tolerance):
@@ -54,9 +54,8 @@ sizes = st.fixed_dictionaries(
         "width": st.integers(1, 23),
         "controller": st.integers(1, 20),
         "heads": st.integers(1, 3),
-        "dropout": st.sampled_from([0.0, 0.2]),
-        "blind": st.sampled_from([0.0, 0.5, 1.0]),
-        "cost": st.sampled_from([0.0, 100.0]),
+        "forget": st.sampled_from([None, 0.2, 1.0]),
+        "blur_cost": st.sampled_from([0.0, 100.0]),
         "scale": st.sampled_from([0.1, 0.5, 1.0]),
     }
 )
@@ -64,11 +63,11 @@ sizes = st.fixed_dictionaries(
 
 def model_and_inputs(size):
     torch.manual_seed(1)
-    model = lively_model(
-        size["heads"], torch.float64, size["rows"], size["width"], size["controller"], size["scale"],
-        cell_dropout=size["dropout"], content_dropout=size["blind"], costs=Costs(size["cost"], size["cost"]),
-    )  # fmt: skip
-    return model, torch.rand(size["steps"], size["batch"], 5).double(), lively_state(model, size["batch"])
+    sizes = size["rows"], size["width"], size["controller"], size["scale"]
+    model = lively_model(size["heads"], torch.float64, *sizes)
+    inputs, state = torch.rand(size["steps"], size["batch"], 5).double(), lively_state(model, size["batch"])
+    cells = size["steps"], size["batch"], size["controller"]
+    return model, inputs, state, None if size["forget"] is None else torch.rand(cells) >= size["forget"]
 
 
 @given(size=sizes)
@@ -80,10 +79,10 @@ def test_any_shape_in_float64(size):
 @given(size=sizes)
 def test_any_shape_in_float32(size):
     """Within 1e-4 of the float64 numbers; where rounding alone takes the readable path farther, about as near as it."""
-    model, inputs, state = model_and_inputs(size)
-    exact = outputs_and_gradients(model, inputs, state, Backend.REFERENCE)
+    model, inputs, state, cell_mask = model_and_inputs(size)
+    exact = outputs_and_gradients(model, inputs, state, Backend.REFERENCE, cell_mask)
     model, state = model.float(), NTMState(*(part.float() for part in state))
-    for true, (theirs, ours) in zip(exact, both_paths(model, inputs.float(), state), strict=True):
+    for true, (theirs, ours) in zip(exact, both_paths(model, inputs.float(), state, cell_mask), strict=True):
         rounding = (theirs - true).abs().max().item()
         assert (ours - true).abs().max().item() <= 1e-4 * true.abs().max().item() + 4 * rounding + 1e-30
 
@@ -109,14 +108,18 @@ def test_sharp_weightings_as_after_training():
 
 @given(size=sizes)
 def test_there_and_back_at_once_is_the_same_as_a_loss_and_backward(size):
-    model, inputs, _ = model_and_inputs(size)
+    model, inputs, start, cell_mask = model_and_inputs(size)
+    more = start.memory, cell_mask, size["blur_cost"]
     targets = torch.randint(0, 2, (size["steps"], size["batch"], 3)).double()
     mask = (torch.rand(size["steps"], size["batch"]) < 0.7).double()
     mask[0, 0] = 1
-    model.backend = Backend.REFERENCE
-    torch.manual_seed(7)
-    logits, _ = model(inputs)
-    loss = Reverse(3).loss(logits, Batch(inputs, targets, mask))
+    state, outputs, blurs = model.initial_state(size["batch"])._replace(memory=start.memory), [], []
+    for t, x in enumerate(inputs):
+        logits, state = model.step(x, state, None if cell_mask is None else cell_mask[t])
+        outputs.append(logits)
+        blurs.append(1 - state.weighting.square().sum(-1))
+    logits = torch.stack(outputs)
+    loss = Reverse(3).loss(logits, Batch(inputs, targets, mask)) + size["blur_cost"] * torch.stack(blurs).mean()
     loss.backward()
     expected = [loss.detach(), logits.detach(), *(2 * p.grad for p in model.parameters())]
     rounding = 1e-13 * max(x.abs().max().item() for x in expected)  # some gradients are 0 but for rounding
@@ -125,8 +128,7 @@ def test_there_and_back_at_once_is_the_same_as_a_loss_and_backward(size):
         if flat:
             model.flatten_parameters()
         for _ in range(2):  # gradients add up
-            torch.manual_seed(7)
-            found, logits = model.forward_backward(inputs, targets, mask)
+            found, logits = model.forward_backward(inputs, targets, mask, *more)
         found = [torch.tensor(found, dtype=torch.float64), logits, *(p.grad for p in model.parameters())]
         assert not any(x.requires_grad for x in found)
         for theirs, ours in zip(expected, found, strict=True):
@@ -187,7 +189,7 @@ def test_fifty_training_steps_agree():
         for step in range(50):
             batch = task.sample(4, 1 + step % 3, source)
             weights.grad.zero_()
-            loss, _ = model.forward_backward(*batch, memory_units=9)
+            loss, _ = model.forward_backward(*batch, memory=torch.full((1, 9, 20), INITIAL_VALUE))
             clipper.clip(weights.grad)
             optimizer.step()
             losses[backend].append(loss)
@@ -312,10 +314,11 @@ FIVE_STEPS = """
 import hashlib, torch
 from ntm import NTM, Backend
 torch.manual_seed(0)
-model = NTM(10, 8, 100, 128, 20, cell_dropout=0.1, content_dropout=0.3, backend=Backend.FUSED)
+model = NTM(10, 8, 100, 128, 20, backend=Backend.FUSED)
 flat = model.flatten_parameters()
 for _ in range(5):
-    model.forward_backward(torch.rand(22, 16, 10), torch.rand(22, 16, 8).round(), torch.ones(22, 16))
+    batch = torch.rand(22, 16, 10), torch.rand(22, 16, 8).round(), torch.ones(22, 16)
+    model.forward_backward(*batch, torch.randn(16, 128, 20), torch.rand(22, 16, 100) < 0.9, 0.1)
     with torch.no_grad():
         flat.sub_(flat.grad)
 answer = model(torch.rand(22, 16, 10))[0]
@@ -358,15 +361,16 @@ def test_not_a_number_in_gives_not_a_number_out():
     assert logits[:, 1].isfinite().all()
 
 
-def test_costs_come_with_the_gradient_of_the_logits_alone():
-    model, inputs = lively_model(), torch.rand(4, 3, 5, dtype=torch.float64)
-    found = []
-    for model.backend in (Backend.REFERENCE, Backend.FUSED):
-        for model.costs in (Costs(), Costs(100.0, 100.0)):
-            _, end = model(inputs)
-            found.append(torch.autograd.grad(end.memory.sum(), model.controller.gates_map.weight)[0])
-    for gradient in found[1:]:
-        assert_close(found[0], gradient, 1e-9)
+def test_each_part_of_a_state_may_be_one_for_all():
+    model, inputs = lively_model(), torch.rand(4, 11, 5, dtype=torch.float64)
+    whole = lively_state(model, 11)
+    for name in NTMState._fields:
+        state = whole._replace(**{name: getattr(whole, name)[:1]})
+        expanded = state._replace(**{name: getattr(state, name).expand_as(getattr(whole, name))})
+        theirs = outputs_and_gradients(model, inputs, expanded, Backend.REFERENCE)
+        ours = outputs_and_gradients(model, inputs, state, Backend.FUSED)
+        for their, our in zip(theirs, ours, strict=True):
+            assert_close(their.sum(0) if our.shape[0] == 1 < their.shape[0] else their, our, 1e-9)
 
 
 def test_an_empty_batch():
@@ -385,9 +389,13 @@ def test_wrong_shapes_are_refused():
     for change in ({"cell": state.cell[:, 1:]}, {"weighting": state.weighting[..., 1:]}, {"reads": state.reads[:, :0]}):
         with pytest.raises(ValueError, match="shapes"):
             model(inputs, state._replace(**change))
-    for wrong in (model.initial_state(3), state._replace(cell=state.cell[:1])):
+    for wrong in (model.initial_state(3), state._replace(cell=state.cell[:0])):
         with pytest.raises(ValueError, match="a state of 2 sequences"):
             model(inputs, wrong)
+    with pytest.raises(ValueError, match="cell_mask"):
+        model(inputs, cell_mask=torch.ones(3, 2, 6, dtype=torch.bool))
+    with pytest.raises(TypeError, match="cell_mask"):
+        model(inputs, cell_mask=torch.ones(4, 2, 6))
     with pytest.raises(ValueError, match="at least one step"):
         model(inputs[:0])
 

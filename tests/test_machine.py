@@ -8,8 +8,9 @@ from conftest import lively_model, lively_state
 from torch.autograd import gradcheck
 
 from experiment.configuration import NAMES, Recipe, load_configuration
-from ntm import NTM, Backend, BackendError, Costs, NTMState
-from ntm.ntm import chances
+from ntm import NTM, Backend, BackendError, NTMState
+from ntm.addressing import blur
+from tasks import Batch, Reverse
 
 BACKENDS = [Backend.REFERENCE, Backend.FUSED]
 
@@ -17,18 +18,13 @@ BACKENDS = [Backend.REFERENCE, Backend.FUSED]
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_unroll_is_the_paper(heads, backend):
-    model = lively_model(heads, cell_dropout=0.3, content_dropout=0.5, backend=backend)
+    model = lively_model(heads, backend=backend)
     inputs, state = torch.rand(6, 3, 5, dtype=torch.float64), lively_state(model, 3)
-    torch.manual_seed(5)
-    cells, blind = model.draw_dropped(6, 3)
-    torch.manual_seed(5)
-    logits, end = model(inputs, state)
-    assert 0 < cells.double().mean() < 1
-    assert 0 < blind.sum() < 3
+    cell_mask = torch.rand(6, 3, 6) < 0.7
+    logits, end = model(inputs, state, cell_mask=cell_mask)
     for b in range(3):
-        theirs, their_end = oracle.unroll(
-            *(model, inputs[:, b].numpy(), [part[b] for part in state]), cells[:, b].numpy(), blind[b]
-        )
+        sequence = inputs[:, b].numpy(), [part[b] for part in state], cell_mask[:, b].numpy()
+        theirs, their_end = oracle.unroll(model, *sequence)
         np.testing.assert_allclose(logits[:, b].detach(), theirs, rtol=1e-9, atol=1e-12)
         for ours, other in zip(end, their_end, strict=True):
             np.testing.assert_allclose(ours[b].detach(), other, rtol=1e-9, atol=1e-12)
@@ -106,54 +102,40 @@ def test_parameter_counts_do_not_depend_on_rows():
     assert counts == {62_880}
 
 
-def test_cell_dropout_is_off_in_eval_and_follows_the_generator_in_training():
-    model = lively_model(cell_dropout=0.5)
-    inputs = torch.rand(5, 2, 5, dtype=torch.float64)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_forward_backward_is_the_papers_loss_with_blur_from_any_memory(backend, shared):
+    model, rows = lively_model(2, backend=backend), 9
+    memory = torch.randn(1 if shared else 6, rows, 5, dtype=torch.float64)
+    batch = Batch(torch.rand(5, 6, 5).double(), torch.rand(5, 6, 3).double().round(), (torch.rand(5, 6) < 0.7).double())
+    cell_mask, blur_cost = torch.rand(5, 6, 6) < 0.7, 0.7
 
-    def run(seed):
-        torch.manual_seed(seed)
-        return model(inputs)[0]
+    state, outputs, blurs = model.initial_state(6, rows)._replace(memory=memory), [], []
+    for x, keep in zip(batch.inputs, cell_mask, strict=True):
+        logits, state = model.step(x, state, keep)
+        outputs.append(logits)
+        blurs.append(1 - state.weighting.square().sum(-1))
+    loss = Reverse(3).loss(torch.stack(outputs), batch) + blur_cost * torch.stack(blurs).mean()
+    wanted = torch.autograd.grad(loss, model.parameters())
 
-    assert torch.equal(run(1), run(1))
-    assert not torch.equal(run(1), run(2))
-    model.eval()
-    assert torch.equal(run(1), run(2))
+    ours, logits = model.forward_backward(*batch, memory, cell_mask, blur_cost)
+    assert ours == pytest.approx(loss.item(), rel=1e-12)
+    torch.testing.assert_close(logits, torch.stack(outputs).detach())
+    for parameter, theirs in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, theirs)
+
+
+def test_blur_is_0_on_one_row_and_largest_on_all():
+    weighting = torch.tensor([[0.0, 1, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]])
+    assert blur(weighting).tolist() == [0, 0.5, 0.75]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_costs_are_those_of_mean_gates_and_blurs(backend):
-    model, inputs = lively_model(content_dropout=0.4, backend=backend), torch.rand(5, 6, 5, dtype=torch.float64)
-    costs, state, gates, blurs = Costs(content=0.3, blur=0.7), model.initial_state(6), [], []
-
-    torch.manual_seed(2)
-    dropped = model.draw_dropped(5, 6)
-    for x in inputs:
-        _, state, controls = model.explained_step(x, state, dropped)
-        gates.append(controls.interpolation_gate)
-        blurs.append(1 - state.weighting.square().sum(-1))
-    logits, _ = model.unroll(inputs, model.initial_state(6), dropped)
-    loss = logits.square().mean() + costs.content * torch.stack(gates).mean() + costs.blur * torch.stack(blurs).mean()
-    wanted = torch.autograd.grad(loss, model.parameters())
-
-    model.costs = costs
-    torch.manual_seed(2)
-    charged, _ = model(inputs)
-    torch.testing.assert_close(charged, logits)  # what the machine answers is not touched
-    for ours, theirs in zip(torch.autograd.grad(charged.square().mean(), model.parameters()), wanted, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_content_dropout_and_costs_are_off_in_eval():
-    model, plain = lively_model(content_dropout=0.5, costs=Costs(5.0, 5.0)), lively_model()
-    plain.load_state_dict(model.state_dict())
-    inputs = torch.rand(5, 2, 5, dtype=torch.float64)
-
-    def gradients():
-        return [torch.autograd.grad(m(inputs)[0].sum(), m.heads.controls_map.weight)[0] for m in (model, plain)]
-
-    assert not torch.equal(*gradients())
-    model.eval()
-    assert torch.equal(*gradients())
+def test_a_machine_draws_nothing_and_is_the_same_in_training_and_in_eval(backend):
+    model, inputs = lively_model(backend=backend), torch.rand(5, 2, 5, dtype=torch.float64)
+    state = torch.get_rng_state()
+    assert torch.equal(model.train()(inputs)[0], model.eval()(inputs)[0])
+    assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -202,10 +184,3 @@ def test_asking_for_the_fused_path_where_it_cannot_be_had_is_an_error():
     model = lively_model(dtype=torch.float16, backend=Backend.FUSED)
     with pytest.raises(BackendError, match="float32 or float64"):
         model(torch.rand(2, 1, 5, dtype=torch.float16))
-
-
-@pytest.mark.parametrize("probability", [0.0, 1e-9, 0.15, 0.85, 1 - 1e-9, 1.0])
-def test_chances_are_as_asked_up_to_both_ends(probability):
-    drawn = chances(probability, (500, 333), torch.device("cpu")).double()
-    assert set(drawn.unique().tolist()) <= {0.0, 1.0}
-    assert drawn.mean().item() == pytest.approx(probability, abs=5e-3 if 0.1 < probability < 0.9 else 1e-6)

@@ -1,6 +1,5 @@
 """The reverse task, its scoring, and the lengths and tapes that training draws."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -11,13 +10,14 @@ from experiment.configuration import NAMES, Recipe, load_configuration
 from experiment.scoring import generator, sample_lengths, score, spread_lengths, summarise
 from experiment.training import (
     Clipper,
-    Progress,
-    draw_batch,
+    draw_iteration,
+    draw_mask,
+    draw_memory,
     longest_length,
     make_optimizer,
-    set_schedule,
+    set_learning_rate,
 )
-from ntm import FREE, Costs
+from ntm.memory import INITIAL_VALUE
 from tasks import TASKS, Reverse
 
 
@@ -82,12 +82,12 @@ def test_scoring_counts_only_what_the_mask_marks():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
-    configuration = load_configuration(name, Recipe())
-    source, data, task = generator(0, 0), configuration.data, configuration.make_task()
+    source, data = generator(0, 0), load_configuration(name, Recipe()).data
 
     def draw(recipe):
-        batch, rows = draw_batch(recipe, data, task, 128, 15_000, source)
-        return len(batch.inputs) // 2 - 1, rows
+        batch, memory, cell_mask = draw_iteration(load_configuration(name, recipe), 15_000, source)
+        assert cell_mask.shape[:2] == batch.inputs.shape[:2]
+        return len(batch.inputs) // 2 - 1, memory.shape[1]
 
     drawn = [draw(Recipe(batch_size=1)) for _ in range(2000)]
     lengths, rows = (sorted(set(values)) for values in zip(*drawn, strict=True))
@@ -120,27 +120,40 @@ def test_learning_rate_falls_or_stays():
     model = load_configuration("m1d1", recipe).make_model()
     optimizer = make_optimizer(recipe, model.flatten_parameters(), fused=False)
     for step, left in ((0, 1.0), (50, 0.5), (100, 0.0)):
-        assert set_schedule(recipe, step, True, optimizer, model) == pytest.approx(1e-2 * left)
+        assert set_learning_rate(recipe, step, optimizer) == pytest.approx(1e-2 * left)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * left)
     constant = Recipe(num_iters=100, lr=1e-2, lr_schedule="constant")
-    assert set_schedule(constant, 99, True, optimizer, model) == 1e-2
+    assert set_learning_rate(constant, 99, optimizer) == 1e-2
 
 
-def test_content_is_dropped_and_charged_once_the_tape_is_found():
-    recipe = Recipe(content_dropout=0.3, content_cost=0.02, blur_cost=0.04, weaning=0.0)
-    model = load_configuration("m1d1", recipe).make_model()
-    optimizer = make_optimizer(recipe, model.flatten_parameters(), fused=False)
-    for found, expected in ((False, (0, FREE)), (True, (0.3, Costs(0.02, 0.04)))):
-        set_schedule(recipe, 5, found, optimizer, model)
-        assert (model.content_dropout, model.costs) == expected
-    weaned = dataclasses.replace(recipe, num_iters=100, weaning=0.5)
-    for step, expected in ((0, 0.3), (15, 0.3), (25, 0.5), (50, 1.0), (99, 1.0)):
-        set_schedule(weaned, step, True, optimizer, model)
-        assert model.content_dropout == pytest.approx(expected)
-    set_schedule(dataclasses.replace(weaned, content_dropout=0.0), 99, True, optimizer, model)
-    assert model.content_dropout == 0
-    set_schedule(dataclasses.replace(recipe, content_at_once=True), 5, False, optimizer, model)
-    assert (model.content_dropout, model.costs) == (0.3, Costs(0.02, 0.04))
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_sequences_begins_on_a_dirty_memory_and_the_others_on_a_blank_one(share):
+    memory = draw_memory(share, 2000, 30, 20, generator(0, 0))
+    assert memory.shape == (2000, 30, 20)
+    dirty = memory[(memory != INITIAL_VALUE).any((1, 2))]
+    assert len(dirty) / 2000 == pytest.approx(share, abs=0.04)
+    if share:
+        deviation = dirty.std((1, 2))
+        assert deviation.min() < 0.01
+        assert 0.97 < deviation.max() < 1.05
+        assert deviation.mean() == pytest.approx(0.5, abs=0.03)
+        assert dirty.mean().abs() < 0.01
+
+
+@pytest.mark.parametrize("probability", [0.0, 1e-9, 0.15, 0.85, 1 - 1e-9, 1.0])
+def test_masks_are_as_asked_up_to_both_ends(probability):
+    drawn = draw_mask(probability, (500, 333), generator(0, 0)).double()
+    assert set(drawn.unique().tolist()) <= {0.0, 1.0}
+    assert drawn.mean().item() == pytest.approx(probability, abs=5e-3 if 0.1 < probability < 0.9 else 1e-6)
+
+
+def test_an_iteration_follows_from_its_generator_alone():
+    configuration = load_configuration("m1d1", Recipe())
+    first, again, other = (draw_iteration(configuration, 9, generator(1, 0, step)) for step in (9, 9, 10))
+    for one, two in zip((*first.batch, *first[1:]), (*again.batch, *again[1:]), strict=True):
+        assert torch.equal(one, two)
+    assert not torch.equal(first.memory[:, :2], other.memory[:, :2])
+    assert draw_iteration(load_configuration("m1d1", Recipe(cell_dropout=0)), 9, generator(1, 0)).cell_mask is None
 
 
 def test_spread_lengths_has_both_ends():
@@ -210,61 +223,3 @@ def test_clipping():
     assert clipped(Clipper(Recipe(clip_norm=1.0, clip_spike=0.0)), 10.0, 10.0)[1] == pytest.approx(1.0, rel=1e-4)
     by_value = Clipper(Recipe(clip_norm=0.0, clip_spike=0.0, clip_value=2.0))
     assert clipped(by_value, 10.0, -10.0)[1] == pytest.approx(2 * 5**0.5)
-
-
-def test_progress_sees_the_tape_found_and_takes_back_a_collapse_and_nothing_else():
-    model = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.AdamW(model.parameters())
-
-    def run(progress, *means):
-        """Take a hundred steps at each mean loss, with weights of its number; what was said when, and the weights."""
-        news, step = [], 0
-        for number, mean in enumerate(means):
-            torch.nn.init.constant_(model.weight, number)
-            for _ in range(100):
-                step += 1
-                said = progress.see(step, mean, model, optimizer)
-                if said:
-                    news.append((number, said.split(": ")[1][:15], model.weight[0, 0].item()))
-        return news
-
-    model(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    found, lost = "the tape is fou", "what was learne"
-    # Once found, what it takes to lose it is measured anew; back to where it was best ...
-    assert run(Progress(Recipe()), 0.5, 0.04, 0.3, 0.009, 0.05, 0.3, 0.2) == [(1, found, 1), (5, lost, 3), (6, lost, 3)]
-    assert run(Progress(Recipe()), 0.04, 0.002, 0.008, 0.02, 0.3) == [(0, found, 0), (4, lost, 2)]  # ... and latest
-    assert run(Progress(Recipe()), 0.04, 0.012, 0.3) == [(0, found, 0)]  # it had not learned yet
-    assert run(Progress(Recipe()), 0.5, 0.06, 0.3) == []
-    assert run(Progress(Recipe(rollback=0.0)), 0.04, 0.009, 0.5) == [(0, found, 0)]
-    first, second = Progress(Recipe()), Progress(Recipe())
-    run(first, 0.04, 0.009)
-    second.state = first.state  # by way of a checkpoint
-    assert second.found
-    assert run(second, 0.3) == [(0, lost, 1)]
-
-
-def test_a_machine_that_has_not_learned_starts_over_a_few_times():
-    model = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.AdamW(model.parameters())
-
-    def stuck_at(recipe, mean):
-        progress, at = Progress(recipe), []
-        step = 0
-        while step < progress.end:
-            step += 1
-            progress.see(step, mean(step), model, optimizer)
-            if progress.stuck(step):
-                at.append(step)
-                progress.start_over(step)
-                assert (progress.began, progress.found) == (step, False)
-        assert step == recipe.num_iters + progress.began
-        return at
-
-    recipe = Recipe(num_iters=700, restart_after=300)
-    assert stuck_at(recipe, lambda step: 0.3) == [300, 600, 900, 1200]  # and no more
-    assert stuck_at(recipe, lambda step: 0.04) == [300, 600, 900, 1200]  # found, but not learned
-    assert stuck_at(recipe, lambda step: 0.009) == []
-    assert stuck_at(recipe, lambda step: 0.3 if step < 400 else 0.009) == [300]
-    assert stuck_at(Recipe(num_iters=700, restart_after=0), lambda step: 0.3) == []
-    assert stuck_at(Recipe(num_iters=300, restart_after=300), lambda step: 0.3) == []

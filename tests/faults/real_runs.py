@@ -49,8 +49,7 @@ class Folder:
         self.log = path / "log" / "tiny.log"
         self.saved_model = path / "saved_model" / "reverse_tiny.pt"
         self.flags = [
-            *("-task_json", str(self.task_json), "-output", str(path), "-num_iters", "200", "-batch_size", "4"),
-            *("-restart_after", "25"),  # which it does as often as it may: 300 iterations in all
+            *("-task_json", str(self.task_json), "-output", str(path), "-num_iters", "300", "-batch_size", "4"),
             *("-report_every", "10", "-checkpoint_every", "4"),
         ]
         self.said, self.said_path = "", self.task_json.parent / "said.txt"

@@ -12,7 +12,6 @@ import pytest
 import torch
 from real_runs import Folder
 
-from experiment.training import Best
 from ntm import NTM, Backend
 
 
@@ -151,19 +150,6 @@ def test_a_run_that_blows_up_stops_at_that_step_and_saves_no_poison(tmp_path):
     assert all(part.isfinite().all() for part in kept["model"].values())
     assert folder.train(*blow_up, "-resume") == 2  # comes by the same batch again
     assert folder.log.read_text().splitlines()[-1] == line
-
-
-def test_the_best_of_the_held_out_set_is_kept_and_a_collapse_is_noticed():
-    model = torch.nn.Linear(1, 1)
-    best = Best()
-    said = []
-    for step, bits in ((1, 5.0), (2, 0.05), (3, 0.05), (4, 0.5), (5, 3.0)):
-        torch.nn.init.constant_(model.weight, step)
-        said.append(best.see(step, bits, model))
-    assert best.state["step"] == 3  # the later of two that are as good
-    assert best.state["model"]["weight"].item() == 3
-    assert said[:4] == [None] * 4
-    assert "iteration 3" in said[4]
 
 
 @pytest.mark.parametrize("backend", [Backend.REFERENCE, Backend.FUSED])
