@@ -22,7 +22,7 @@ from experiment.backend import choose_device, start_backend
 from experiment.configuration import ROOT, Configuration, Recipe, load_configuration
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.runlog import processor
-from experiment.training import Clipper, make_optimizer
+from experiment.training import Clipper, draw_mask, draw_memory, make_optimizer
 from ntm import NTM, Backend
 from ntm.backend import use_fused
 
@@ -59,15 +59,19 @@ def products(model: NTM, steps: int) -> int:
 
 
 def training_step(configuration: Configuration, model: NTM, batch_size: int, length: int) -> Callable[[], None]:
-    """Make the work of one training iteration, on one fixed batch."""
-    task, recipe = configuration.make_task(), configuration.recipe
-    batch = task.sample(batch_size, length, torch.Generator().manual_seed(0)).to(model.initial_hidden.device)
+    """Make the work of one training iteration: one fixed batch, and each time another memory and other cells forget."""
+    task, recipe, network = configuration.make_task(), configuration.recipe, configuration.network
+    source, device = torch.Generator().manual_seed(0), model.initial_hidden.device
+    batch = task.sample(batch_size, length, source).to(device)
     weights = model.flatten_parameters()
     optimizer, clipper = make_optimizer(recipe, weights, use_fused(model.backend, weights)), Clipper(recipe)
+    cells = *batch.inputs.shape[:2], network.controller_size
 
     def work() -> None:
+        memory = draw_memory(recipe.dirty, batch_size, network.memory_units, network.memory_unit_size, source)
+        cell_mask = draw_mask(1 - recipe.cell_dropout, cells, source)
         weights.grad.zero_()
-        model.forward_backward(*batch)
+        model.forward_backward(*batch, memory.to(device), cell_mask.to(device), recipe.blur_cost)
         clipper.clip(weights.grad)
         optimizer.step()
 

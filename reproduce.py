@@ -37,8 +37,8 @@ SCORING_SEED = 1
 SEEDS, SOME_SEEDS = "0,1,2,3,4", "0,1,2"
 
 PAPER = (  # Graves et al. 2014, section 4.6
-    "-optimizer rmsprop -momentum 0.9 -lr 1e-4 -lr_schedule constant -clip_norm 0 -clip_spike 0 -clip_value 10 "
-    "-batch_size 1 -num_iters 100000 -full_tape -uneven 0 -dirty 0 -curriculum 0 -cell_dropout 0"
+    "-optimizer rmsprop -momentum 0.9 -lr 1e-4 -lr_schedule constant -clip_typical 0 -clip_value 10 "
+    "-batch_size 1 -num_iters 100000 -full_tape -uneven 0 -dirty 0 -blur_cost 0 -curriculum 0 -cell_dropout 0"
 )
 ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "nothing: the recipe": "",
@@ -48,8 +48,9 @@ ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "short tapes": "-full_tape",
     "the curriculum": "-curriculum 0",
     "weight decay": "-weight_decay 0",
-    "a short memory of squared gradients": "-beta2 0.999",
-    "clipping of spikes": "-clip_spike 0",
+    "Adam's shorter memory": "-beta2 0.999",
+    "clipping to the typical norm": "-clip_typical 0",
+    "the blur cost": "-blur_cost 0",
 }
 
 

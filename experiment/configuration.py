@@ -50,18 +50,17 @@ class Recipe:
     """How a network is trained. The defaults are the recipe that works best; every field is a flag of train.py."""
 
     batch_size: int = 16
-    num_iters: int = 6_000
+    num_iters: int = 5_000
     optimizer: str = "adam"
     lr: float = 2e-3
     lr_schedule: str = "cosine"
     beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-6
+    beta2: float = 0.95
+    eps: float = 1e-5
     weight_decay: float = 0.1
     momentum: float = 0.9
     alpha: float = 0.95
-    clip_norm: float = 1.0
-    clip_spike: float = 3.0
+    clip_typical: float = 1.0
     clip_value: float = 0.0
     cell_dropout: float = 0.15
     dirty: float = 0.5

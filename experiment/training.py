@@ -124,11 +124,11 @@ def draw_iteration(configuration: Configuration, step: int, source: torch.Genera
 
 
 class Clipper:
-    """Clips gradients by value, by norm, and down to a multiple of their typical norm, each where the recipe says so.
+    """Clips gradients by value, and down to a multiple of their typical norm, each where the recipe says so.
 
-    A machine that has learned has gradients of norm 0.01, and once in a thousand steps one of norm 100. Cut to 1, that
-    is still a blow that Adam deals to all weights at once, and from some the machine does not recover. So the norm is
-    held below `clip_spike` times its running geometric mean as well (after AutoClip, Seetharaman et al. 2020).
+    A machine that has learned has gradients of norm 0.01, and once in a thousand steps one of norm 100: a head between
+    two rows multiplies a gradient at each step that it stays there. So the norm is held below `clip_typical` times its
+    running geometric mean (after AutoClip, Seetharaman et al. 2020).
 
     Attributes:
         log_typical: logarithm of the running mean; None before the first step. The state to keep in a checkpoint.
@@ -141,16 +141,14 @@ class Clipper:
         self.log_typical: float | None = None
 
     def clip(self, gradient: Tensor) -> float:
-        """Clip a gradient in place; returns its norm before clipping by norm."""
-        recipe = self.recipe
-        if recipe.clip_value > 0:
-            gradient.clamp_(-recipe.clip_value, recipe.clip_value)
+        """Clip a gradient in place; returns its norm before it was cut to the typical one."""
+        if self.recipe.clip_value > 0:
+            gradient.clamp_(-self.recipe.clip_value, self.recipe.clip_value)
         norm = torch.linalg.vector_norm(gradient).item()
-        limit = recipe.clip_norm or math.inf
-        if self.log_typical is not None and recipe.clip_spike > 0:
-            limit = min(limit, recipe.clip_spike * math.exp(self.log_typical))
-        if norm > limit:
-            gradient.mul_(limit / norm)
+        if self.log_typical is not None and self.recipe.clip_typical > 0:
+            limit = self.recipe.clip_typical * math.exp(self.log_typical)
+            if norm > limit:
+                gradient.mul_(limit / norm)
         if norm > 0 and math.isfinite(norm):
             log_norm = math.log(norm)
             last = log_norm if self.log_typical is None else self.log_typical

@@ -212,7 +212,7 @@ def test_clipping():
         gradient = torch.tensor([values[0]] * 3 + [values[1]] * 2)
         return clipper.clip(gradient), gradient.norm().item()
 
-    clipper = Clipper(Recipe(clip_norm=1.0, clip_spike=3.0))
+    clipper = Clipper(Recipe(clip_typical=3.0))
     assert clipped(clipper, 0.01, 0.01)[1] == pytest.approx(0.01 * 5**0.5)  # small ones pass
     norm, after = clipped(clipper, 10.0, 10.0)
     assert norm == pytest.approx(10 * 5**0.5)
@@ -220,6 +220,7 @@ def test_clipping():
     before = clipper.log_typical
     assert not math.isfinite(clipped(clipper, float("nan"), 1.0)[0])
     assert clipper.log_typical == before
-    assert clipped(Clipper(Recipe(clip_norm=1.0, clip_spike=0.0)), 10.0, 10.0)[1] == pytest.approx(1.0, rel=1e-4)
-    by_value = Clipper(Recipe(clip_norm=0.0, clip_spike=0.0, clip_value=2.0))
+    never = Clipper(Recipe(clip_typical=0.0))
+    assert [clipped(never, value, value)[1] for value in (0.1, 10.0)] == pytest.approx([0.1 * 5**0.5, 10 * 5**0.5])
+    by_value = Clipper(Recipe(clip_typical=0.0, clip_value=2.0))
     assert clipped(by_value, 10.0, -10.0)[1] == pytest.approx(2 * 5**0.5)
