@@ -8,6 +8,7 @@ milliseconds, sequences a second, the ratio to the readable path in the same run
 measured peak that the matrix products alone account for. Then, what long sequences take, and what starting takes.
 """
 
+import dataclasses
 import os
 import statistics
 import subprocess
@@ -60,7 +61,8 @@ def products(model: NTM, steps: int) -> int:
 
 def training_step(configuration: Configuration, model: NTM, batch_size: int, length: int) -> Callable[[], None]:
     """Make the work of one training iteration: one fixed batch, and each time another memory and other cells forget."""
-    task, recipe, network = configuration.make_task(), configuration.recipe, configuration.network
+    task, network = configuration.make_task(), configuration.network
+    recipe = dataclasses.replace(configuration.recipe, batch_size=batch_size)
     source, device = torch.Generator().manual_seed(0), model.initial_hidden.device
     batch = task.sample(batch_size, length, source).to(device)
     weights = model.flatten_parameters()
@@ -68,7 +70,7 @@ def training_step(configuration: Configuration, model: NTM, batch_size: int, len
     cells = *batch.inputs.shape[:2], network.controller_size
 
     def work() -> None:
-        memory = draw_memory(recipe.dirty, batch_size, network.memory_units, network.memory_unit_size, source)
+        memory = draw_memory(recipe, network.memory_units, network.memory_unit_size, source)
         cell_mask = draw_mask(1 - recipe.cell_dropout, cells, source)
         weights.grad.zero_()
         model.forward_backward(*batch, memory.to(device), cell_mask.to(device), recipe.blur_cost)

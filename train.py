@@ -35,7 +35,7 @@ from experiment.scoring import (
     stream_seed,
     trace,
 )
-from experiment.training import Clipper, draw_iteration, longest_length, make_optimizer, set_learning_rate
+from experiment.training import Clipper, blur_cost, draw_iteration, longest_length, make_optimizer, set_learning_rate
 from ntm import Backend
 from ntm.backend import use_fused
 
@@ -82,7 +82,8 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
     recipe_flag("clip_value", "clip each element of the gradient; 0: off", type=not_negative)
     recipe_flag("cell_dropout", "chance that a controller cell forgets", type=below_one)
     recipe_flag("dirty", "share of sequences that begin on a dirty memory", type=share)
-    recipe_flag("blur_cost", "what the mean blur of the weightings adds to the loss", type=not_negative)
+    recipe_flag("dirt", "largest standard deviation of the numbers in a dirty memory", type=not_negative)
+    recipe_flag("blur_cost", "what the mean blur of the weightings adds to the loss at the end", type=not_negative)
     recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
     recipe_flag("uneven", "share of sequences with nearly empty or repeated vectors", type=share)
     recipe_flag("full_tape", "always train on all rows of memory", action="store_true")
@@ -232,7 +233,7 @@ def main() -> None:
         lr = set_learning_rate(recipe, step, optimizer)
         batch, memory, cell_mask = draw_iteration(configuration, step, generator(recipe.seed, BATCHES, step)).to(device)
         weights.grad.zero_()
-        loss, logits = model.forward_backward(*batch, memory, cell_mask, recipe.blur_cost)
+        loss, logits = model.forward_backward(*batch, memory, cell_mask, blur_cost(recipe, step))
         norm = clipper.clip(weights.grad)
         if not (math.isfinite(norm) and math.isfinite(loss)):
             stop_for(f"iteration {step + 1}: loss {loss} or gradient norm {norm} is not finite")

@@ -64,7 +64,8 @@ class Recipe:
     clip_value: float = 0.0
     cell_dropout: float = 0.15
     dirty: float = 0.5
-    blur_cost: float = 0.02
+    dirt: float = 2.0
+    blur_cost: float = 0.05
     curriculum: float = 0.5
     uneven: float = 0.5
     full_tape: bool = False

@@ -44,6 +44,11 @@ def set_learning_rate(recipe: Recipe, step: int, optimizer: torch.optim.Optimize
     return lr
 
 
+def blur_cost(recipe: Recipe, step: int) -> float:
+    """What blur costs at an iteration: it grows linearly from 0, since a head must blur to learn where to go."""
+    return recipe.blur_cost * step / recipe.num_iters
+
+
 def longest_length(recipe: Recipe, data: Data, step: int) -> int:
     """The curriculum: the longest length grows linearly over the first `curriculum` share of the iterations."""
     growing = recipe.curriculum * recipe.num_iters
@@ -70,19 +75,17 @@ def draw_rows(recipe: Recipe, length: int, longest: int, memory_units: int, sour
     return round(shortest * (memory_units / shortest) ** where)
 
 
-def draw_memory(share: float, batch_size: int, rows: int, width: int, source: torch.Generator) -> Tensor:
-    """Draw M_0 of a batch, (B, N, M): some sequences begin on a dirty memory, the others on a blank one.
+def draw_memory(recipe: Recipe, rows: int, width: int, source: torch.Generator) -> Tensor:
+    """Draw M_0 of a batch, (B, N, M): a share `dirty` of its sequences begins on a dirty memory, the others on a blank.
 
-    Dirt is normal, of a standard deviation that each sequence draws from (0, 1).
-
-    Args:
-        share: the probability that a sequence's memory is dirty.
-        batch_size, rows, width: B, N, M.
-        source: draws.
+    A head that stands on the row that it has just written, and walks, sees no dirt. One that looks by content for
+    the row that is unlike all others finds dirt, one spread over many rows reads it, and a write head that parks on
+    blank rows finds none. Dirt is normal, of a standard deviation that each sequence draws from (0, `dirt`).
     """
-    dirty = torch.rand(batch_size, generator=source) < share
-    memory = torch.full((batch_size, width, rows), INITIAL_VALUE).transpose(1, 2)  # as `dirty_memory` lies
-    memory[dirty] = dirty_memory(torch.rand(int(dirty.sum()), generator=source), rows, width, source)
+    dirty = torch.rand(recipe.batch_size, generator=source) < recipe.dirty
+    memory = torch.full((recipe.batch_size, width, rows), INITIAL_VALUE).transpose(1, 2)  # as `dirty_memory` lies
+    deviation = recipe.dirt * torch.rand(int(dirty.sum()), generator=source)
+    memory[dirty] = dirty_memory(deviation, rows, width, source)
     return memory
 
 
@@ -117,7 +120,7 @@ def draw_iteration(configuration: Configuration, step: int, source: torch.Genera
     length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
     rows = draw_rows(recipe, length, longest, network.memory_units, source)
     batch = configuration.make_task().sample(recipe.batch_size, length, source, recipe.uneven)
-    memory = draw_memory(recipe.dirty, recipe.batch_size, rows, network.memory_unit_size, source)
+    memory = draw_memory(recipe, rows, network.memory_unit_size, source)
     cells = *batch.inputs.shape[:2], network.controller_size
     cell_mask = draw_mask(1 - recipe.cell_dropout, cells, source) if recipe.cell_dropout else None
     return Iteration(batch, memory, cell_mask)

@@ -10,6 +10,7 @@ from experiment.configuration import NAMES, Recipe, load_configuration
 from experiment.scoring import generator, sample_lengths, score, spread_lengths, summarise
 from experiment.training import (
     Clipper,
+    blur_cost,
     draw_iteration,
     draw_mask,
     draw_memory,
@@ -126,18 +127,22 @@ def test_learning_rate_falls_or_stays():
     assert set_learning_rate(constant, 99, optimizer) == 1e-2
 
 
+def test_the_blur_cost_grows_from_nothing():
+    assert [blur_cost(Recipe(num_iters=100, blur_cost=0.4), step) for step in (0, 25, 100)] == [0, 0.1, 0.4]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_sequences_begins_on_a_dirty_memory_and_the_others_on_a_blank_one(share):
-    memory = draw_memory(share, 2000, 30, 20, generator(0, 0))
+    memory = draw_memory(Recipe(batch_size=2000, dirty=share, dirt=3.0), 30, 20, generator(0, 0))
     assert memory.shape == (2000, 30, 20)
     dirty = memory[(memory != INITIAL_VALUE).any((1, 2))]
     assert len(dirty) / 2000 == pytest.approx(share, abs=0.04)
     if share:
         deviation = dirty.std((1, 2))
-        assert deviation.min() < 0.01
-        assert 0.97 < deviation.max() < 1.05
-        assert deviation.mean() == pytest.approx(0.5, abs=0.03)
-        assert dirty.mean().abs() < 0.01
+        assert deviation.min() < 0.03
+        assert 2.9 < deviation.max() < 3.15
+        assert deviation.mean() == pytest.approx(1.5, abs=0.1)
+        assert dirty.mean().abs() < 0.03
 
 
 @pytest.mark.parametrize("probability", [0.0, 1e-9, 0.15, 0.85, 1 - 1e-9, 1.0])
