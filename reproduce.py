@@ -43,14 +43,15 @@ PAPER = (  # Graves et al. 2014, section 4.6
 ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "nothing: the recipe": "",
     "dirty memory": "-dirty 0",
+    "blur cost": "-blur_cost 0",
     "cell dropout": "-cell_dropout 0",
     "uneven sequences": "-uneven 0",
     "short tapes": "-full_tape",
     "the curriculum": "-curriculum 0",
     "weight decay": "-weight_decay 0",
-    "Adam's shorter memory": "-beta2 0.999",
-    "clipping to the typical norm": "-clip_typical 0",
-    "the blur cost": "-blur_cost 0",
+    "clipping": "-clip_typical 0",
+    "Adam's numbers": "-beta1 0.9 -beta2 0.999 -eps 1e-8",
+    "all of it: the paper's setting": PAPER,
 }
 
 

@@ -50,19 +50,19 @@ class Recipe:
     """How a network is trained. The defaults are the recipe that works best; every field is a flag of train.py."""
 
     batch_size: int = 16
-    num_iters: int = 5_000
+    num_iters: int = 6_000
     optimizer: str = "adam"
     lr: float = 2e-3
     lr_schedule: str = "cosine"
-    beta1: float = 0.9
+    beta1: float = 0.8
     beta2: float = 0.95
     eps: float = 1e-5
     weight_decay: float = 0.1
     momentum: float = 0.9
     alpha: float = 0.95
-    clip_typical: float = 1.0
+    clip_typical: float = 2.0
     clip_value: float = 0.0
-    cell_dropout: float = 0.15
+    cell_dropout: float = 0.25
     dirty: float = 0.5
     dirt: float = 2.0
     blur_cost: float = 0.05

@@ -131,7 +131,8 @@ class Clipper:
 
     A machine that has learned has gradients of norm 0.01, and once in a thousand steps one of norm 100: a head between
     two rows multiplies a gradient at each step that it stays there. So the norm is held below `clip_typical` times its
-    running geometric mean (after AutoClip, Seetharaman et al. 2020).
+    running geometric mean (after AutoClip, Seetharaman et al. 2020). The mean is of the norms as they were cut: a burst
+    of spikes does not raise the limit for those to come.
 
     Attributes:
         log_typical: logarithm of the running mean; None before the first step. The state to keep in a checkpoint.
@@ -147,13 +148,12 @@ class Clipper:
         """Clip a gradient in place; returns its norm before it was cut to the typical one."""
         if self.recipe.clip_value > 0:
             gradient.clamp_(-self.recipe.clip_value, self.recipe.clip_value)
-        norm = torch.linalg.vector_norm(gradient).item()
+        norm = kept = torch.linalg.vector_norm(gradient).item()
         if self.log_typical is not None and self.recipe.clip_typical > 0:
-            limit = self.recipe.clip_typical * math.exp(self.log_typical)
-            if norm > limit:
-                gradient.mul_(limit / norm)
-        if norm > 0 and math.isfinite(norm):
-            log_norm = math.log(norm)
-            last = log_norm if self.log_typical is None else self.log_typical
-            self.log_typical = self.MEMORY * last + (1 - self.MEMORY) * log_norm
+            kept = min(norm, self.recipe.clip_typical * math.exp(self.log_typical))
+        if kept < norm:
+            gradient.mul_(kept / norm)
+        if kept > 0 and math.isfinite(norm):
+            last = math.log(kept) if self.log_typical is None else self.log_typical
+            self.log_typical = self.MEMORY * last + (1 - self.MEMORY) * math.log(kept)
         return norm

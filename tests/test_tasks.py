@@ -222,6 +222,8 @@ def test_clipping():
     norm, after = clipped(clipper, 10.0, 10.0)
     assert norm == pytest.approx(10 * 5**0.5)
     assert after == pytest.approx(3 * 0.01 * 5**0.5, rel=1e-4)  # a spike is cut to three times the typical norm
+    typical = math.log(0.01 * 5**0.5)
+    assert clipper.log_typical == pytest.approx(typical + 0.01 * math.log(3))  # ... and counts as that
     before = clipper.log_typical
     assert not math.isfinite(clipped(clipper, float("nan"), 1.0)[0])
     assert clipper.log_typical == before
