@@ -1566,4 +1566,4 @@ def warm_up(model: NTM) -> None:
     with torch.enable_grad():
         logits, _ = unroll(model, inputs, model.initial_state(1))
         torch.autograd.grad(logits.sum(), inputs)
-    forward_backward(model, inputs.detach(), torch.zeros_like(logits), torch.ones_like(logits[..., 0]))
+    model.forward_backward(inputs.detach(), torch.zeros_like(logits), torch.ones_like(logits[..., 0]))
