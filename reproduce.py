@@ -36,10 +36,6 @@ DIRTY_LENGTHS, DIRT = (20, 120), 1.0  # the standard deviation of the numbers in
 SCORING_SEED = 1
 SEEDS, SOME_SEEDS = "0,1,2,3,4", "0,1,2"
 
-PAPER = (  # Graves et al. 2014, section 4.6
-    "-optimizer rmsprop -momentum 0.9 -lr 1e-4 -lr_schedule constant -clip_typical 0 -clip_value 10 "
-    "-batch_size 1 -num_iters 100000 -full_tape -uneven 0 -dirty 0 -blur_cost 0 -curriculum 0 -cell_dropout 0"
-)
 ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "nothing: the recipe": "",
     "dirty memory": "-dirty 0",
@@ -51,7 +47,7 @@ ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "weight decay": "-weight_decay 0",
     "clipping": "-clip_typical 0",
     "Adam's numbers": "-beta1 0.9 -beta2 0.999 -eps 1e-8",
-    "all of it: the paper's setting": PAPER,
+    "all of it: the paper's setting": "-recipe paper",
 }
 
 
@@ -143,13 +139,14 @@ def run_all(jobs: list[Job], processes: int) -> list[dict]:
         for future in tqdm(as_completed(futures), total=len(jobs), unit="run"):
             job, result = futures[future], future.result()
             results[job[:3]] = result
-            tqdm.write(f"{job.variant}{result['name']} seed {job.seed}: {mistakes(result) or 'perfect'}")
+            bad = mistakes(result) | mistakes(result, True)
+            tqdm.write(f"{job.variant} {result['name']} seed {job.seed}: {bad or 'perfect'}".strip())
     return [results[job[:3]] for job in jobs]
 
 
-def mistakes(result: dict) -> dict[str, int]:
-    """The sequences with a wrong bit of a run, by length, where there are any."""
-    return {n: wrong for n, wrong in result["wrong_sequences"].items() if wrong}
+def mistakes(result: dict, dirty: bool = False) -> dict[str, int]:
+    """The sequences with a wrong bit of a run, by length, where there are any: on a blank memory, or on a dirty one."""
+    return {n: wrong for n, wrong in result["wrong_sequences"].items() if wrong and n.endswith("dirty") == dirty}
 
 
 def median(values: list[float | None]) -> str:
@@ -159,7 +156,10 @@ def median(values: list[float | None]) -> str:
 
 
 def print_table(results: list[dict], by: str) -> None:
-    """Print, by configuration or variant, how many runs had no wrong sequence of each length; then each failure."""
+    """Print, by configuration or variant, how many runs had no wrong sequence of each length; then each failure.
+
+    A run is perfect that has none on a blank memory.
+    """
     lengths = list(dict.fromkeys(n for r in results for n in r["wrong_sequences"]))
     print(f"\n| {by} | perfect | " + " | ".join(lengths) + " | solved at | seconds | longest |")
     print("|---" * (len(lengths) + 5) + "|")
@@ -171,11 +171,15 @@ def print_table(results: list[dict], by: str) -> None:
             cells.append(f"{sum(right)}/{len(right)}" if right else "")
         cells += [median([r[key] for r in runs]) for key in ("solved_iteration", "seconds")]
         print(f"| {name} | " + " | ".join(cells) + f" | {max(r['seconds'] for r in runs):.0f} |")
-    print(f"\n{sum(not mistakes(r) for r in results)} of {len(results)} runs without any wrong sequence")
+    print(
+        f"\n{sum(not mistakes(r) for r in results)} of {len(results)} runs without any wrong sequence on a blank memory,"
+    )
+    print(f"{sum(not mistakes(r, True) for r in results)} on a dirty one; wrong sequences by length:")
     for r in results:
-        if mistakes(r):
+        bad = mistakes(r) | mistakes(r, True)
+        if bad:
             variant = f"{r['variant']}, " if r["variant"] else ""
-            print(f"{variant}{r['name']} seed {r['seed']}: wrong sequences by length {mistakes(r)}")
+            print(f"{variant}{r['name']} seed {r['seed']}: {bad}")
 
 
 def ship(folder: Path) -> None:

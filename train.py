@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from experiment import checkpoint, plots
 from experiment.backend import choose_device, start_backend
-from experiment.configuration import NAMES, ROOT, Configuration, Recipe, load_configuration, load_task_json
+from experiment.configuration import NAMES, ROOT, Configuration, load_configuration, load_recipe, load_task_json
 from experiment.errors import InputError, Parser, number, run_script
+from experiment.recipe import Recipe, bounds, make_recipe, refuse_other_optimizers
 from experiment.runlog import RunLog, commit
 from experiment.scoring import (
     BATCHES,
@@ -39,7 +40,19 @@ from experiment.training import Clipper, blur_cost, draw_iteration, longest_leng
 from ntm import Backend
 from ntm.backend import use_fused
 
-OPTIMIZER_FLAGS = {"adam": ("beta1", "beta2", "eps", "weight_decay"), "rmsprop": ("momentum", "alpha")}
+
+def add_recipe_flag(parser: Parser, field: dataclasses.Field) -> None:
+    """Add the flag of one setting of the recipe; where it is not given, the recipe's own value counts."""
+    options = {"default": argparse.SUPPRESS, "help": field.metadata["help"]}
+    if "optimizer" in field.metadata:
+        options["help"] = f"{field.metadata['optimizer']}: {options['help']}"
+    if field.type is bool:
+        options["action"] = "store_true"
+    else:
+        options["help"] += f" (default: {field.default})"
+        limits = field.metadata.get("choices")
+        options |= {"choices": limits} if limits else {"type": number(*bounds(field))}
+    parser.add(field.name, **options)
 
 
 def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespace, Configuration]:
@@ -59,42 +72,16 @@ def parse_options(arguments: list[str] | None = None) -> tuple[argparse.Namespac
     parser.add("report_every", type=number(int, 1, 10**9), default=500, help="iterations between test points")
     parser.add("checkpoint_every", type=number(int, 1, 10**9), default=500, help="iterations between checkpoints")
 
-    def recipe_flag(name: str, help: str, **options) -> None:
-        default = getattr(Recipe, name)
-        shown = "" if default is False else f" (default: {default})"
-        parser.add(name, default=argparse.SUPPRESS, help=help + shown, **options)
-
-    whole, share = number(int, 1, 10**9), number(float, 0, 1)
-    positive = number(float, 0, 1e18, low_open=True)
-    below_one, not_negative = number(float, 0, 0.999999), number(float, 0, 1e18)
-    recipe_flag("batch_size", "sequences an iteration", type=number(int, 1, 100_000))
-    recipe_flag("num_iters", "iterations", type=whole)
-    recipe_flag("optimizer", "which one", choices=list(OPTIMIZER_FLAGS))
-    recipe_flag("lr", "learning rate", type=positive)
-    recipe_flag("lr_schedule", "how the rate goes on", choices=["cosine", "constant"])
-    recipe_flag("beta1", "adam: decay of the gradient's mean", type=below_one)
-    recipe_flag("beta2", "adam: decay of its square's mean", type=below_one)
-    recipe_flag("eps", "adam: gradients well below this hardly move a weight", type=positive)
-    recipe_flag("weight_decay", "adam: decoupled weight decay", type=not_negative)
-    recipe_flag("momentum", "rmsprop: momentum", type=below_one)
-    recipe_flag("alpha", "rmsprop: decay of the square's mean", type=below_one)
-    recipe_flag("clip_typical", "cut the gradient to this many times its typical norm; 0: off", type=not_negative)
-    recipe_flag("clip_value", "clip each element of the gradient; 0: off", type=not_negative)
-    recipe_flag("cell_dropout", "chance that a controller cell forgets", type=below_one)
-    recipe_flag("dirty", "share of sequences that begin on a dirty memory", type=share)
-    recipe_flag("dirt", "largest standard deviation of the numbers in a dirty memory", type=not_negative)
-    recipe_flag("blur_cost", "what the mean blur of the weightings adds to the loss at the end", type=not_negative)
-    recipe_flag("curriculum", "share of iterations in which lengths grow", type=share)
-    recipe_flag("uneven", "share of sequences with nearly empty or repeated vectors", type=share)
-    recipe_flag("full_tape", "always train on all rows of memory", action="store_true")
-    recipe_flag("seed", "everything random follows from it", type=number(int, 0, 2**63 - 1))
+    parser.add("recipe", metavar="NAME", help="a file in configs/recipes/, as paper: Graves et al.'s own setting")
+    for field in dataclasses.fields(Recipe):
+        add_recipe_flag(parser, field)
     options = parser.parse_args(arguments)
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe) if field.name in options}
-    recipe = Recipe(**given)
-    for optimizer, flags in OPTIMIZER_FLAGS.items():
-        for flag in flags:
-            if flag in given and optimizer != recipe.optimizer:
-                raise InputError(f"-{flag} is a flag of -optimizer {optimizer}; this run uses {recipe.optimizer}")
+    if options.recipe:
+        recipe = load_recipe(options.recipe, given)
+    else:
+        recipe = make_recipe(given, "-")
+        refuse_other_optimizers(given, recipe)
     if options.task_json is None:
         return options, load_configuration(options.config, recipe)
     return options, load_task_json(options.task_json, recipe)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment.errors import InputError
+from experiment.recipe import Recipe, make_recipe, refuse_other_optimizers
 from ntm import NTM, Backend
 from tasks import TASKS, Task
 
@@ -43,33 +44,6 @@ class Data:
     max_seq_len: int
     longer_min_seq_len: int  # the range of the longer test; above `max_seq_len`, never trained on
     longer_max_seq_len: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained. The defaults are the recipe that works best; every field is a flag of train.py."""
-
-    batch_size: int = 16
-    num_iters: int = 6_000
-    optimizer: str = "adam"
-    lr: float = 2e-3
-    lr_schedule: str = "cosine"
-    beta1: float = 0.8
-    beta2: float = 0.95
-    eps: float = 1e-5
-    weight_decay: float = 0.1
-    momentum: float = 0.9
-    alpha: float = 0.95
-    clip_typical: float = 2.0
-    clip_value: float = 0.0
-    cell_dropout: float = 0.25
-    dirty: float = 0.5
-    dirt: float = 2.0
-    blur_cost: float = 0.05
-    curriculum: float = 0.5
-    uneven: float = 0.5
-    full_tape: bool = False
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,7 +95,23 @@ class Configuration:
             recipe = dataclasses.asdict(Recipe()) | {key: recipe[key] for key in recipe.keys() & types.keys()}
         recipe = _checked_keys(recipe, types, f"{source}: recipe")
         network, data = network_and_data({**fields["network"], **fields["data"]}, source)
-        return cls(fields["name"], network, data, Recipe(**recipe))
+        return cls(fields["name"], network, data, make_recipe(recipe, f"{source}: "))
+
+
+def load_recipe(name: str, given: dict[str, Any]) -> Recipe:
+    """Read a recipe by its name or its file's path, such as paper; what is `given` overrides its settings.
+
+    Raises:
+        InputError: there is no such recipe, or a setting is wrong.
+    """
+    names = sorted(path.stem for path in (CONFIGS / "recipes").glob("*.json"))
+    path = CONFIGS / "recipes" / f"{name}.json" if name in names else Path(name)
+    if path.suffix != ".json":
+        raise InputError(f"-recipe {name}: no such recipe; choose one of {', '.join(names)}, or give a JSON file")
+    settings = _checked_keys(_read_json(path), _types(Recipe), str(path), partial=True)
+    recipe = make_recipe({**settings, **given}, f"{path}: ")
+    refuse_other_optimizers({**settings, **given}, recipe)
+    return recipe
 
 
 def load_configuration(name: str, recipe: Recipe) -> Configuration:
@@ -183,12 +173,14 @@ def _types(kind: type) -> dict[str, type]:
     return {field.name: field.type for field in dataclasses.fields(kind)}
 
 
-def _checked_keys(fields: dict[str, Any], types: dict[str, type], source: str) -> dict[str, Any]:
-    """Check that exactly the keys of `types` are there, each of its type."""
+def _checked_keys(fields: dict[str, Any], types: dict[str, type], source: str, partial: bool = False) -> dict[str, Any]:
+    """Check that exactly the keys of `types` are there, or, if `partial`, some of them; each of its type."""
     for key in fields:
         if key not in types:
             raise InputError(f"{source}: unknown key {key!r}; allowed are {', '.join(types)}")
     for key, kind in types.items():
+        if partial and key not in fields:
+            continue
         if key not in fields:
             raise InputError(f"{source}: key {key!r} is missing")
         value = fields[key]

@@ -1,10 +1,11 @@
 """Bad input ends a script with one line on standard error and exit code 2, never a traceback."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 
 class InputError(Exception):
@@ -44,21 +45,35 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def number(kind: type, low: float, high: float, low_open: bool = False) -> Callable[[str], float]:
-    """Make an argparse type: a number of a kind (int or float) from `low` (excluded if `low_open`) to `high`."""
+class Bounds(NamedTuple):
+    """What a number may be: of a kind (int or float), finite, from `low` (excluded where `above`) to `high`."""
+
+    kind: type
+    low: float = 0
+    high: float = math.inf
+    above: bool = False
+
+    def hold(self, value: float) -> bool:
+        """Whether a number is within them."""
+        return (self.low < value if self.above else self.low <= value) and value <= self.high and value < math.inf
+
+    def __str__(self) -> str:
+        noun = "a whole number" if self.kind is int else "a number"
+        upper = f" and at most {self.high:g}" if self.high < 1e18 else ""
+        return f"{noun} {'above' if self.above else 'of at least'} {self.low:g}{upper}"
+
+
+def number(kind: type, low: float = 0, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """Make an argparse type: a number within `Bounds`."""
+    bounds = Bounds(kind, low, high, above)
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
-            good = (low < value if low_open else low <= value) and value <= high
         except ValueError:
-            good = False
-        if not good:
-            noun = "a whole number" if kind is int else "a number"
-            bounds = f"{'above' if low_open else 'of at least'} {low:g}" + (
-                f" and at most {high:g}" if high < 1e18 else ""
-            )
-            raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {bounds}")
+            value = math.nan
+        if not bounds.hold(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {bounds}")
         return value
 
     return parse

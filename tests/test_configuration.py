@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from experiment.configuration import NAMES, Configuration, Recipe, load_configuration, load_task_json
+from experiment.configuration import (
+    CONFIGS,
+    NAMES,
+    Configuration,
+    Recipe,
+    load_configuration,
+    load_recipe,
+    load_task_json,
+)
 from experiment.errors import InputError
 
 GOOD = {
@@ -85,3 +93,42 @@ def test_files_that_are_not_there_or_not_files(tmp_path):
     for path in (tmp_path / "missing.json", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
             load_task_json(path, Recipe())
+
+
+def test_a_recipe_is_a_file_and_what_is_given_overrides_it():
+    paper = load_recipe("paper", {"seed": 3, "momentum": 0.5})
+    assert (paper.optimizer, paper.lr, paper.batch_size, paper.clip_value) == ("rmsprop", 1e-4, 1, 10)
+    assert (paper.dirty, paper.blur_cost, paper.cell_dropout, paper.uneven, paper.curriculum) == (0, 0, 0, 0, 0)
+    assert (paper.seed, paper.momentum) == (3, 0.5)
+    assert paper == load_recipe(str(CONFIGS / "recipes" / "paper.json"), {"seed": 3, "momentum": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lr": 0}, "lr is 0.0; allowed is a number above 0"),
+        ({"lr": float("nan")}, "lr"),
+        ({"eps": float("inf")}, "eps"),
+        ({"dirty": 1.01}, "dirty is 1.01; allowed is a number of at least 0 and at most 1"),
+        ({"num_iters": 10**400}, "num_iters"),
+        ({"full_tape": 1}, "'full_tape' must be true or false"),
+        ({"lr_schedule": "linear"}, "cosine, constant"),
+        ({"optimizer": "sgd"}, "adam, rmsprop"),
+        ({"weaning": 0.75}, "unknown key 'weaning'"),
+    ],
+)
+def test_an_impossible_setting_is_refused_in_a_recipe_and_in_a_model(tmp_path, change, said):
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps(change))
+    with pytest.raises(InputError, match=r"odd\.json") as refused:
+        load_recipe(str(path), {})
+    assert said in str(refused.value)
+    fields = load_configuration("m1d1", Recipe()).as_dict()
+    fields["recipe"] |= change
+    with pytest.raises(InputError, match="here"):
+        Configuration.from_dict(fields, "here")
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "beyond").glob("*.json")))
+def test_the_configurations_beyond_the_nine_are_right(path):
+    assert load_task_json(path, Recipe()).name == path.stem

@@ -21,7 +21,6 @@ from experiment.configuration import NAMES, ROOT, Recipe
 from experiment.errors import InputError
 from experiment.page import page
 from ntm import Backend
-from reproduce import PAPER
 
 TAGS = {"loss", "bits", "exact"}
 
@@ -150,14 +149,14 @@ def test_both_paths_train_alike(repository, tiny):
 
 
 def test_the_papers_own_setting_learns(repository):
-    assert PAPER in (ROOT / "README.md").read_text(encoding="utf-8")
-    flags = PAPER.replace("-num_iters 100000", "-num_iters 600 -report_every 100")
-    repository.run("train.py", "-config", "m1d2", *flags.split(), "-saved_model", "elsewhere/paper.pt")
+    flags = ("-recipe", "paper", "-num_iters", 600, "-report_every", 100)
+    repository.run("train.py", "-config", "m1d2", *flags, "-saved_model", "elsewhere/paper.pt")
     losses = [value for _, value in curves(repository.folder, "m1d2")["train", "loss"]]
     assert losses[-1] < losses[0] - 0.005
     _, configuration = load_model(repository.folder / "elsewhere" / "paper.pt")
     assert configuration.recipe.optimizer == "rmsprop"
     assert configuration.recipe.clip_value == 10
+    assert configuration.recipe.num_iters == 600  # a flag overrides the file
 
 
 def test_the_page_in_docs_holds_the_shipped_model():
@@ -247,6 +246,10 @@ WRONG = {
     "more than all dirty": ("train.py -dirty 1.5", "-dirty"),
     "a flag of an older recipe": ("train.py -weaning 0.5", "-weaning"),
     "beta with rmsprop": ("train.py -optimizer rmsprop -beta1 0.5", "-optimizer adam"),
+    "unknown recipe": ("train.py -recipe papers", "paper"),
+    "a recipe with an unknown key": ("train.py -recipe unknown.json", "'controller_size'"),
+    "an impossible recipe": ("train.py -recipe impossible.json", "impossible.json: batch_size is 0"),
+    "a recipe of both optimizers": ("train.py -recipe paper -beta1 0.5", "-optimizer adam"),
     "unknown optimizer": ("train.py -optimizer sgd", "adam"),
     "unknown flag": ("train.py -learning_rate 1", "-learning_rate"),
     "abbreviated flag": ("train.py -conf m1d1", "-conf"),
@@ -282,6 +285,7 @@ class Attack:
 def bad_files(repository, tiny):
     folder = repository.folder
     (folder / "unknown.json").write_text(json.dumps({**GOOD, "depth": 3}))
+    (folder / "impossible.json").write_text('{"batch_size": 0}')
     (folder / "text.pt").write_text("not a model\n")
     (folder / "pickle.pt").write_bytes(pickle.dumps(Attack()))
     (folder / "empty.pt").write_bytes(b"")
@@ -359,8 +363,8 @@ def test_reproduce_trains_scores_and_says_the_same_again(repository):
     flags = ("reproduce.py", "-configs", "m1d2", "-seeds", 3, "-flags", "-num_iters 20", "-table", "log/table.json")
     first = repository.run(*flags).stdout
     assert re.search(r"^\| m1d2 \| 0/1 \|", first, re.MULTILINE)
-    assert "0 of 1 runs without any wrong sequence" in first
+    assert "0 of 1 runs without any wrong sequence on a blank memory" in first
     (result,) = json.loads((repository.folder / "log" / "table.json").read_text())
     assert result["seed"] == 3
-    assert result["wrong_sequences"]["120"] == 1000
+    assert result["wrong_sequences"]["120"] == 1000 == result["wrong_sequences"]["120 dirty"]
     assert repository.run(*flags).stdout == first

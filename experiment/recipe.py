@@ -1,0 +1,83 @@
+"""How a network is trained: each setting declared once, with its default, its bounds and its help text."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from experiment.errors import Bounds, InputError
+
+OPTIMIZERS = ("adam", "rmsprop")
+
+
+def setting(default: Any, help: str, low: float = 0, high: float = math.inf, **more: Any) -> Any:
+    """Declare a field of `Recipe`.
+
+    Args:
+        default: its value where nothing else is said.
+        help: what it is, for `train.py -h`.
+        low, high: the least and the greatest number allowed.
+        more: `above`, true where `low` itself is not allowed; `choices`, the strings allowed; `optimizer`, the only one
+            that the setting belongs to.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, **more})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The defaults are the recipe that works best; every field is a flag of train.py."""
+
+    batch_size: int = setting(16, "sequences an iteration", 1, 100_000)
+    num_iters: int = setting(6_000, "iterations", 1, 10**9)
+    seed: int = setting(0, "everything random follows from it", 0, 2**63 - 1)
+    optimizer: str = setting("adam", "which one", choices=OPTIMIZERS)
+    lr: float = setting(2e-3, "learning rate", above=True)
+    lr_schedule: str = setting("cosine", "how the rate goes on: half a cosine down to 0, or constant",
+                               choices=("cosine", "constant"))  # fmt: skip
+    beta1: float = setting(0.8, "decay of the gradient's mean", 0, 0.999999, optimizer="adam")
+    beta2: float = setting(0.95, "decay of its square's mean", 0, 0.999999, optimizer="adam")
+    eps: float = setting(1e-5, "gradients well below this hardly move a weight", above=True, optimizer="adam")
+    weight_decay: float = setting(0.1, "decoupled weight decay", optimizer="adam")
+    momentum: float = setting(0.9, "momentum", 0, 0.999999, optimizer="rmsprop")
+    alpha: float = setting(0.95, "decay of the squared gradient's mean", 0, 0.999999, optimizer="rmsprop")
+    clip_typical: float = setting(2.0, "cut the gradient to this many times its typical norm; 0: off")
+    clip_value: float = setting(0.0, "clip each element of the gradient; 0: off")
+    dirty: float = setting(0.5, "share of sequences that begin on a dirty memory", 0, 1)
+    dirt: float = setting(2.0, "largest standard deviation of the numbers in a dirty memory")
+    blur_cost: float = setting(0.05, "what the mean blur of the weightings adds to the loss; grows from 0 to this")
+    cell_dropout: float = setting(0.25, "chance that a controller cell forgets, at each step", 0, 0.999999)
+    uneven: float = setting(0.5, "share of sequences with nearly empty, nearly full or repeated vectors", 0, 1)
+    full_tape: bool = setting(False, "always train on all rows of memory")
+    curriculum: float = setting(0.5, "share of iterations in which lengths grow", 0, 1)
+
+
+def bounds(field: dataclasses.Field) -> Bounds:
+    """What a field of `Recipe` that is a number may be."""
+    return Bounds(field.type, field.metadata["low"], field.metadata["high"], field.metadata.get("above", False))
+
+
+def make_recipe(settings: dict[str, Any], source: str) -> Recipe:
+    """Make a recipe of some settings, each of its field's type; the others have their defaults.
+
+    Raises:
+        InputError: one is impossible; the message begins with `source` and its name.
+    """
+    for field in dataclasses.fields(Recipe):
+        value, choices = settings.get(field.name, field.default), field.metadata.get("choices")
+        if choices and value not in choices:
+            raise InputError(f"{source}{field.name} is {value!r}; allowed are {', '.join(choices)}")
+        if field.type in (int, float) and not bounds(field).hold(value):
+            raise InputError(f"{source}{field.name} is {value!r}; allowed is {bounds(field)}")
+    return Recipe(**settings)
+
+
+def refuse_other_optimizers(given: dict[str, Any], recipe: Recipe) -> None:
+    """Refuse a setting that the recipe's optimizer has no use for.
+
+    Raises:
+        InputError: one of the settings given is another optimizer's.
+    """
+    for field in dataclasses.fields(Recipe):
+        owner = field.metadata.get("optimizer", recipe.optimizer)
+        if field.name in given and owner != recipe.optimizer:
+            raise InputError(f"-{field.name} is a flag of -optimizer {owner}; this run uses {recipe.optimizer}")
