@@ -171,10 +171,8 @@ def print_table(results: list[dict], by: str) -> None:
             cells.append(f"{sum(right)}/{len(right)}" if right else "")
         cells += [median([r[key] for r in runs]) for key in ("solved_iteration", "seconds")]
         print(f"| {name} | " + " | ".join(cells) + f" | {max(r['seconds'] for r in runs):.0f} |")
-    print(
-        f"\n{sum(not mistakes(r) for r in results)} of {len(results)} runs without any wrong sequence on a blank memory,"
-    )
-    print(f"{sum(not mistakes(r, True) for r in results)} on a dirty one; wrong sequences by length:")
+    blank, dirty = (sum(not mistakes(r, dirty) for r in results) for dirty in (False, True))
+    print(f"\n{blank} of {len(results)} runs without any wrong sequence on a blank memory, {dirty} on a dirty one")
     for r in results:
         bad = mistakes(r) | mistakes(r, True)
         if bad:
