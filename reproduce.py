@@ -26,7 +26,7 @@ from experiment.backend import start_backend
 from experiment.checkpoint import load, load_model, write_atomically
 from experiment.configuration import CONFIGS, NAMES, ROOT, Configuration
 from experiment.errors import InputError, Parser, number, run_script
-from experiment.scoring import EVALUATION, generator, sample_lengths, score
+from experiment.scoring import EVALUATION, generator, sample_lengths, score, trace
 from ntm import NTM
 from train import parse_options
 
@@ -114,7 +114,7 @@ def train_and_score(job: Job) -> dict:
     start_backend(model)
     wrong = count_wrong(model, configuration, job.sequences, job.long_sequences)
     scored = {"variant": job.variant, "name": configuration.name, "seed": job.seed, "wrong_sequences": wrong}
-    scored |= landmarks(job.folder / "log" / f"{configuration.name}.log")
+    scored |= landmarks(job.folder / "log" / f"{configuration.name}.log") | read_head(model, configuration)
     write_atomically(result, (json.dumps(scored) + "\n").encode())
     return scored
 
@@ -128,6 +128,17 @@ def landmarks(log: Path) -> dict[str, float | None]:
         "solved_iteration": int(solved[1]) if solved else None,
         "solved_seconds": float(solved[2]) if solved else None,
         "seconds": float(end[1]) if end else None,
+    }
+
+
+def read_head(model: NTM, configuration: Configuration) -> dict[str, float]:
+    """Look at the read heads while one sequence is read: their mean gate, and the mean of their largest weighting."""
+    length = configuration.data.max_seq_len
+    shown = trace(model, configuration.make_task().sample(1, length, generator(SCORING_SEED, EVALUATION)))
+    reading, heads = shown.mask == 0, shown.read_weighting.shape[1]
+    return {
+        "read_gate": round(float(shown.interpolation_gate[reading, :heads].mean()), 3),
+        "read_peak": round(float(shown.read_weighting[reading].max(-1).mean()), 3),
     }
 
 
@@ -149,26 +160,28 @@ def mistakes(result: dict, dirty: bool = False) -> dict[str, int]:
     return {n: wrong for n, wrong in result["wrong_sequences"].items() if wrong and n.endswith("dirty") == dirty}
 
 
-def median(values: list[float | None]) -> str:
+def median(values: list[float | None], digits: int = 0) -> str:
     """The middle of the values that are there."""
     values = sorted(value for value in values if value is not None)
-    return f"{values[len(values) // 2]:.0f}" if values else "-"
+    return f"{values[len(values) // 2]:.{digits}f}" if values else "-"
 
 
 def print_table(results: list[dict], by: str) -> None:
     """Print, by configuration or variant, how many runs had no wrong sequence of each length; then each failure.
 
-    A run is perfect that has none on a blank memory.
+    A run is perfect that has none on a blank memory. Gate and peak are those of `read_head`, and as medians, as are the
+    iteration at which the held-out set of trained lengths was first answered right, and the seconds of a run.
     """
     lengths = list(dict.fromkeys(n for r in results for n in r["wrong_sequences"]))
-    print(f"\n| {by} | perfect | " + " | ".join(lengths) + " | solved at | seconds | longest |")
-    print("|---" * (len(lengths) + 5) + "|")
+    print(f"\n| {by} | perfect | " + " | ".join(lengths) + " | gate | peak | solved at | seconds | longest |")
+    print("|---" * (len(lengths) + 7) + "|")
     for name in dict.fromkeys(r[by] for r in results):
         runs = [r for r in results if r[by] == name]
         cells = [f"{sum(not mistakes(r) for r in runs)}/{len(runs)}"]
         for n in lengths:
             right = [r["wrong_sequences"][n] == 0 for r in runs if n in r["wrong_sequences"]]
             cells.append(f"{sum(right)}/{len(right)}" if right else "")
+        cells += [median([r.get(key) for r in runs], 2) for key in ("read_gate", "read_peak")]
         cells += [median([r[key] for r in runs]) for key in ("solved_iteration", "seconds")]
         print(f"| {name} | " + " | ".join(cells) + f" | {max(r['seconds'] for r in runs):.0f} |")
     blank, dirty = (sum(not mistakes(r, dirty) for r in results) for dirty in (False, True))
