@@ -29,6 +29,7 @@ from experiment.runlog import RunLog, commit
 from experiment.scoring import (
     BATCHES,
     HELD_OUT,
+    Score,
     generator,
     sample_lengths,
     score,
@@ -39,6 +40,8 @@ from experiment.scoring import (
 from experiment.training import Clipper, blur_cost, draw_iteration, longest_length, make_optimizer, set_learning_rate
 from ntm import Backend
 from ntm.backend import use_fused
+
+LEARNED = 0.95  # the share of right sequences in the held-out set below which a run says that it has not learned
 
 
 def add_recipe_flag(parser: Parser, field: dataclasses.Field) -> None:
@@ -105,6 +108,23 @@ class StopAsked:
 
     def __bool__(self) -> bool:
         return self.asked
+
+
+def verdict(held_out: Score) -> str:
+    """Say how good a model is on the held-out set of trained lengths, and that it has not learned, where it has not."""
+    right = round(held_out.exact * held_out.sequences)
+    said = f"{right} of {held_out.sequences} held-out sequences of trained lengths are right"
+    if held_out.exact < LEARNED:
+        said += (
+            f" ({held_out.bits:.1f} wrong bits a sequence): it has not learned; try another -seed, or more -num_iters"
+        )
+    return said
+
+
+def shown_path(path: Path) -> str:
+    """A path as one would type it here."""
+    path = path.absolute()
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 def take(folder: Path) -> FileLock:
@@ -196,7 +216,7 @@ def main() -> None:
         log.line(f"{reason} ({where}); stopped")
         raise InputError(f"{reason} ({where}); stopped before a model was spoiled; {checkpoint_path} is from before")
 
-    def report() -> None:
+    def report() -> Score:
         means = {key: sums[key] / sums["iters"] for key in sums}
         log.scalars("train", step, loss=means["loss"], bits=means["bits"], exact=means["exact"])
         rate = (step - step_before) * recipe.batch_size / (time.perf_counter() - started)
@@ -211,6 +231,7 @@ def main() -> None:
         log.line(line)
         log.images("test", step, plots.trace_images(trace(model, shown)))
         sums.update(dict.fromkeys(sums, 0))
+        return results["test"]
 
     if not options.resume:
         save_checkpoint()
@@ -239,7 +260,7 @@ def main() -> None:
             loss_now, bits_now = (sums[key] / sums["iters"] for key in ("loss", "bits"))
             bar.set_postfix(loss=f"{loss_now:.4f}", bits=f"{bits_now:.2f}", seq_s=f"{rate:.0f}")
         if step % options.report_every == 0 or step == recipe.num_iters:
-            report()
+            held_out_score = report()
         if step % options.checkpoint_every == 0 and step < recipe.num_iters:
             save_checkpoint()
     bar.close()
@@ -254,10 +275,14 @@ def main() -> None:
     contents = {"configuration": configuration.as_dict(), "model": model.state_dict(), "trained": trained}
     checkpoint.save(saved_model, contents)
     log.line(f"finished after {seconds():.1f} s: {saved_model.name}")
+    log.line(verdict(held_out_score))
     log.close()
     checkpoint_path.unlink()
     lock.release()
-    print(f"finished after {seconds():.1f} s: {saved_model}")
+    print(f"finished after {seconds():.1f} s: {shown_path(saved_model)}\n{verdict(held_out_score)}")
+    print(f"log: {shown_path(options.output / 'log' / f'{configuration.name}.log')}")
+    print(f"curves: tensorboard --logdir {shown_path(options.output / 'runs')}")
+    print(f"test it: python evaluate.py -saved_model {shown_path(saved_model)}")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,13 @@ def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
     for key in ("command: python train.py -task_json", "network", "recipe", "commit", "versions", "hardware"):
         assert f"# {key}" in log
     assert len(re.findall(r"^iteration ", log, re.MULTILINE)) == 3
+    said = (
+        r"(\d+) of \d+ held-out sequences of trained lengths are right \(.* wrong bits a sequence\): it has not learned"
+    )
+    assert re.search(said, log)
+    assert re.search(said, done.stdout)
+    for line in ("log: log/tiny.log", "curves: tensorboard --logdir runs", "-saved_model saved_model/reverse_tiny.pt"):
+        assert line in done.stdout
     assert not list((repository.folder / "runs").rglob("checkpoint*"))
     assert not list((repository.folder / "saved_model").glob(".*"))
 
