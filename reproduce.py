@@ -26,9 +26,9 @@ from experiment.backend import start_backend
 from experiment.checkpoint import load, load_model, write_atomically
 from experiment.configuration import CONFIGS, NAMES, ROOT, Configuration
 from experiment.errors import InputError, Parser, number, run_script
+from experiment.options import parse_options
 from experiment.scoring import EVALUATION, generator, sample_lengths, score, trace
 from ntm import NTM
-from train import parse_options
 
 LENGTHS = (1, 2, 5, 10, 20, 30, 50, 64, 65, 75, 100, 120)  # with as many rows as configured
 LONG_LENGTH, LONG_ROWS = 1000, 1024
@@ -68,7 +68,7 @@ def train(job: Job) -> Path:
     saved = job.folder / "saved_model" / f"reverse_{Path(job.name).stem}.pt"
     which = ["-config", job.name] if job.name in NAMES else ["-task_json", os.path.relpath(job.name, ROOT)]
     flags = [*which, "-seed", str(job.seed), *job.flags]
-    _, wanted = parse_options(flags)
+    _, wanted = parse_options("", flags)
     if saved.exists():
         if load(saved)["configuration"] != wanted.as_dict():
             raise InputError(f"{saved}: made by another recipe; delete {job.folder}, or choose another -output")

@@ -1,0 +1,59 @@
+"""train.py's command line."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from experiment.configuration import NAMES, ROOT, Configuration, load_configuration, load_recipe, load_task_json
+from experiment.errors import Parser, number
+from experiment.recipe import Recipe, bounds, make_recipe, refuse_other_optimizers
+from ntm import Backend
+
+
+def add_recipe_flag(parser: Parser, field: dataclasses.Field) -> None:
+    """Add the flag of one setting of the recipe; where it is not given, the recipe's own value counts."""
+    options = {"default": argparse.SUPPRESS, "help": field.metadata["help"]}
+    if "optimizer" in field.metadata:
+        options["help"] = f"{field.metadata['optimizer']}: {options['help']}"
+    if field.type is bool:
+        options["action"] = "store_true"
+    else:
+        options["help"] += f" (default: {field.default})"
+        limits = field.metadata.get("choices")
+        options |= {"choices": limits} if limits else {"type": number(*bounds(field))}
+    parser.add(field.name, **options)
+
+
+def parse_options(description: str, arguments: list[str] | None = None) -> tuple[argparse.Namespace, Configuration]:
+    """Read the command line, or given arguments; each setting of the recipe that is not given keeps its default.
+
+    Raises:
+        InputError: a flag is unknown, or what it says is impossible.
+    """
+    parser = Parser(description)
+    parser.add("config", default="m1d1", metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    parser.add("task_json", type=Path, metavar="FILE", help="a JSON file with network and data, instead of -config")
+    parser.add(
+        "saved_model", type=Path, metavar="PATH", help="the finished model (default: saved_model/reverse_<config>.pt)"
+    )
+    parser.add(
+        "output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/, runs/ and log/ (default: here)"
+    )
+    parser.add("resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: cuda if there is one")
+    parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
+    parser.add("report_every", type=number(int, 1, 10**9), default=500, help="iterations between test points")
+    parser.add("checkpoint_every", type=number(int, 1, 10**9), default=500, help="iterations between checkpoints")
+    parser.add("recipe", metavar="NAME", help="a file in configs/recipes/, as paper: Graves et al.'s own setting")
+    for field in dataclasses.fields(Recipe):
+        add_recipe_flag(parser, field)
+    options = parser.parse_args(arguments)
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe) if field.name in options}
+    if options.recipe:
+        recipe = load_recipe(options.recipe, given)
+    else:
+        recipe = make_recipe(given, "-")
+        refuse_other_optimizers(given, recipe)
+    if options.task_json is None:
+        return options, load_configuration(options.config, recipe)
+    return options, load_task_json(options.task_json, recipe)

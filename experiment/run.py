@@ -1,0 +1,169 @@
+"""One run: that it is alone in its folder, where it stands, how it is stopped, and what it says at its end."""
+
+import math
+import shlex
+import signal
+import time
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from experiment import checkpoint
+from experiment.configuration import Configuration
+from experiment.errors import InputError
+from experiment.scoring import BATCHES, Score, stream_seed
+from experiment.training import Clipper
+from ntm import NTM
+
+LEARNED = 0.95  # the share of right sequences in the held-out set below which a run says that it has not learned
+
+
+class InterruptFlag:
+    """Becomes true at the first Ctrl-C or SIGTERM, which ends the run after its current iteration.
+
+    A second one ends it at once.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._ask)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def __bool__(self) -> bool:
+        return self.asked
+
+
+def lock_run(folder: Path, resume: bool) -> FileLock:
+    """Make a run's folder this process's own, until it ends in whatever way.
+
+    Raises:
+        InputError: there is nothing to resume, or an interrupted run would be lost, or another process has the folder.
+    """
+    path = folder / "checkpoint.pt"
+    if resume and not path.exists():
+        raise InputError(f"-resume: there is no {path}; leave -resume away to start from the beginning")
+    if not resume and path.exists():
+        raise InputError(f"{path}: an interrupted run; go on with -resume, or delete it to start anew")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"{folder}: another run is writing here; wait for it, or choose another -output") from error
+    return lock
+
+
+class TrainState:
+    """Where a run stands: all that its checkpoint holds.
+
+    Attributes:
+        step: iterations done.
+        sums: of what each iteration since the last report measured.
+        sizes: of the run's files at the checkpoint that was loaded; None at the beginning.
+    """
+
+    def __init__(
+        self, configuration: Configuration, model: NTM, optimizer: torch.optim.Optimizer, clipper: Clipper, path: Path
+    ) -> None:
+        self.configuration, self.model, self.optimizer, self.clipper = configuration, model, optimizer, clipper
+        self.path = path
+        self.step, self.sums, self.sizes = 0, {"iters": 0}, None
+        self._seconds_before, self._step_before, self._started = 0.0, 0, time.perf_counter()
+
+    def seconds(self) -> float:
+        """How long the run has taken, without interruptions."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def sequences_per_second(self) -> float:
+        """How fast it has been since it began or was resumed."""
+        steps = self.step - self._step_before
+        return steps * self.configuration.recipe.batch_size / (time.perf_counter() - self._started)
+
+    def add(self, **measured: float) -> None:
+        """Count an iteration with what it measured."""
+        self.step += 1
+        self.sums["iters"] += 1
+        for key, value in measured.items():
+            self.sums[key] = self.sums.get(key, 0) + value
+
+    def means(self) -> dict[str, float]:
+        """What an iteration since the last report measured, on average."""
+        return {key: value / self.sums["iters"] for key, value in self.sums.items()}
+
+    def save(self, sizes: dict[str, int]) -> None:
+        """Write the checkpoint, with the sizes of the run's files.
+
+        Raises:
+            InputError: a weight is not finite; the checkpoint from before stays.
+        """
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise InputError(
+                f"iteration {self.step}: a weight is not finite ({self.where()}); {self.path} is from before"
+            )
+        contents = {
+            "configuration": self.configuration.as_dict(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "log_typical_norm": self.clipper.log_typical,
+            "step": self.step,
+            "seconds": self.seconds(),
+            "sums": self.sums,
+            "sizes": sizes,
+        }
+        checkpoint.save(self.path, contents)
+
+    def load(self, device: torch.device) -> None:
+        """Go on from the checkpoint.
+
+        Raises:
+            InputError: it is damaged, of other flags, or of an older train.py.
+        """
+        stored = checkpoint.load(self.path, device)
+        if Configuration.from_dict(stored["configuration"], str(self.path)) != self.configuration:
+            raise InputError(f"-resume: {self.path} is of a run with other flags; give the same flags as then")
+        self.model.load_state_dict(stored["model"])
+        try:
+            self.optimizer.load_state_dict(stored["optimizer"])
+        except ValueError as error:
+            raise InputError(f"-resume: {self.path} is of an older train.py; delete it to start anew") from error
+        self.clipper.log_typical, self.sums, self.sizes = stored["log_typical_norm"], stored["sums"], stored["sizes"]
+        self.step = self._step_before = stored["step"]
+        self._seconds_before = stored["seconds"]
+
+    def where(self) -> str:
+        """Name the iteration that is next, so that its batch can be drawn again."""
+        seed = self.configuration.recipe.seed
+        return f"{self.configuration.name}, seed {seed}; batch seed {stream_seed(seed, BATCHES, self.step)}"
+
+    def require_finite(self, loss: float, norm: float) -> None:
+        """Stop before a step that would spoil the model.
+
+        Raises:
+            InputError: loss or gradient norm is not finite.
+        """
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = f"iteration {self.step + 1}: loss {loss} or gradient norm {norm} is not finite ({self.where()})"
+            raise InputError(f"{what}; stopped before a model was spoiled; {self.path} is from before")
+
+
+def verdict(held_out: Score) -> str:
+    """Say how good a model is on the held-out set of trained lengths, and that it has not learned, where it has not."""
+    right = round(held_out.exact * held_out.sequences)
+    said = f"{right} of {held_out.sequences} held-out sequences of trained lengths are right"
+    if held_out.exact < LEARNED:
+        said += (
+            f" ({held_out.bits:.1f} wrong bits a sequence): it has not learned; try another -seed, or more -num_iters"
+        )
+    return said
+
+
+def shown_path(path: Path) -> str:
+    """A path as one would type it here."""
+    path = path.absolute()
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
