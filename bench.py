@@ -99,7 +99,7 @@ STARTED = """
 import time, tracemalloc, torch, bench
 from experiment.configuration import Recipe, load_configuration
 from experiment.backend import start_backend
-from ntm import fused
+from ntm.fused import runtime
 configuration = load_configuration("m1d1", Recipe())
 model, began = configuration.make_model(), time.perf_counter()
 start_backend(model)
@@ -119,7 +119,7 @@ work()
 print(f"{time.perf_counter() - began:.2f} s")
 """
 MEASURED = """
-fused._spare.clear()
+runtime._spare_buffers.clear()
 tracemalloc.start()
 work()
 print(f"{tracemalloc.get_traced_memory()[1] / 2**20:.0f} MB")

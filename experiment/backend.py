@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from copy import deepcopy
 
 import torch
 
@@ -27,6 +28,16 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def warm_up(model: NTM) -> None:
+    """Compile what a model needs, or load it from the cache, by taking a step and going back, both ways."""
+    model = deepcopy(model)  # which gets the gradients
+    inputs = model.initial_hidden.new_zeros(1, 1, model.input_size, requires_grad=True)
+    with torch.enable_grad():
+        logits, _ = model(inputs)
+        torch.autograd.grad(logits.sum(), inputs)
+    model.forward_backward(inputs.detach(), torch.zeros_like(logits), torch.ones_like(logits[..., 0]))
+
+
 def start_backend(model: NTM, threads: int | None = None) -> str:
     """Compile the fast path if the model runs on it, or load it from its cache; returns the path in words.
 
@@ -48,7 +59,7 @@ def start_backend(model: NTM, threads: int | None = None) -> str:
     from ntm import fused  # here, so that the readable path does without Numba
 
     try:
-        fused.warm_up(model)
+        warm_up(model)
     finally:
         notice.cancel()
     threads = fused.use_threads(threads)

@@ -28,9 +28,9 @@ def make_optimizer(recipe: Recipe, weights: Tensor, fused: bool) -> torch.optim.
         numbers = recipe.lr, (recipe.beta1, recipe.beta2), recipe.eps, recipe.weight_decay
         if not fused:
             return torch.optim.AdamW([weights], *numbers, fused=True)
-        from experiment.adam import CompiledAdamW  # here, so that the readable path does without Numba
+        from ntm.fused import FusedAdamW  # here, so that the readable path does without Numba
 
-        return CompiledAdamW([weights], *numbers)
+        return FusedAdamW([weights], *numbers)
     # Graves adds 1e-4 under the root, for a loss that is the sum over all bits; ours is their mean, a hundredth of it.
     return torch.optim.RMSprop([weights], recipe.lr, recipe.alpha, eps=1e-4, momentum=recipe.momentum, centered=True)
 

@@ -17,8 +17,6 @@ the controller.
     h_t, c_t hidden, cell        (B, C)      LSTM        ntm/controller.py
 """
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,34 +26,7 @@ from ntm.backend import Backend, use_fused
 from ntm.controller import LSTMController
 from ntm.heads import Controls, Heads
 from ntm.memory import initial_memory, read, write
-
-
-class NTMState(NamedTuple):
-    """All that the machine carries from one step to the next."""
-
-    memory: Tensor  # M_t (B, N, M)
-    weighting: Tensor  # w_t (B, H, N)
-    reads: Tensor  # r_t (B, R, M)
-    hidden: Tensor  # h_t (B, C)
-    cell: Tensor  # c_t (B, C)
-
-
-BY_COLUMNS = 0, 2, 4  # of `NTM.in_order`, the maps' weights
-
-
-def in_a_row(parameters: list[Tensor]) -> Tensor:
-    """Copy parameters, which are `NTM.in_order`, into one tensor.
-
-    The weight of a map goes by columns, its bias after it: as the fused path multiplies them.
-    """
-    return torch.cat([(p.t() if i in BY_COLUMNS else p).detach().flatten() for i, p in enumerate(parameters)])
-
-
-def out_of_a_row(flat: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """Views of a tensor that is laid out in that way, in the shapes of the parameters."""
-    parts = flat.split([p.numel() for p in parameters])
-    pairs = enumerate(zip(parts, parameters, strict=True))
-    return [part.view(p.shape[::-1]).t() if i in BY_COLUMNS else part.view(p.shape) for i, (part, p) in pairs]
+from ntm.state import NTMState, pack_parameters, unpack_parameters
 
 
 class NTM(nn.Module):
@@ -85,7 +56,7 @@ class NTM(nn.Module):
         super().__init__()
         self.input_size = input_size
         self.backend = backend
-        self.flat: Tensor | None = None  # all parameters as one, after `flatten_parameters`
+        self.flat_parameters: Tensor | None = None  # all parameters as one, after `flatten_parameters`
         self.memory_units = memory_units
         reads_size = num_heads * memory_unit_size
         self.controller = LSTMController(input_size + reads_size, controller_size)
@@ -95,14 +66,14 @@ class NTM(nn.Module):
         self.initial_cell = nn.Parameter(torch.zeros(controller_size))
         self.initial_reads = nn.Parameter(torch.zeros(num_heads, memory_unit_size))
 
-    def in_order(self) -> list[nn.Parameter]:
+    def packed_parameters(self) -> list[nn.Parameter]:
         """List all parameters, each map's weight before its bias, in the order of `flatten_parameters`."""
         maps = self.controller.gates_map, self.heads.controls_map, self.output_map
         map_parameters = [parameter for linear in maps for parameter in (linear.weight, linear.bias)]
         return [*map_parameters, self.initial_reads, self.initial_hidden, self.initial_cell]
 
     def flatten_parameters(self) -> Tensor:
-        """Lay all parameters out in one tensor, `flat`, and their gradients in another; they become views of these.
+        """Pack all parameters into one tensor, `flat_parameters`, and their gradients into another, as views of these.
 
         The fused path then need not copy them; clipping and optimizers have one tensor to go through, not nine that
         take longer to start on.
@@ -111,13 +82,13 @@ class NTM(nn.Module):
             All parameters as one, with `grad`, which is 0. Zero that in place, lest the parameters get others. What
             gives them other tensors, as `to`, `deepcopy` or `load_state_dict(assign=True)`, wants this called again.
         """
-        parameters = self.in_order()
-        self.flat = in_a_row(parameters).requires_grad_()
-        self.flat.grad = torch.zeros_like(self.flat)
-        values, gradients = (out_of_a_row(flat, parameters) for flat in (self.flat.detach(), self.flat.grad))
+        parameters = self.packed_parameters()
+        self.flat_parameters = flat = pack_parameters(parameters).requires_grad_()
+        flat.grad = torch.zeros_like(flat)
+        values, gradients = (unpack_parameters(packed, parameters) for packed in (flat.detach(), flat.grad))
         for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
             parameter.data, parameter.grad = value, gradient
-        return self.flat
+        return flat
 
     def initial_state(self, batch_size: int, memory_units: int | None = None) -> NTMState:
         """Make the state before the first step.
@@ -159,8 +130,8 @@ class NTM(nn.Module):
         self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None
     ) -> tuple[Tensor, NTMState, Controls]:
         """Take one step as `step` does, and give the heads' controls as well, for pictures."""
-        seen = torch.cat((x, state.reads.flatten(1)), dim=-1)
-        hidden, cell = self.controller(seen, state.hidden, state.cell, cell_mask)
+        controller_input = torch.cat((x, state.reads.flatten(1)), dim=-1)
+        hidden, cell = self.controller(controller_input, state.hidden, state.cell, cell_mask)
         reading, writing, controls = self.heads(hidden, state.memory, state.weighting)
         reads = read(state.memory, reading)
         memory = write(state.memory, writing, controls.erase, controls.add)
@@ -193,7 +164,7 @@ class NTM(nn.Module):
             from ntm import fused  # here, so that the readable path does without Numba
 
             state = self.initial_state(1, memory_units) if state is None else state  # one for all sequences
-            return fused.unroll(self, inputs, state, cell_mask)
+            return fused.unroll(self.packed_parameters(), self.flat_parameters, inputs, state, cell_mask)
         state = self.initial_state(inputs.shape[1], memory_units) if state is None else state
         return self.unroll(inputs, state, cell_mask)
 
@@ -233,7 +204,8 @@ class NTM(nn.Module):
         if fused_path:
             from ntm import fused
 
-            return fused.forward_backward(self, inputs, targets, mask, state, cell_mask, blur_cost)
+            parameters = self.packed_parameters(), self.flat_parameters
+            return fused.forward_backward(*parameters, inputs, targets, mask, state, cell_mask, blur_cost)
         weightings = [] if blur_cost else None
         logits, _ = self.unroll(inputs, state, cell_mask, weightings)
         share = (mask / (mask.sum() * targets.shape[2])).unsqueeze(-1)

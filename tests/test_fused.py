@@ -290,8 +290,9 @@ def refuse(name, *options, **more):
         raise OSError(name)
     return found(name, *options, **more)
 ctypes.CDLL = refuse
-from ntm import NTM, Backend, fused
-assert fused.limit_product_threads is int
+from ntm import NTM, Backend
+from ntm.fused import blas
+assert blas.set_blas_threads is int
 for dtype in (torch.float32, torch.float64):
     torch.manual_seed(0)
     model = NTM(5, 3, 6, 7, 5).to(dtype)

@@ -3,9 +3,10 @@
 import torch
 
 import train  # noqa: F401
-from ntm import NTM, fused
+from experiment.backend import warm_up
+from ntm import NTM
 
 torch.set_num_threads(1)  # threads do not survive a fork
 model = NTM(5, 3, 8, 12, 6)
-fused.warm_up(model)
+warm_up(model)
 torch.optim.AdamW(model.parameters())  # imports a second's worth of torch

@@ -1,23 +1,25 @@
-"""Adam in one compiled pass over the weights: what PyTorch's takes to start is noticed beside the fast path."""
+"""AdamW in one compiled pass over flat weights: what PyTorch's takes to start is noticed beside the fast path."""
 
 import numpy as np
 import torch
 
-from ntm.fused import ONE, compiled
+from ntm.fused.jit import jit
+from ntm.fused.mathlib import ONE
 
 
-@compiled
-def adamw(weights, gradient, mean, square, kept, rate, beta1, beta2, eps, unbias):
-    """Loshchilov & Hutter 2019, algorithm 2. Weight decay leaves `kept`; `unbias` makes up for a start at 0."""
+@jit
+def adamw_step(weights, gradient, mean, square, decay_factor, rate, beta1, beta2, eps, bias_correction2):
+    """Loshchilov & Hutter 2019, algorithm 2. Weight decay leaves `decay_factor` of a weight."""
     kind = weights.dtype.type
-    kept, rate, beta1, beta2, eps, unbias = kind(kept), kind(rate), kind(beta1), kind(beta2), kind(eps), kind(unbias)
+    decay_factor, rate, beta1, beta2 = kind(decay_factor), kind(rate), kind(beta1), kind(beta2)
+    eps, bias_correction2 = kind(eps), kind(bias_correction2)
     for i in range(weights.shape[0]):
         mean[i] += (ONE - beta1) * (gradient[i] - mean[i])
         square[i] = beta2 * square[i] + (ONE - beta2) * gradient[i] * gradient[i]
-        weights[i] = kept * weights[i] - rate * mean[i] / (np.sqrt(square[i] * unbias) + eps)
+        weights[i] = decay_factor * weights[i] - rate * mean[i] / (np.sqrt(square[i] * bias_correction2) + eps)
 
 
-class CompiledAdamW(torch.optim.AdamW):
+class FusedAdamW(torch.optim.AdamW):
     """PyTorch's AdamW, with the same state, for flat weights on the CPU."""
 
     def step(self) -> None:
@@ -31,9 +33,9 @@ class CompiledAdamW(torch.optim.AdamW):
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weights), torch.zeros_like(weights)
                 count, mean, square = (state[key].numpy() for key in ("step", "exp_avg", "exp_avg_sq"))
                 count += 1
-                steps, kept = float(count), 1 - group["lr"] * group["weight_decay"]
-                rate, unbias = group["lr"] / (1 - beta1**steps), 1 / (1 - beta2**steps)
+                steps, decay_factor = float(count), 1 - group["lr"] * group["weight_decay"]
+                rate, bias_correction2 = group["lr"] / (1 - beta1**steps), 1 / (1 - beta2**steps)
                 arrays = weights.detach().numpy(), weights.grad.numpy(), mean, square
-                adamw(*arrays, kept, rate, beta1, beta2, group["eps"], unbias)
+                adamw_step(*arrays, decay_factor, rate, beta1, beta2, group["eps"], bias_correction2)
 
     step.hooked = True  # so that PyTorch does not wrap it for its profiler, which takes as long as the step

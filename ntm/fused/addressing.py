@@ -1,0 +1,149 @@
+"""Addressing (ntm/addressing.py, eq. 5-9), one head of one sequence, each equation with its backward."""
+
+import numpy as np
+
+from ntm import addressing
+from ntm.fused.jit import jit
+from ntm.fused.mathlib import ONE, TWO, dot, log, softmax
+
+# Written out: the cache of compiled code would not notice a change in ntm/addressing.py.
+NORM_EPSILON, LOG_EPSILON = np.float32(2.0**-20), np.float32(2.0**-53)
+assert (NORM_EPSILON, LOG_EPSILON) == (addressing.NORM_EPSILON, addressing.LOG_EPSILON)
+
+
+@jit
+def key_memory_dots(memory, keys, squares, similarity):
+    """The products of eq. 6: fills `squares` with |M(n)|^2, and `similarity` with each head's k.M(n).
+
+    Two heads a pass and four columns at a time, so as to touch each number as rarely as can be.
+    """
+    width, rows = memory.shape
+    squares[:] = NORM_EPSILON
+    similarity[:] = memory.dtype.type(0)
+    for h in range(0, similarity.shape[0], 2):
+        first = h == 0
+        one, two = similarity[h], similarity[h + 1]
+        k, j = keys[h * width : (h + 1) * width], keys[(h + 1) * width : (h + 2) * width]
+        for m in range(0, width - 3, 4):
+            k0, k1, k2, k3, j0, j1, j2, j3 = k[m], k[m + 1], k[m + 2], k[m + 3], j[m], j[m + 1], j[m + 2], j[m + 3]
+            m0, m1, m2, m3 = memory[m], memory[m + 1], memory[m + 2], memory[m + 3]
+            if first:
+                for n in range(rows):
+                    squares[n] += m0[n] * m0[n] + m1[n] * m1[n] + m2[n] * m2[n] + m3[n] * m3[n]
+                    one[n] += k0 * m0[n] + k1 * m1[n] + k2 * m2[n] + k3 * m3[n]
+                    two[n] += j0 * m0[n] + j1 * m1[n] + j2 * m2[n] + j3 * m3[n]
+            else:
+                for n in range(rows):
+                    one[n] += k0 * m0[n] + k1 * m1[n] + k2 * m2[n] + k3 * m3[n]
+                    two[n] += j0 * m0[n] + j1 * m1[n] + j2 * m2[n] + j3 * m3[n]
+        for m in range(width - width % 4, width):
+            for n in range(rows):
+                if first:
+                    squares[n] += memory[m, n] * memory[m, n]
+                one[n] += k[m] * memory[m, n]
+                two[n] += j[m] * memory[m, n]
+
+
+@jit
+def content_weighting(inverse_norm, key, key_strength, similarity, content):
+    """eq. 6 and 5: `similarity` comes in as products and leaves as K; fills `content` (w^c)."""
+    inverse_key_norm = ONE / np.sqrt(dot(key, key) + NORM_EPSILON)
+    for n in range(similarity.shape[0]):
+        similarity[n] *= inverse_norm[n] * inverse_key_norm
+    softmax(key_strength, similarity, content)
+
+
+@jit
+def content_weighting_backward(inverse_norm, key, key_strength, similarity, content, d_content, d_dot, row_norm_grad):
+    """The gradient of eq. 5, and of eq. 6 up to the products with memory, which `memory_backward` has.
+
+    With u.v / (|u| |v|) for K: overwrites `d_dot`, the gradient of u.v, and accumulates into `row_norm_grad`, which is
+    -2 dL/d|v|^2. Returns d_key_strength, and the same of the key, -2 dL/d|u|^2.
+    """
+    inverse_key_norm = ONE / np.sqrt(dot(key, key) + NORM_EPSILON)
+    mean = dot(d_content, content)
+    d_key_strength = key_norm_grad = mean - mean
+    for n in range(similarity.shape[0]):
+        d_logit = content[n] * (d_content[n] - mean)
+        d_key_strength += d_logit * similarity[n]
+        norm_grad = key_strength * d_logit * similarity[n]
+        key_norm_grad += norm_grad
+        row_norm_grad[n] += norm_grad * inverse_norm[n] * inverse_norm[n]
+        d_dot[n] = key_strength * d_logit * inverse_norm[n] * inverse_key_norm
+    return d_key_strength, key_norm_grad * inverse_key_norm * inverse_key_norm
+
+
+@jit
+def interpolate(content, previous, gate, gated):
+    """eq. 7."""
+    for n in range(gated.shape[0]):
+        gated[n] = previous[n] + gate * (content[n] - previous[n])
+
+
+@jit
+def interpolate_backward(content, previous, gate, d_gated, d_content, d_previous):
+    """Overwrites `d_content` and `d_previous`; returns d_gate."""
+    d_gate = gate - gate
+    for n in range(d_gated.shape[0]):
+        d_gate += d_gated[n] * (content[n] - previous[n])
+        d_content[n] = gate * d_gated[n]
+        d_previous[n] = d_gated[n] - d_content[n]
+    return d_gate
+
+
+@jit
+def shift(gated, s, shifted):
+    """eq. 8: row i takes from rows i + 1, i and i - 1, around the ends."""
+    back, stay, forward, last = s[0], s[1], s[2], gated.shape[0] - 1
+    for i in range(1, last):
+        shifted[i] = back * gated[i + 1] + stay * gated[i] + forward * gated[i - 1]
+    shifted[0] = back * gated[min(1, last)] + stay * gated[0] + forward * gated[last]
+    if last > 0:
+        shifted[last] = back * gated[0] + stay * gated[last] + forward * gated[last - 1]
+
+
+@jit
+def shift_backward(gated, s, d_shifted, d_gated, d_s):
+    """Overwrites `d_gated` and `d_s`. The convolution with the mirrored shifts."""
+    back, stay, forward, last = s[0], s[1], s[2], gated.shape[0] - 1
+    for i in range(1, last):
+        d_gated[i] = back * d_shifted[i - 1] + stay * d_shifted[i] + forward * d_shifted[i + 1]
+    d_gated[0] = back * d_shifted[last] + stay * d_shifted[0] + forward * d_shifted[min(1, last)]
+    if last > 0:
+        d_gated[last] = back * d_shifted[last - 1] + stay * d_shifted[last] + forward * d_shifted[0]
+    d_s[0] = dot(d_shifted[:last], gated[1:]) + d_shifted[last] * gated[0]
+    d_s[1] = dot(d_shifted, gated)
+    d_s[2] = dot(d_shifted[1:], gated[:last]) + d_shifted[0] * gated[last]
+
+
+@jit
+def sharpen(shifted, sharpening, log_shifted, weighting):
+    """eq. 9: fills `log_shifted` and `weighting`."""
+    for n in range(shifted.shape[0]):
+        log_shifted[n] = log(shifted[n] + LOG_EPSILON)
+    softmax(sharpening, log_shifted, weighting)
+
+
+@jit
+def sharpen_backward(shifted, sharpening, log_shifted, weighting, d_weighting, d_shifted):
+    """Overwrites `d_shifted`; returns d_sharpening."""
+    mean = dot(d_weighting, weighting)
+    d_sharpening = mean - mean
+    for n in range(shifted.shape[0]):
+        d_logit = weighting[n] * (d_weighting[n] - mean)
+        d_sharpening += d_logit * log_shifted[n]
+        d_shifted[n] = sharpening * d_logit / (shifted[n] + LOG_EPSILON)
+    return d_sharpening
+
+
+@jit
+def blur(weighting):
+    """How far a head is from standing on one row: 1 - sum_n w(n)^2."""
+    return ONE - dot(weighting, weighting)
+
+
+@jit
+def blur_backward(weighting, d_blur, d_weighting):
+    """Accumulates into `d_weighting`."""
+    for n in range(weighting.shape[0]):
+        d_weighting[n] -= TWO * d_blur * weighting[n]

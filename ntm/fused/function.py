@@ -1,0 +1,264 @@
+"""A whole batch: arguments checked, shards handed to threads, and the unroll as PyTorch's autograd sees it."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ntm.fused.layout import GROUP, Sizes, transpose_weights, workspace_size
+from ntm.fused.loss import LossArgs
+from ntm.fused.runtime import Workspace, run_parallel, shards
+from ntm.fused.unroll import UnrollArgs, groups_backward, groups_forward, groups_forward_backward
+from ntm.state import NTMState, pack_parameters, unpack_parameters
+
+
+def swap_memory_axes(state: NTMState) -> NTMState:
+    """A view of a state with [N][M] and [M][N] exchanged in its memory, which may be None."""
+    return state._replace(memory=None if state.memory is None else state.memory.swapaxes(1, 2))
+
+
+def _flat(tensor: Tensor) -> np.ndarray:
+    """A tensor's array without gaps: compiled code takes no other."""
+    return np.ascontiguousarray(tensor.numpy())
+
+
+def state_arrays(state: NTMState) -> NTMState:
+    """A state's arrays, its memory [M][N]."""
+    return NTMState(*(_flat(part.detach()) for part in swap_memory_axes(state)))
+
+
+def try_flat_view(tensors: list[Tensor], flat: Tensor) -> np.ndarray | None:
+    """The flat tensor's array, if the others lie in it one after the other: `NTM.flatten_parameters` made them so."""
+    at = flat.data_ptr()
+    for tensor in tensors:
+        if tensor.data_ptr() != at:
+            return None
+        at += tensor.nbytes
+    return flat.detach().numpy()
+
+
+def packed_weights(parameters: list[Tensor], flat: Tensor | None) -> np.ndarray:
+    """All parameters, which are `NTM.packed_parameters`, as one array: a view where they lie so, else a copy."""
+    weights = None if flat is None else try_flat_view(parameters, flat)
+    return pack_parameters(parameters).numpy() if weights is None else weights
+
+
+def unpacked_gradients(parameters: list[Tensor], flat: np.ndarray) -> list[Tensor]:
+    """Flat gradients in the shapes of the parameters; copies where these do not lie by columns themselves."""
+    pieces = unpack_parameters(torch.from_numpy(flat), parameters)
+    return [d.contiguous() if p.is_contiguous() else d for d, p in zip(pieces, parameters, strict=True)]
+
+
+def make_unroll_args(
+    weights: np.ndarray,
+    s: Sizes,
+    inputs: Tensor,
+    start: NTMState,
+    cell_mask: Tensor | None = None,
+    blur_cost: float = 0.0,
+) -> UnrollArgs:
+    """Check the arguments of an unroll.
+
+    Args:
+        weights: all parameters, packed.
+        s: its sizes.
+        inputs: (T, B, input_size).
+        start: the initial state, each part of the batch or one for all, as arrays, its memory [M][N].
+        cell_mask, blur_cost: as in `NTM.forward_backward`.
+
+    Raises:
+        TypeError: inputs, state and weights are not all of one floating-point type on the CPU, or the mask is not bool.
+        ValueError: inputs, state or mask do not have the model's shapes, or there is no step.
+    """
+    (steps, batch, width), array, kind = inputs.shape, _flat(inputs), weights.dtype
+    if any(x.dtype != kind for x in (array, *start)):
+        raise TypeError(f"the fused path needs inputs and state in {kind}, as the weights are")
+    rows, heads = start.memory.shape[2], 2 * s.num_read_heads
+    shapes = [(s.width, rows), (heads, rows), (s.num_read_heads, s.width), (s.cells,), (s.cells,)]
+    if width != s.inputs or [part.shape[1:] for part in start] != shapes:
+        raise ValueError(f"this model takes {s.inputs} inputs a step, and a state of shapes {shapes} a sequence")
+    if not steps or not {len(part) for part in start} <= {1, batch}:
+        raise ValueError(
+            f"at least one step, and a state of {batch} sequences or one for all: {steps} steps were given"
+        )
+    if cell_mask is not None and cell_mask.dtype != torch.bool:
+        raise TypeError(f"cell_mask must be of type bool, not {cell_mask.dtype}")
+    if cell_mask is not None and cell_mask.shape != (steps, batch, s.cells):
+        raise ValueError(f"cell_mask must be {(steps, batch, s.cells)}, not {tuple(cell_mask.shape)}")
+    return UnrollArgs(
+        inputs=array,
+        cell_mask=np.empty((steps, batch, 0), bool) if cell_mask is None else _flat(cell_mask),
+        start=start,
+        weights=weights,
+        weights_t=weights[:0],
+        sizes=s,
+        blur_cost=kind.type(blur_cost / (heads * max(1, batch * steps))),
+        logits=np.empty((steps, batch, s.outputs), kind),
+    )
+
+
+def make_sizes(parameters: list[Tensor]) -> Sizes:
+    """Read a model's sizes off its `NTM.packed_parameters`."""
+    gates, _, _, _, output, _, reads, *_ = (parameter.shape for parameter in parameters)
+    (num_read_heads, width), cells = reads, gates[0] // 4
+    return Sizes(gates[1] - num_read_heads * width - cells, num_read_heads, width, cells, output[0])
+
+
+def make_loss_args(args: UnrollArgs, targets: Tensor, mask: Tensor) -> LossArgs:
+    """Check what an unroll is to answer.
+
+    Raises:
+        ValueError: targets or mask do not fit, or no step counts.
+    """
+    wanted, counted, shape, kind = _flat(targets), _flat(mask), args.logits.shape, args.logits.dtype
+    if wanted.shape != shape or counted.shape != shape[:2] or not wanted.dtype == counted.dtype == kind:
+        raise ValueError(f"targets and mask must be {shape} and {shape[:2]}, in {kind}")
+    steps = counted.sum()
+    if steps == 0:
+        raise ValueError("no step counts: the mask is 0 everywhere")
+    return LossArgs(wanted, counted, kind.type(1 / (steps * shape[2])))
+
+
+class Unroll(torch.autograd.Function):
+    """An unroll as PyTorch sees it."""
+
+    @staticmethod
+    def forward(ctx, args, save_for_backward, inputs, memory, weighting, reads, hidden, cell, *parameters):
+        """Return logits and the final state's five tensors."""
+        (steps, batch, _), rows, kind = inputs.shape, args.start.memory.shape[2], args.logits.dtype
+        end, shard_ranges = NTMState(*(np.empty((batch, *part.shape[1:]), kind) for part in args.start)), shards(batch)
+        slots = steps if save_for_backward else 1
+        needed = [workspace_size(slots, min(GROUP, b - a), rows, args.sizes, True) for a, b in shard_ranges]
+        groups = [(b - a) // min(GROUP, b - a) if save_for_backward else 1 for a, b in shard_ranges]
+        workspace = Workspace([n * count for n, count in zip(groups, needed, strict=True)], kind)
+        buffers = [array.reshape(-1, count) for array, count in zip(workspace.arrays, needed, strict=True)]
+        jobs = [
+            partial(groups_forward, a, b, args, each, save_for_backward, end)
+            for (a, b), each in zip(shard_ranges, buffers, strict=True)
+        ]
+        run_parallel(jobs)
+        if save_for_backward:
+            ctx.save_for_backward(*parameters)  # so that PyTorch notices a weight that changes before backward
+            ctx.args, ctx.workspace, ctx.kept = args, workspace, list(zip(shard_ranges, buffers, strict=True))
+            ctx.set_materialize_grads(False)
+        return tuple(map(torch.from_numpy, (args.logits, *swap_memory_axes(end))))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_logits, *d_end):
+        """Return a gradient for each argument of `forward`."""
+        parameters, args, needed, kind = ctx.saved_tensors, ctx.args, ctx.needs_input_grad, ctx.args.logits.dtype
+        batch, count = args.inputs.shape[1], args.weights.size
+        workspace = Workspace([count] * (1 + len(ctx.kept)), kind)
+        weights_t, *d_parts = workspace.arrays
+        transpose_weights(args.weights, args.sizes, weights_t)
+        args = args._replace(weights_t=weights_t)
+        d_logits = np.zeros_like(args.logits) if d_logits is None else _flat(d_logits)
+        d_start = NTMState(*(np.empty((batch, *part.shape[1:]), kind) for part in args.start))
+        d_end = swap_memory_axes(NTMState(*d_end))
+        d_end = NTMState(*(np.zeros_like(z) if d is None else _flat(d) for d, z in zip(d_end, d_start, strict=True)))
+        d_inputs = np.empty(args.inputs.shape if needed[2] else (0, 0, 0), kind)
+        jobs = [
+            partial(groups_backward, a, b, args, buffers, d_logits, d_end, d_start, d_inputs, d_part)
+            for ((a, b), buffers), d_part in zip(ctx.kept, d_parts, strict=True)
+        ]
+        run_parallel(jobs)
+        d_start = swap_memory_axes(NTMState(*map(torch.from_numpy, d_start)))
+        shared = (len(part) < batch for part in args.start)
+        d_start = [d.sum(0, keepdim=True) if one else d for d, one in zip(d_start, shared, strict=True)]
+        d_weights = unpacked_gradients(parameters, sum(d_parts, np.zeros(count, kind)))
+        return None, None, torch.from_numpy(d_inputs) if needed[2] else None, *d_start, *d_weights
+
+
+def unroll(
+    parameters: list[Tensor], flat: Tensor | None, inputs: Tensor, state: NTMState, cell_mask: Tensor | None = None
+) -> tuple[Tensor, NTMState]:
+    """Compute what `NTM.unroll` computes, faster. Twice differentiable it is not.
+
+    Args:
+        parameters: `NTM.packed_parameters`.
+        flat: the tensor that they are views of; None, or any other, if they are not.
+        inputs, cell_mask: as there.
+        state: as there; each part may be one for all sequences.
+
+    Raises:
+        TypeError, ValueError: as `make_unroll_args`.
+    """
+    save_for_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *parameters))
+    if save_for_backward:  # a copy: they may change before backward
+        flat = None
+    weights, start = packed_weights(parameters, flat), state_arrays(state)
+    args = make_unroll_args(weights, make_sizes(parameters), inputs.detach(), start, cell_mask)
+    logits, *end = Unroll.apply(args, save_for_backward, inputs, *state, *parameters)
+    return logits, NTMState(*end)
+
+
+def loss_and_gradients(args: UnrollArgs, loss_args: LossArgs, gradients: np.ndarray) -> float:
+    """Forward and back, each group while it is in cache: returns the loss, accumulates into the flat gradients."""
+    count, shard_ranges, rows = gradients.size, shards(args.inputs.shape[1]), args.start.memory.shape[2]
+    workspace = Workspace([count] * len(shard_ranges), gradients.dtype)
+    weights_t, *sums = workspace.arrays
+    transpose_weights(args.weights, args.sizes, weights_t)
+    args = args._replace(weights_t=weights_t)
+
+    def shard(first: int, last: int, accumulate: bool, into: np.ndarray) -> float:
+        needed = workspace_size(len(args.inputs), min(GROUP, last - first), rows, args.sizes, False)
+        own = Workspace([needed], into.dtype)  # when the shard is worked on, not for all shards at once
+        return groups_forward_backward(first, last, args, loss_args, own.arrays[0], accumulate, into)
+
+    jobs = [partial(shard, *shard_ranges[0], True, gradients)]  # adds to what is there
+    jobs += [partial(shard, *where, False, total) for where, total in zip(shard_ranges[1:], sums, strict=True)]
+    losses = run_parallel(jobs)
+    for total in sums:
+        gradients += total
+    return sum(losses)
+
+
+def learned_initial_state(weights: np.ndarray, s: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The initial reads, hidden state and cell in flat weights, one for all sequences: views."""
+    hidden_at, cell_at = len(weights) - 2 * s.cells, len(weights) - s.cells
+    reads = weights[hidden_at - s.num_read_heads * s.width : hidden_at].reshape(1, s.num_read_heads, s.width)
+    return reads, weights[None, hidden_at:cell_at], weights[None, cell_at:]
+
+
+def forward_backward(
+    parameters: list[Tensor],
+    flat: Tensor | None,
+    inputs: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    state: NTMState,
+    cell_mask: Tensor | None = None,
+    blur_cost: float = 0.0,
+) -> tuple[float, Tensor]:
+    """Compute what `NTM.forward_backward` computes, faster.
+
+    Args:
+        parameters: `NTM.packed_parameters`.
+        flat: the tensor that they are views of; None, or any other, if they are not.
+        inputs, targets, mask, cell_mask, blur_cost: as there.
+        state: where the batch starts. Its reads, hidden state and cell are not looked at: the learned ones are taken.
+
+    Raises:
+        TypeError, ValueError: as `make_unroll_args` and `make_loss_args`.
+    """
+    weights, sizes = packed_weights(parameters, flat), make_sizes(parameters)
+    memory, weighting = state_arrays(state)[:2]
+    start = NTMState(memory, weighting, *learned_initial_state(weights, sizes))
+    args = make_unroll_args(weights, sizes, inputs, start, cell_mask, blur_cost)
+    loss_args = make_loss_args(args, targets, mask)
+    wanted = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
+    if len(wanted) == len(parameters) and flat is not None and flat.grad is not None:
+        gradients = try_flat_view(wanted, flat.grad)
+        if gradients is not None:
+            return loss_and_gradients(args, loss_args, gradients), torch.from_numpy(args.logits)
+    gradients = np.zeros_like(args.weights)
+    loss = loss_and_gradients(args, loss_args, gradients)
+    for parameter, gradient in zip(parameters, unpacked_gradients(parameters, gradients), strict=True):
+        if parameter.requires_grad and parameter.grad is not None:
+            parameter.grad += gradient
+        elif parameter.requires_grad:
+            parameter.grad = gradient
+    return loss, torch.from_numpy(args.logits)

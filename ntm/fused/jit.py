@@ -1,0 +1,81 @@
+"""Numba's options, and every hack that the fast path asks of the compiler."""
+
+import hashlib
+import platform
+from functools import cache
+from pathlib import Path
+
+import llvmlite.binding
+from numba import config, njit
+from numba.core import caching
+from numba.core.cpu import CPUTargetOptions
+
+FOLDER = Path(__file__).resolve().parent
+
+# The arrays that one of the small functions below takes never overlap. Numba has a flag that says so, but no option for
+# it; without, each short loop would begin with comparing all its arrays' addresses, which takes longer than the loop.
+CPUTargetOptions.noalias = CPUTargetOptions.Mapping("noalias")
+
+
+if config.CPU_FEATURES is None and platform.machine() in ("x86_64", "AMD64"):  # vectors as wide as the processor has
+    config.CPU_FEATURES = llvmlite.binding.get_host_cpu_features().flatten() + ",-prefer-256-bit"
+
+
+# Sums may be reordered and products fused, which vectorises them; NaN and infinity keep their meaning.
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+
+
+@cache
+def folder_stamp() -> bytes:
+    """A digest of every file in this folder: compiled code has what it calls within it."""
+    digest = hashlib.sha256()
+    for path in sorted(FOLDER.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.digest()
+
+
+class FolderStamp:
+    """Makes a locator of Numba's cache answer for this folder's files alone, and stamp them with the whole folder.
+
+    Numba itself stamps a compiled function with its own file, and would serve it after a change of what it calls.
+    """
+
+    def get_source_stamp(self) -> bytes:
+        """What must be the same for cached code to be used."""
+        return folder_stamp()
+
+    @classmethod
+    def from_function(cls, py_func, py_file):
+        """A locator for the function, or None if it is of another folder, or nothing can be written there."""
+        return super().from_function(py_func, py_file) if Path(py_file).resolve().parent == FOLDER else None
+
+
+caching.CacheImpl._locator_classes[:0] = [
+    type(locator.__name__, (FolderStamp, locator), {})
+    for locator in (caching.UserProvidedCacheLocator, caching.InTreeCacheLocator, caching.UserWideCacheLocator)
+]
+
+
+def jit(function, counted: bool = False, **more):
+    """Compile a function with Numba: cached on disk where that can be written, without Python's global lock.
+
+    Unless `counted`, arrays are not reference-counted, which costs more than the arithmetic where a loop makes many
+    small views; such a function can take views of the arrays that it is given, and make no array of its own. It is
+    always inlined: a copy of its own would be rounded differently by the process that compiles than by those to come.
+    """
+    options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
+    options |= {"_nrt": counted, "noalias": not counted, "forceinline": not counted, **more}
+    try:
+        return njit(function, cache=True, **options)
+    except RuntimeError:  # Numba found no folder for its cache
+        return njit(function, **options)
+
+
+def jit_refcounted(function, **more):
+    """Compile a function that calls BLAS or makes arrays. It leaves arithmetic on floats to others: see above."""
+    return jit(function, counted=True, **more)
+
+
+def jit_inline(function):
+    """Compile a function that calls BLAS and does arithmetic, within each that calls it: no copy of its own."""
+    return jit_refcounted(function, inline="always")

@@ -1,0 +1,219 @@
+"""Flat arrays and the views that they are carved into: weights, and what a group of sequences saves for backward.
+
+Memory is [M][N] here, a row of the paper a column, so that the N rows lie along the vector lanes. Step t of a group
+has slot `t % slots`, and in arrays that carry a value on to the next step, `t % (slots + 1)`: as many slots as steps,
+or one where no gradient is wanted.
+"""
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from ntm.fused.jit import jit, jit_refcounted
+
+GROUP = 8  # sequences: few enough to stay in cache, enough to feed a matrix product
+
+
+class Sizes(NamedTuple):
+    """A machine's own sizes, in the letters of ntm/ntm.py."""
+
+    inputs: int  # I
+    num_read_heads: int  # R
+    width: int  # M
+    cells: int  # C
+    outputs: int  # O
+
+
+class Weights(NamedTuple):
+    """All parameters, or their gradients, as `NTM.flatten_parameters` lays them out.
+
+    A row of `controller_input` is input, last reads, last hidden and a 1. Each map takes a stretch of it; its last row
+    is its bias.
+    """
+
+    gates: np.ndarray  # (I + R M + C + 1, 4 C)
+    controls: np.ndarray  # (C + 1, P)
+    output: np.ndarray  # (R M + C + 1, O)
+    reads: np.ndarray  # (R M), and where the machine starts:
+    hidden: np.ndarray  # (C)
+    cell: np.ndarray  # (C)
+
+
+class TransposedWeights(NamedTuple):
+    """The three maps transposed, for the way back."""
+
+    gates: np.ndarray  # (4 C, I + R M + C + 1)
+    controls: np.ndarray  # (P, C + 1)
+    output: np.ndarray  # (O, R M + C + 1)
+
+
+class SavedForBackward(NamedTuple):
+    """What a group of G sequences leaves behind, by time slot. Carried values have a slot more, for the step before."""
+
+    memory: np.ndarray  # (slots + 1, G, M, N)
+    weighting: np.ndarray  # (slots + 1, G, H, N)
+    cell: np.ndarray  # (slots + 1, G, C)
+    controller_input: np.ndarray  # (slots + 1, G, I + R M + C + 1): input, last reads, last hidden, 1
+    gates: np.ndarray  # (slots, G, 4 C)
+    tanh_cell: np.ndarray  # (slots, G, C)
+    controls: np.ndarray  # (slots, G, P)
+    inverse_norm: np.ndarray  # (slots, G, N)
+    similarity: np.ndarray  # (slots, G, H, N)
+    content: np.ndarray  # (slots, G, H, N)
+    shifted: np.ndarray  # (slots, G, H, N)
+    log_shifted: np.ndarray  # (slots, G, H, N)
+    d_logits: np.ndarray  # (slots, G, O), filled before the way back
+    d_gates: np.ndarray  # (slots, G, 4 C): activations, and after the way back gradients of their sums; may be `gates`
+    d_controls: np.ndarray  # (slots, G, P), filled on the way back
+
+
+class StateGrads(NamedTuple):
+    """Gradients of a group's final state; `backward_group` turns them into those of the initial state, in place."""
+
+    memory: np.ndarray  # (G, M, N)
+    weighting: np.ndarray  # (G, H, N)
+    cell: np.ndarray  # (G, C)
+    answer: np.ndarray  # (G, R M + C): reads, hidden
+
+
+@jit_refcounted
+def carve(flat, at, shape):
+    """An array of this shape out of a flat one, and where it ends there."""
+    count = 1
+    for length in shape:
+        count *= length
+    return flat[at : at + count].reshape(shape), at + count
+
+
+def _align_up(at):
+    """Where the next cache line begins, in numbers: 64 bytes, or two lines of float64."""
+    return (at + 15) // 16 * 16
+
+
+align_up = jit(_align_up)
+
+
+@jit_refcounted
+def map_shapes(s):
+    """The shapes of the three maps in `Weights`."""
+    answer = s.num_read_heads * s.width + s.cells + 1
+    return (s.inputs + answer, 4 * s.cells), (s.cells + 1, s.num_read_heads * (4 * s.width + 12)), (answer, s.outputs)
+
+
+@jit_refcounted
+def unpack_weights(flat, s):
+    """Views of a flat array as `Weights`."""
+    gates_shape, controls_shape, output_shape = map_shapes(s)
+    gates, at = carve(flat, 0, gates_shape)
+    controls, at = carve(flat, at, controls_shape)
+    output, at = carve(flat, at, output_shape)
+    hidden_at = at + s.num_read_heads * s.width
+    cell_at = hidden_at + s.cells
+    return Weights(gates, controls, output, flat[at:hidden_at], flat[hidden_at:cell_at], flat[cell_at:])
+
+
+@jit_refcounted
+def unpack_transposed(flat, s):
+    """Views of a flat array as `TransposedWeights`."""
+    gates_shape, controls_shape, output_shape = map_shapes(s)
+    gates, at = carve(flat, 0, gates_shape[::-1])
+    controls, at = carve(flat, at, controls_shape[::-1])
+    output, at = carve(flat, at, output_shape[::-1])
+    return TransposedWeights(gates, controls, output)
+
+
+@jit
+def transpose(a, out):
+    """Eight columns at a time: a cache line of eight rows is filled while it is at hand."""
+    rows, columns = a.shape
+    for j in range(0, columns - 7, 8):
+        for i in range(rows):
+            x = a[i, j : j + 8]
+            x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
+            out[j, i], out[j + 1, i], out[j + 2, i], out[j + 3, i] = x0, x1, x2, x3
+            out[j + 4, i], out[j + 5, i], out[j + 6, i], out[j + 7, i] = x4, x5, x6, x7
+    for j in range(columns - columns % 8, columns):
+        for i in range(rows):
+            out[j, i] = a[i, j]
+
+
+@jit_refcounted
+def transpose_weights(weights, s, weights_t):
+    """Fill `weights_t` with the maps in `weights`, transposed."""
+    maps, maps_t = unpack_weights(weights, s), unpack_transposed(weights_t, s)
+    transpose(maps.gates, maps_t.gates)
+    transpose(maps.controls, maps_t.controls)
+    transpose(maps.output, maps_t.output)
+
+
+@jit_refcounted
+def saved_shapes(slots, group, rows, s, retain_activations):
+    """The shapes of `SavedForBackward` and `StateGrads`; `retain_activations` where backward may be called again."""
+    heads, answer = 2 * s.num_read_heads, s.num_read_heads * s.width + s.cells
+    controls = s.num_read_heads * (4 * s.width + 12)
+    by_head = slots, group, heads, rows
+    saved = SavedForBackward(
+        memory=(slots + 1, group, s.width, rows),
+        weighting=(slots + 1, group, heads, rows),
+        cell=(slots + 1, group, s.cells),
+        controller_input=(slots + 1, group, s.inputs + answer + 1),
+        gates=(slots, group, 4 * s.cells),
+        tanh_cell=(slots, group, s.cells),
+        controls=(slots, group, controls),
+        inverse_norm=(slots, group, rows),
+        similarity=by_head,
+        content=by_head,
+        shifted=by_head,
+        log_shifted=by_head,
+        d_logits=(slots, group, s.outputs),
+        d_gates=(slots if retain_activations else 0, group, 4 * s.cells),
+        d_controls=(slots, group, controls),
+    )
+    return saved, StateGrads((group, s.width, rows), (group, heads, rows), (group, s.cells), (group, answer))
+
+
+@jit_refcounted
+def carve_saved(buffer, slots, group, rows, s, retain_activations):
+    """Views of a flat array as `SavedForBackward` and `StateGrads`, each array at the beginning of a cache line."""
+    shapes, d_shapes = saved_shapes(slots, group, rows, s, retain_activations)
+    memory, at = carve(buffer, 0, shapes.memory)
+    weighting, at = carve(buffer, align_up(at), shapes.weighting)
+    cell, at = carve(buffer, align_up(at), shapes.cell)
+    controller_input, at = carve(buffer, align_up(at), shapes.controller_input)
+    gates, at = carve(buffer, align_up(at), shapes.gates)
+    tanh_cell, at = carve(buffer, align_up(at), shapes.tanh_cell)
+    controls, at = carve(buffer, align_up(at), shapes.controls)
+    inverse_norm, at = carve(buffer, align_up(at), shapes.inverse_norm)
+    similarity, at = carve(buffer, align_up(at), shapes.similarity)
+    content, at = carve(buffer, align_up(at), shapes.content)
+    shifted, at = carve(buffer, align_up(at), shapes.shifted)
+    log_shifted, at = carve(buffer, align_up(at), shapes.log_shifted)
+    d_logits, at = carve(buffer, align_up(at), shapes.d_logits)
+    d_gates, at = carve(buffer, align_up(at), shapes.d_gates)
+    d_controls, at = carve(buffer, align_up(at), shapes.d_controls)
+    d_memory, at = carve(buffer, align_up(at), d_shapes.memory)
+    d_weighting, at = carve(buffer, align_up(at), d_shapes.weighting)
+    d_cell, at = carve(buffer, align_up(at), d_shapes.cell)
+    d_answer, at = carve(buffer, align_up(at), d_shapes.answer)
+    carried = memory, weighting, cell, controller_input
+    addressing = inverse_norm, similarity, content, shifted, log_shifted
+    gradients = d_logits, d_gates if retain_activations else gates, d_controls
+    saved = SavedForBackward(*(carried + (gates, tanh_cell, controls) + addressing + gradients))  # noqa: RUF005 (Numba)
+    return saved, StateGrads(d_memory, d_weighting, d_cell, d_answer)
+
+
+@cache
+def workspace_size(*arguments) -> int:
+    """How many numbers `carve_saved` needs, with the same arguments."""
+    saved, gradients = saved_shapes.py_func(*arguments)
+    return sum(_align_up(math.prod(shape)) for shape in (*saved, *gradients))
+
+
+@jit
+def row_offsets(saved):
+    """Where the reads begin in a row of `controller_input`, and where the hidden state does."""
+    (_, _, width, _), num_read_heads = saved.memory.shape, saved.weighting.shape[2] // 2
+    hidden_at = saved.controller_input.shape[2] - 1 - saved.cell.shape[2]
+    return hidden_at - num_read_heads * width, hidden_at

@@ -1,0 +1,55 @@
+"""The loss of a group of sequences: binary cross-entropy (tasks/task.py), and what blur costs."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ntm.fused.addressing import blur
+from ntm.fused.jit import jit
+from ntm.fused.mathlib import sigmoid, softplus
+
+
+class LossArgs(NamedTuple):
+    """What a run is to answer."""
+
+    targets: np.ndarray  # (T, B, O)
+    mask: np.ndarray  # (T, B)
+    bit_weight: np.floating  # what each bit of a step that counts is of the loss
+
+
+@jit
+def cross_entropy(logits, targets, bit_weight, loss, d_logits):
+    """Binary cross-entropy with logits, weighted by `bit_weight`; overwrites `loss` and `d_logits`."""
+    for j in range(logits.shape[0]):
+        loss[j] = bit_weight[j] * (softplus(logits[j]) - targets[j] * logits[j])
+        d_logits[j] = bit_weight[j] * (sigmoid(logits[j]) - targets[j])
+
+
+@jit
+def group_loss(first, logits, loss_args, saved, bit_weight, bit_loss):
+    """The group's part of the loss; fills `saved.d_logits`. All bits of a step are a vector, of all its sequences.
+
+    `bit_weight` (G, O) and `bit_loss` (G * O) are scratch.
+    """
+    steps, group, bits = saved.d_logits.shape
+    last, count, total = first + group, group * bits, 0.0
+    for t in range(steps):
+        for g in range(group):
+            for j in range(bits):
+                bit_weight[g, j] = loss_args.bit_weight * loss_args.mask[t, first + g]
+        answer, target = logits[t, first:last].reshape(count), loss_args.targets[t, first:last].reshape(count)
+        cross_entropy(answer, target, bit_weight.reshape(count), bit_loss, saved.d_logits[t].reshape(count))
+        for j in range(count):
+            total += bit_loss[j]
+    return total
+
+
+@jit
+def group_blur(saved, cost):
+    """The sum of `cost` * blur over all steps, sequences and heads of a group."""
+    total = 0.0
+    for t in range(1, saved.weighting.shape[0]):
+        for g in range(saved.weighting.shape[1]):
+            for h in range(saved.weighting.shape[2]):
+                total += cost * blur(saved.weighting[t, g, h])
+    return total

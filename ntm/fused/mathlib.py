@@ -1,0 +1,144 @@
+"""exp and log that vectorise, and loops that the equations share.
+
+In float32, exp and log are polynomials: a call of the C library would keep a loop from being vectorised. In float64,
+they are the C library's. Loops avoid literals such as `1 - x`: an integer beside a float32 would make Numba compute in
+float64, and so do float32 constants leave float64 sums in float64.
+"""
+
+import math
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from ntm.fused.jit import jit
+
+HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)
+LOG2_E = np.float32(1 / math.log(2))
+LN2_HIGH = np.float32(0.693359375)  # n * LN2_HIGH is exact for |n| < 2^9
+LN2_LOW = np.float32(math.log(2) - 0.693359375)
+EXP_LOW, EXP_HIGH = np.float32(-87), np.float32(88)
+E7, E6, E5, E4, E3 = (np.float32(1 / math.factorial(n)) for n in (7, 6, 5, 4, 3))
+L9, L7, L5, L3 = (np.float32(2 / n) for n in (9, 7, 5, 3))
+BIAS, MANTISSA_BITS, SQRT_HALF_BITS = np.int32(127), np.int32(23), np.float32(math.sqrt(0.5)).view(np.int32)
+LOW_BITS = np.int32(0x7FFFFFFF)
+
+
+def exp(x):
+    """e^x, in compiled code only."""
+
+
+@overload(exp)
+def _exp(x):
+    if x != types.float32:
+        return lambda x: math.exp(x)
+
+    def exp32(x):
+        x = EXP_LOW if x < EXP_LOW else x
+        x = EXP_HIGH if x > EXP_HIGH else x
+        n = np.floor(x * LOG2_E + HALF)
+        r = x - n * LN2_HIGH - n * LN2_LOW  # |r| <= ln(2) / 2, and e^x = 2^n e^r
+        series = ((((((E7 * r + E6) * r + E5) * r + E4) * r + E3) * r + HALF) * r + ONE) * r + ONE
+        return series * np.int32((np.int32(n) + BIAS) << MANTISSA_BITS).view(np.float32)
+
+    return exp32
+
+
+def log(x):
+    """The natural logarithm of x > 0, in compiled code only."""
+
+
+@overload(log)
+def _log(x):
+    if x != types.float32:
+        return lambda x: math.log(x)
+
+    def log32(x):
+        bits = np.float32(x).view(np.int32)
+        exponent = np.int32(bits - SQRT_HALF_BITS) >> MANTISSA_BITS
+        m = np.int32(bits - (exponent << MANTISSA_BITS)).view(np.float32)  # in [sqrt(1/2), sqrt(2))
+        s = (m - ONE) / (m + ONE)
+        square = s * s
+        series = (((L9 * square + L7) * square + L5) * square + L3) * square + TWO  # log m = 2 artanh s
+        n = np.float32(exponent)
+        return s * series + n * LN2_LOW + n * LN2_HIGH + (x - x)  # the last term hands a NaN on
+
+    return log32
+
+
+def float_to_ordered_int(x):
+    """A whole number that is larger where x is, in compiled code only: a search among floats would not vectorise."""
+
+
+@overload(float_to_ordered_int)
+def _float_to_ordered_int(x):
+    if x != types.float32:
+        return lambda x: x
+
+    def order32(x):
+        bits = np.float32(x).view(np.int32)
+        return np.int32(bits ^ ((bits >> np.int32(31)) & LOW_BITS))
+
+    return order32
+
+
+def ordered_int_to_float(x):
+    """The way back from `order`, in compiled code only."""
+
+
+@overload(ordered_int_to_float)
+def _ordered_int_to_float(x):
+    if x != types.int32:
+        return lambda x: x
+
+    return lambda x: np.int32(x ^ ((x >> np.int32(31)) & LOW_BITS)).view(np.float32)
+
+
+@jit
+def sigmoid(x):
+    return ONE / (ONE + exp(-x))
+
+
+@jit
+def tanh(x):
+    return TWO / (ONE + exp(-TWO * x)) - ONE
+
+
+@jit
+def softplus(x):
+    return max(x, x - x) + log(ONE + exp(-abs(x)))
+
+
+@jit
+def dot(a, b):
+    total = a.dtype.type(0)
+    for n in range(a.shape[0]):
+        total += a[n] * b[n]
+    return total
+
+
+@jit
+def copy(a, out):
+    for n in range(a.shape[0]):
+        out[n] = a[n]
+
+
+@jit
+def reduce_max(a):
+    top = float_to_ordered_int(a[0])
+    for n in range(a.shape[0]):
+        top = max(top, float_to_ordered_int(a[n]))
+    return ordered_int_to_float(top)
+
+
+@jit
+def softmax(factor, x, out):
+    """Fills `out` with the softmax of factor * x; the factor is not negative."""
+    top = factor * reduce_max(x)
+    total = top - top
+    for n in range(x.shape[0]):
+        out[n] = exp(factor * x[n] - top)
+        total += out[n]
+    scale = ONE / total
+    for n in range(x.shape[0]):
+        out[n] *= scale

@@ -1,0 +1,173 @@
+"""Reading and writing (ntm/memory.py, eq. 2-4), all heads of one sequence, forward and backward.
+
+Backward is in three functions, so that each array is touched as rarely as can be: `head_backward` has the gradients of
+one read head with one write head, two columns a pass; `read_write_backward` calls it for each such pair;
+`memory_backward` has the gradient of the memory, of eq. 6 as well.
+"""
+
+from ntm.fused.jit import jit
+from ntm.fused.mathlib import copy, dot
+
+
+@jit
+def read(memory, weighting, reads):
+    """eq. 2. Overwrites `reads` (R * M)."""
+    width = memory.shape[0]
+    for h in range(weighting.shape[0]):
+        for m in range(width):
+            reads[h * width + m] = dot(weighting[h], memory[m])
+
+
+@jit
+def write(memory, weighting, erase, add, new_memory):
+    """eq. 3 and 4. Overwrites `new_memory`."""
+    width, rows = memory.shape
+    erased = memory
+    for h in range(1, weighting.shape[0]):  # all heads erase ...
+        for m in range(width):
+            for n in range(rows):
+                new_memory[m, n] = erased[m, n] - erased[m, n] * weighting[h, n] * erase[h * width + m]
+        erased = new_memory
+    for m in range(width):  # (the first head erases last and adds first, in one pass)
+        for n in range(rows):
+            new_memory[m, n] = erased[m, n] + weighting[0, n] * (add[m] - erased[m, n] * erase[m])
+    for h in range(1, weighting.shape[0]):  # ... before any adds
+        for m in range(width):
+            for n in range(rows):
+                new_memory[m, n] += weighting[h, n] * add[h * width + m]
+
+
+@jit
+def head_backward(
+    memory, memory_before_erase, write_weighting, erase, add, d_reads, d_memory, d_read_weighting, d_write_weighting,
+    d_erase, d_add,
+):  # fmt: skip
+    """The gradient of eq. 2, 3 and 4 for a read head with a write head.
+
+    `memory_before_erase` is what the other write heads left. Accumulates into the gradients of the two weightings;
+    overwrites `d_erase` and `d_add`. Two columns of memory a pass, m and p.
+    """
+    width, rows = memory.shape
+    zero = memory.dtype.type(0)
+    for m in range(0, width - 1, 2):
+        p = m + 1
+        erase_m, erase_p = erase[m], erase[p]
+        add_m, add_p = add[m], add[p]
+        d_read_m, d_read_p = d_reads[m], d_reads[p]
+        row, row_p = memory[m], memory[p]
+        row_before, row_before_p = memory_before_erase[m], memory_before_erase[p]
+        d_row, d_row_p = d_memory[m], d_memory[p]
+        d_add_m = d_erased_m = d_add_p = d_erased_p = zero
+        for n in range(rows):
+            d_written = d_row[n] * write_weighting[n]
+            d_written_p = d_row_p[n] * write_weighting[n]
+            d_add_m += d_written
+            d_erased_m += d_written * row_before[n]
+            d_add_p += d_written_p
+            d_erased_p += d_written_p * row_before_p[n]
+            d_write_weighting[n] += d_row[n] * (add_m - erase_m * row_before[n]) + d_row_p[n] * (
+                add_p - erase_p * row_before_p[n]
+            )
+            d_read_weighting[n] += d_read_m * row[n] + d_read_p * row_p[n]
+        d_add[m], d_add[p] = d_add_m, d_add_p
+        d_erase[m], d_erase[p] = -d_erased_m, -d_erased_p
+    for m in range(width - width % 2, width):
+        d_add_m = d_erased_m = zero
+        row, row_before, d_row = memory[m], memory_before_erase[m], d_memory[m]
+        for n in range(rows):
+            d_written = d_row[n] * write_weighting[n]
+            d_add_m += d_written
+            d_erased_m += d_written * row_before[n]
+            d_write_weighting[n] += d_row[n] * (add[m] - erase[m] * row_before[n])
+            d_read_weighting[n] += d_reads[m] * row[n]
+        d_add[m] = d_add_m
+        d_erase[m] = -d_erased_m
+
+
+@jit
+def read_write_backward(memory, weighting, erase, add, d_reads, d_memory, d_weighting, d_erase, d_add, scratch):
+    """The gradient of eq. 2, 3 and 4 but for that of the memory, which `memory_backward` has.
+
+    `d_memory` is the gradient of M_t. Accumulates into `d_weighting`, of all heads; overwrites `d_erase`, `d_add` and
+    `scratch` (M, N).
+    """
+    width, rows = memory.shape
+    num_read_heads = weighting.shape[0] // 2
+    if num_read_heads == 1:  # there is nothing but the memory to erase
+        head_backward(
+            memory, memory, weighting[1], erase, add, d_reads, d_memory, d_weighting[0], d_weighting[1], d_erase, d_add
+        )
+        return
+    for h in range(num_read_heads):
+        for m in range(width):
+            copy(memory[m], scratch[m])
+        for other in range(num_read_heads):  # what this head had to erase: the memory, less what the other heads erased
+            if other != h:
+                for m in range(width):
+                    for n in range(rows):
+                        erased = weighting[num_read_heads + other, n] * erase[other * width + m]
+                        scratch[m, n] -= scratch[m, n] * erased
+        mine, writer = slice(h * width, (h + 1) * width), num_read_heads + h
+        head_backward(
+            memory, scratch, weighting[writer], erase[mine], add[mine], d_reads[mine], d_memory, d_weighting[h],
+            d_weighting[writer], d_erase[mine], d_add[mine],
+        )  # fmt: skip
+
+
+@jit
+def memory_backward(memory, weighting, erase, keys, d_reads, d_dot, row_norm_grad, key_norm_grad, d_memory, d_keys):
+    """The memory's gradient by eq. 2, 3, 4 and 6. `d_memory` comes in as that of M_t and leaves as that of M_{t-1}.
+
+    Overwrites `d_keys`. One pass for each read head with a write head; `row_norm_grad` counts once, and is left at 0.
+    `d_dot`, `row_norm_grad` and `key_norm_grad` are as `addressing.content_weighting_backward` made them.
+    """
+    width, rows = memory.shape
+    num_read_heads, zero = weighting.shape[0] // 2, memory.dtype.type(0)
+    for h in range(1, num_read_heads):  # all heads erase before any adds
+        for m in range(width):
+            for n in range(rows):
+                d_memory[m, n] -= d_memory[m, n] * weighting[num_read_heads + h, n] * erase[h * width + m]
+    for h in range(num_read_heads):
+        writer = num_read_heads + h
+        d_dot_read, d_dot_write = d_dot[h], d_dot[writer]
+        read_weighting, write_weighting = weighting[h], weighting[writer]
+        key_read, key_write = keys[h * width : (h + 1) * width], keys[writer * width : (writer + 1) * width]
+        d_key_read, d_key_write = d_keys[h * width : (h + 1) * width], d_keys[writer * width : (writer + 1) * width]
+        e, d_read = erase[h * width : (h + 1) * width], d_reads[h * width : (h + 1) * width]
+        erases = memory.dtype.type(h == 0)
+        for m in range(0, width - 1, 2):
+            p = m + 1
+            row, row_p, d_row, d_row_p = memory[m], memory[p], d_memory[m], d_memory[p]
+            k_m, j_m, e_m, r_m = key_read[m], key_write[m], e[m] * erases, d_read[m]
+            k_p, j_p, e_p, r_p = key_read[p], key_write[p], e[p] * erases, d_read[p]
+            total_k = total_j = total_k_p = total_j_p = zero
+            for n in range(rows):
+                total_k += d_dot_read[n] * row[n]
+                total_j += d_dot_write[n] * row[n]
+                total_k_p += d_dot_read[n] * row_p[n]
+                total_j_p += d_dot_write[n] * row_p[n]
+                kept = d_row[n] - d_row[n] * write_weighting[n] * e_m
+                kept_p = d_row_p[n] - d_row_p[n] * write_weighting[n] * e_p
+                by_read = r_m * read_weighting[n]
+                by_read_p = r_p * read_weighting[n]
+                d_row[n] = kept + by_read + d_dot_read[n] * k_m + d_dot_write[n] * j_m - row_norm_grad[n] * row[n]
+                d_row_p[n] = (
+                    kept_p + by_read_p + d_dot_read[n] * k_p + d_dot_write[n] * j_p - row_norm_grad[n] * row_p[n]
+                )
+            d_key_read[m] = total_k - key_norm_grad[h] * k_m
+            d_key_write[m] = total_j - key_norm_grad[writer] * j_m
+            d_key_read[p] = total_k_p - key_norm_grad[h] * k_p
+            d_key_write[p] = total_j_p - key_norm_grad[writer] * j_p
+        for m in range(width - width % 2, width):
+            total_k = total_j = zero
+            row, d_row = memory[m], d_memory[m]
+            for n in range(rows):
+                total_k += d_dot_read[n] * row[n]
+                total_j += d_dot_write[n] * row[n]
+                kept = d_row[n] - d_row[n] * write_weighting[n] * e[m] * erases
+                by_read = d_read[m] * read_weighting[n]
+                by_keys = d_dot_read[n] * key_read[m] + d_dot_write[n] * key_write[m]
+                d_row[n] = kept + by_read + by_keys - row_norm_grad[n] * row[n]
+            d_key_read[m] = total_k - key_norm_grad[h] * key_read[m]
+            d_key_write[m] = total_j - key_norm_grad[writer] * key_write[m]
+        row_norm_grad[:] = zero

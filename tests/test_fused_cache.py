@@ -1,0 +1,49 @@
+"""The cache of compiled code: a change of what a function calls is noticed, and damage of a cached file is not fatal."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE_STEP = """
+import numpy as np
+from ntm.fused.lstm import lstm
+gates, cell, new_cell, tanh_cell, hidden = (np.full(n, 0.5, np.float32) for n in (8, 2, 2, 2, 2))
+lstm(gates, cell, np.empty(0, bool), new_cell, tanh_cell, hidden)
+print(hidden[0], sum(lstm.stats.cache_hits.values()))
+"""
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package with a cache of its own; calling it takes a step in a fresh process."""
+    shutil.copytree(ROOT / "ntm", tmp_path / "ntm", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def one_step():
+        command = [sys.executable, "-c", ONE_STEP]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        hidden, hits = done.stdout.split()
+        return float(hidden), int(hits)
+
+    return one_step
+
+
+def test_a_callee_in_another_file_that_changes_is_compiled_anew(package, tmp_path):
+    before, hits = package()
+    assert hits == 0
+    assert package() == (before, 1)
+    mathlib = tmp_path / "ntm" / "fused" / "mathlib.py"
+    source = mathlib.read_text()
+    assert "return ONE / (ONE + exp(-x))" in source  # sigmoid, which lstm calls
+    mathlib.write_text(source.replace("return ONE / (ONE + exp(-x))", "return HALF"))
+    after, hits = package()
+    assert hits == 0
+    assert after == pytest.approx(0.5 * 0.2449, abs=1e-3)  # gate 0.5 times tanh(0.5 * 0.5 + 0.5 * (2 * 0.5 - 1))
+    assert after != before
+    assert package() == (after, 1)
