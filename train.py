@@ -91,7 +91,7 @@ def main() -> None:
     bar = tqdm(total=recipe.num_iters, initial=state.step, unit="it", dynamic_ncols=True, disable=None)
     try:
         while state.step < recipe.num_iters and not stop:
-            lr = set_learning_rate(recipe, state.step, optimizer)
+            lr = set_learning_rate(recipe, configuration.network.controller_size, state.step, optimizer)
             source = generator(recipe.seed, BATCHES, state.step)
             batch, memory, cell_mask = draw_iteration(configuration, state.step, source).to(device)
             weights.grad.zero_()

@@ -32,6 +32,7 @@ class Recipe:
     seed: int = setting(0, "everything random follows from it", 0, 2**63 - 1)
     optimizer: str = setting("adam", "which one", choices=OPTIMIZERS)
     lr: float = setting(2e-3, "learning rate", above=True)
+    lr_cells: int = setting(100, "cells of the controller that lr is for; with C cells, times sqrt(this / C); 0: never")
     lr_schedule: str = setting("cosine", "how the rate goes on: half a cosine down to 0, or constant",
                                choices=("cosine", "constant"))  # fmt: skip
     beta1: float = setting(0.8, "decay of the gradient's mean", 0, 0.999999, optimizer="adam")

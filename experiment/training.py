@@ -35,10 +35,14 @@ def make_optimizer(recipe: Recipe, weights: Tensor, fused: bool) -> torch.optim.
     return torch.optim.RMSprop([weights], recipe.lr, recipe.alpha, eps=1e-4, momentum=recipe.momentum, centered=True)
 
 
-def set_learning_rate(recipe: Recipe, step: int, optimizer: torch.optim.Optimizer) -> float:
-    """Set the rate of an iteration, and return it: constant, or half a cosine down to 0."""
-    falling = 0.5 * (1 + math.cos(math.pi * step / recipe.num_iters))
-    lr = recipe.lr if recipe.lr_schedule == "constant" else recipe.lr * falling
+def set_learning_rate(recipe: Recipe, cells: int, step: int, optimizer: torch.optim.Optimizer) -> float:
+    """Set the rate of an iteration, and return it: constant, or half a cosine down to 0; lower with more cells.
+
+    Adam moves each weight by about the rate; so the more weights a cell sums up, the more that changes.
+    """
+    lr = recipe.lr * (math.sqrt(recipe.lr_cells / cells) if recipe.lr_cells else 1)
+    if recipe.lr_schedule == "cosine":
+        lr *= 0.5 * (1 + math.cos(math.pi * step / recipe.num_iters))
     for group in optimizer.param_groups:
         group["lr"] = lr
     return lr

@@ -1,4 +1,4 @@
-"""The cache of compiled code: a change of what a function calls is noticed, and damage of a cached file is not fatal."""
+"""The cache of compiled code: a change of what a function calls is noticed."""
 
 import os
 import shutil

@@ -121,10 +121,13 @@ def test_learning_rate_falls_or_stays():
     model = load_configuration("m1d1", recipe).make_model()
     optimizer = make_optimizer(recipe, model.flatten_parameters(), fused=False)
     for step, left in ((0, 1.0), (50, 0.5), (100, 0.0)):
-        assert set_learning_rate(recipe, step, optimizer) == pytest.approx(1e-2 * left)
+        assert set_learning_rate(recipe, 100, step, optimizer) == pytest.approx(1e-2 * left)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * left)
     constant = Recipe(num_iters=100, lr=1e-2, lr_schedule="constant")
-    assert set_learning_rate(constant, 99, optimizer) == 1e-2
+    assert set_learning_rate(constant, 100, 99, optimizer) == 1e-2
+    assert set_learning_rate(constant, 400, 99, optimizer) == 5e-3  # four times the cells, half the rate
+    always = Recipe(num_iters=100, lr=1e-2, lr_schedule="constant", lr_cells=0)
+    assert set_learning_rate(always, 400, 99, optimizer) == 1e-2
 
 
 def test_the_blur_cost_grows_from_nothing():
