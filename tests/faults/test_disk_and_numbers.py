@@ -128,7 +128,7 @@ def test_an_interrupted_run_is_not_started_over_by_mistake(tmp_path):
 
 def test_a_run_that_blows_up_stops_at_that_step_and_saves_no_poison(tmp_path):
     folder = Folder(tmp_path / "run")
-    blow_up = ("-optimizer", "rmsprop", "-lr", "1e12", "-clip_typical", "0", "-lr_schedule", "constant")
+    blow_up = ("-optimizer", "rmsprop", "-lr", "1e37", "-clip_typical", "0", "-lr_schedule", "constant")
     assert folder.train(*blow_up) == 2
     assert folder.said.count("error:") == 1
     line = folder.log.read_text().splitlines()[-1]
