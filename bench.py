@@ -25,7 +25,6 @@ from experiment.errors import InputError, Parser, number, run_script
 from experiment.runlog import processor
 from experiment.training import Clipper, draw_mask, draw_memory, make_optimizer
 from ntm import NTM, Backend
-from ntm.backend import use_fused
 
 PEAK_SIZE = 1024
 
@@ -55,7 +54,7 @@ def peak_flops(device: torch.device) -> float:
 
 def products(model: NTM, steps: int) -> int:
     """Count the operations of the matrix products in one sequence's forward pass."""
-    maps = model.controller.gates_map, model.heads.controls_map, model.output_map
+    maps = model.controller.gate_proj, model.heads.control_proj, model.output_proj
     return 2 * steps * sum(linear.weight.numel() for linear in maps)
 
 
@@ -63,10 +62,10 @@ def training_step(configuration: Configuration, model: NTM, batch_size: int, len
     """Make the work of one training iteration: one fixed batch, and each time another memory and other cells forget."""
     task, network = configuration.make_task(), configuration.network
     recipe = dataclasses.replace(configuration.recipe, batch_size=batch_size)
-    source, device = torch.Generator().manual_seed(0), model.initial_hidden.device
+    source, device = torch.Generator().manual_seed(0), model.initial_reads.device
     batch = task.sample(batch_size, length, source).to(device)
     weights = model.flatten_parameters()
-    optimizer, clipper = make_optimizer(recipe, weights, use_fused(model.backend, weights)), Clipper(recipe)
+    optimizer, clipper = make_optimizer(recipe, weights, model.use_fused()), Clipper(recipe)
     cells = *batch.inputs.shape[:2], network.controller_size
 
     def work() -> None:
@@ -85,7 +84,7 @@ def forward_only(
 ) -> Callable[[], None]:
     """Make the work of one forward pass without gradients, with the configured rows of memory or others."""
     task = configuration.make_task()
-    batch = task.sample(batch_size, length, torch.Generator().manual_seed(0)).to(model.initial_hidden.device)
+    batch = task.sample(batch_size, length, torch.Generator().manual_seed(0)).to(model.initial_reads.device)
     model.eval()
 
     @torch.no_grad()
@@ -187,7 +186,7 @@ def main() -> None:
                     start_backend(model, n)
                     if path == "compiled":
                         torch.compiler.reset()  # else, after eight models it would give up compiling
-                        model.explained_step = torch.compile(model.explained_step)
+                        model.step_with_controls = torch.compile(model.step_with_controls)
                     step = milliseconds(
                         training_step(configuration, model, batch_size, options.length), options.seconds, device
                     )

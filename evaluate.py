@@ -104,7 +104,7 @@ def evaluate(
 @torch.no_grad()
 def show_mistake(model: NTM, one: Batch, memory_units: int | None) -> str:
     """Draw the first wrong vectors of the answer to a sequence as bits, a wrong bit marked below."""
-    one = one.to(model.initial_hidden.device)
+    one = one.to(model.initial_reads.device)
     logits, _ = model(one.inputs, memory_units=memory_units)
     answer = (logits[:, 0] > 0).int()[one.mask[:, 0] > 0].tolist()
     target = one.targets[:, 0].int()[one.mask[:, 0] > 0].tolist()
@@ -126,7 +126,7 @@ def answer(path: Path, options: argparse.Namespace) -> None:
     sequences = read_sequences(options.input, task.output_size)
     start_backend(model)
     for i, bits in enumerate(sequences, start=1):
-        batch = task.batch(bits).to(model.initial_hidden.device)
+        batch = task.batch(bits).to(model.initial_reads.device)
         logits, _ = model(batch.inputs, memory_units=rows)
         wrong = int(task.wrong_bits(logits, batch))
         bits_wrong = f"{wrong or 'no'} wrong bit{'s' * (wrong != 1)}"

@@ -30,7 +30,6 @@ from experiment.scoring import (
 )
 from experiment.training import Clipper, blur_cost, draw_iteration, longest_length, make_optimizer, set_learning_rate
 from ntm import Backend
-from ntm.backend import use_fused
 
 
 def main() -> None:
@@ -48,7 +47,7 @@ def main() -> None:
     model = configuration.make_model(Backend(options.backend)).to(device)
     path = start_backend(model)
     weights = model.flatten_parameters()
-    optimizer = make_optimizer(recipe, weights, use_fused(model.backend, weights))
+    optimizer = make_optimizer(recipe, weights, model.use_fused())
     clipper = Clipper(recipe)
 
     # Held-out sequences of trained and of longer lengths, and one to show; training looks at none of them.

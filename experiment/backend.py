@@ -8,7 +8,6 @@ import torch
 
 from experiment.errors import InputError
 from ntm import NTM, BackendError
-from ntm.backend import use_fused
 
 PATIENCE = 1.5  # seconds before a user is told what takes so long
 
@@ -31,7 +30,7 @@ def choose_device(name: str) -> torch.device:
 def warm_up(model: NTM) -> None:
     """Compile what a model needs, or load it from the cache, by taking a step and going back, both ways."""
     model = deepcopy(model)  # which gets the gradients
-    inputs = model.initial_hidden.new_zeros(1, 1, model.input_size, requires_grad=True)
+    inputs = model.initial_reads.new_zeros(1, 1, model.input_size, requires_grad=True)
     with torch.enable_grad():
         logits, _ = model(inputs)
         torch.autograd.grad(logits.sum(), inputs)
@@ -47,9 +46,9 @@ def start_backend(model: NTM, threads: int | None = None) -> str:
     Raises:
         InputError: the model asks for the fused path, and it cannot be had.
     """
-    device = model.initial_hidden.device
+    device = model.initial_reads.device
     try:
-        if not use_fused(model.backend, model.initial_hidden):
+        if not model.use_fused():
             return f"reference path on {device}"
     except BackendError as error:
         raise InputError(f"-backend {model.backend.value}: {error}") from error

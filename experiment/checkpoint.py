@@ -16,7 +16,15 @@ from experiment.configuration import Configuration
 from experiment.errors import InputError
 from ntm import NTM, Backend
 
-FORMAT = 3
+FORMAT = 4
+OLDER_FORMATS = (3,)  # finished models of these are read as well
+RENAMED = {  # weights in format 3, and what they are called since
+    "controller.gates_map.": "controller.gate_proj.",
+    "heads.controls_map.": "heads.control_proj.",
+    "output_map.": "output_proj.",
+    "initial_hidden": "controller.initial_hidden",
+    "initial_cell": "controller.initial_cell",
+}
 
 
 def write_atomically(path: Path, contents: bytes) -> None:
@@ -110,7 +118,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise InputError(f"{path}: not a model file of this program, or damaged") from error
     if not isinstance(contents, dict) or not {"configuration", "model"} <= contents.keys():
         raise InputError(f"{path}: not a model file of this program")
-    if contents.get("format") != FORMAT:
+    if contents.get("format") not in (FORMAT, *OLDER_FORMATS):
         raise InputError(f"{path}: has format {contents.get('format')!r}; this program reads format {FORMAT}")
     stored = contents.pop("checksum", None)
     try:
@@ -132,6 +140,14 @@ def _to(device: torch.device | str, part: Any) -> Any:
     return part
 
 
+def _renamed(name: str) -> str:
+    """What a weight of a file of any format is called in this one."""
+    for old, new in RENAMED.items():
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    return name
+
+
 def restore(contents: dict[str, Any], path: Path, backend: Backend = Backend.AUTO) -> tuple[NTM, Configuration]:
     """Rebuild model (on the CPU) and configuration from what `load` read.
 
@@ -143,7 +159,7 @@ def restore(contents: dict[str, Any], path: Path, backend: Backend = Backend.AUT
     configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
     model = configuration.make_model(backend)
     try:
-        model.load_state_dict(contents["model"])
+        model.load_state_dict({_renamed(name): weight for name, weight in contents["model"].items()})
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: its weights do not fit its configuration") from error
     if not all(parameter.isfinite().all() for parameter in model.parameters()):

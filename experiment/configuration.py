@@ -10,6 +10,7 @@ from typing import Any
 from experiment.errors import InputError
 from experiment.recipe import Recipe, make_recipe, refuse_other_optimizers
 from ntm import NTM, Backend
+from ntm.controller import CONTROLLERS
 from tasks import TASKS, Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,12 +27,13 @@ MAX_FILE_BYTES = 100_000
 
 @dataclass(frozen=True)
 class Network:
-    """The network configurations m1, m2, m3: sizes of an `NTM`."""
+    """The network configurations m1, m2, m3 and f1: sizes of an `NTM`."""
 
-    controller_size: int  # LSTM cells
+    controller_size: int  # cells of an LSTM, units of a feed-forward controller
     memory_units: int  # rows of memory, N
     memory_unit_size: int  # width of a row, M
     num_heads: int  # read heads, and as many write heads
+    controller: str = "lstm"  # one of `ntm.controller.CONTROLLERS`
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network, Data
     Raises:
         InputError: a key is missing, unknown, of a wrong type, or impossible.
     """
-    fields = _checked_keys(fields, {**_types(Network), **_types(Data)}, source)
+    fields = _checked_keys({**_defaults(Network), **fields}, {**_types(Network), **_types(Data)}, source)
     parts = [kind(**_checked({key: fields[key] for key in _types(kind)}, kind, source)) for kind in (Network, Data)]
     _check_together(*parts, source)
     return tuple(parts)
@@ -171,6 +173,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _types(kind: type) -> dict[str, type]:
     return {field.name: field.type for field in dataclasses.fields(kind)}
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    return {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
 
 
 def _checked_keys(fields: dict[str, Any], types: dict[str, type], source: str, partial: bool = False) -> dict[str, Any]:
@@ -200,12 +206,13 @@ def _checked_keys(fields: dict[str, Any], types: dict[str, type], source: str, p
 
 
 def _checked(fields: dict[str, Any], kind: type, source: str) -> dict[str, Any]:
-    fields = _checked_keys(fields, _types(kind), source)
+    fields = _checked_keys({**_defaults(kind), **fields}, _types(kind), source)
+    choices = {"task": TASKS, "controller": CONTROLLERS}
     for key, value in fields.items():
         if isinstance(value, int) and not 1 <= value <= MAX_SIZE:
             raise InputError(f"{source}: {key!r} is {value}; allowed is 1 to {MAX_SIZE}")
-        if key == "task" and value not in TASKS:
-            raise InputError(f"{source}: 'task' is {value!r}; allowed are {', '.join(TASKS)}")
+        if key in choices and value not in choices[key]:
+            raise InputError(f"{source}: {key!r} is {value!r}; allowed are {', '.join(choices[key])}")
     for low, high in (("min_seq_len", "max_seq_len"), ("longer_min_seq_len", "longer_max_seq_len")):
         if low in fields and fields[low] > fields[high]:
             raise InputError(f"{source}: {low!r} ({fields[low]}) must be at most {high!r} ({fields[high]})")

@@ -127,10 +127,10 @@ class TrainState:
         stored = checkpoint.load(self.path, device)
         if Configuration.from_dict(stored["configuration"], str(self.path)) != self.configuration:
             raise InputError(f"-resume: {self.path} is of a run with other flags; give the same flags as then")
-        self.model.load_state_dict(stored["model"])
         try:
+            self.model.load_state_dict(stored["model"])
             self.optimizer.load_state_dict(stored["optimizer"])
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise InputError(f"-resume: {self.path} is of an older train.py; delete it to start anew") from error
         self.clipper.log_typical, self.sums, self.sizes = stored["log_typical_norm"], stored["sums"], stored["sizes"]
         self.step = self._step_before = stored["step"]

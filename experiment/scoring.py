@@ -91,7 +91,7 @@ def score(
     Returns:
         The score, and for each batch its wrong bits by sequence, (B,).
     """
-    was_training, device = model.training, model.initial_hidden.device
+    was_training, device = model.training, model.initial_reads.device
     model.eval()
     losses, wrong = [], []
     for batch in batches:
@@ -148,11 +148,11 @@ def trace(
     source: torch.Generator | None = None,
 ) -> Trace:
     """Take the first sequence of a batch through the readable model, from `initial_state`; keep what the heads did."""
-    device, readers = model.initial_hidden.device, model.heads.num_read
+    device, readers = model.initial_reads.device, model.heads.num_read
     state = initial_state(model, 1, memory_units, dirt, source)
     first_memory, steps = state.memory[0].cpu().numpy(), []
     for x in batch.inputs[:, :1].to(device):
-        logits, state, controls = model.explained_step(x, state)
+        logits, state, controls = model.step_with_controls(x, state)
         reading, writing = state.weighting[:, :readers], state.weighting[:, readers:]
         c = controls
         addressing = c.key_strength[..., 0], c.interpolation_gate[..., 0], c.shift_weighting, c.sharpening[..., 0]

@@ -1,11 +1,10 @@
-"""Which code runs an unroll: the readable model, or the fast path. This is the one place that chooses."""
+"""Which code runs an unroll: the readable model, or the fast path, which computes the stock machine and no other."""
 
 import importlib.util
 from enum import Enum
 from functools import cache
 
-import torch
-from torch import Tensor
+from torch import nn
 
 
 class Backend(Enum):
@@ -26,27 +25,23 @@ def missing_packages() -> list[str]:
     return [name for name in ("numba", "scipy", "threadpoolctl") if importlib.util.find_spec(name) is None]
 
 
-def why_not_fused(parameter: Tensor) -> str | None:
-    """Say in one phrase why a model with such a parameter cannot run on the fused path; None where it can."""
-    if parameter.device.type != "cpu":
-        return f"the fused path runs on the CPU, not on {parameter.device}"
-    if parameter.dtype not in (torch.float32, torch.float64):
-        return f"the fused path computes in float32 or float64, not {parameter.dtype}"
-    missing = missing_packages()
-    if missing:
-        return f"the fused path needs {' and '.join(missing)}: pip install {' '.join(missing)}"
-    return None
+def changed_part(module: nn.Module, stock: type[nn.Module]) -> str | None:
+    """Say in which way a module computes something else than its class in this package may; None where in none.
 
-
-def use_fused(backend: Backend, parameter: Tensor) -> bool:
-    """Choose the path for a model with such a parameter.
-
-    Raises:
-        BackendError: `backend` is FUSED and it cannot be had.
+    Args:
+        module: the module; a subclass will do that overrides no method of the class.
+        stock: the class that the fused path computes.
     """
-    if backend is Backend.REFERENCE:
-        return False
-    reason = why_not_fused(parameter)
-    if reason and backend is Backend.FUSED:
-        raise BackendError(reason)
-    return reason is None
+    kind, own = type(module), vars(module)
+    if not isinstance(module, stock):
+        return f"is a {kind.__name__}"
+    for name, method in vars(stock).items():
+        if callable(method) and name != "__init__" and (name in own or getattr(kind, name) is not method):
+            return f"has a {name} of its own"
+    for child_name, child in module.named_children():
+        if isinstance(child, nn.Linear) and (type(child) is not nn.Linear or "forward" in vars(child)):
+            return f"has a {child_name} that is a {type(child).__name__} of its own"
+    for child_name, child in (("", module), *module.named_children()):
+        if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
+            return f"has hooks on {child_name or 'itself'} (as pruning puts there)"
+    return None

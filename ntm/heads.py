@@ -38,11 +38,11 @@ class Heads(nn.Module):
         heads, width = num_read + num_write, memory_unit_size
         # Widths of the named controls, in the order of `Controls`.
         self.sizes = (heads * width, heads, heads, heads * 3, heads, num_write * width, num_write * width)
-        self.controls_map = nn.Linear(controller_size, sum(self.sizes))
+        self.control_proj = nn.Linear(controller_size, sum(self.sizes))
 
     def controls(self, hidden: Tensor) -> Controls:
         """Turn the controller's output h_t (B, C) into controls, each in the range that its equation asks for."""
-        parts = self.controls_map(hidden).split(self.sizes, dim=-1)
+        parts = self.control_proj(hidden).split(self.sizes, dim=-1)
         heads = self.num_read + self.num_write
         key, key_strength, gate, shift_weighting, sharpening = (p.unflatten(-1, (heads, -1)) for p in parts[:5])
         erase, add = (p.unflatten(-1, (self.num_write, -1)) for p in parts[5:])

@@ -14,7 +14,7 @@ the controller.
     g_t      interpolation_gate  (B, H, 1)   eq. 7       ntm/addressing.py
     s_t      shift_weighting     (B, H, 3)   eq. 8       ntm/addressing.py (shifts -1, 0, +1)
     gamma_t  sharpening          (B, H, 1)   eq. 9       ntm/addressing.py (at least 1)
-    h_t, c_t hidden, cell        (B, C)      LSTM        ntm/controller.py
+    h_t      controller output   (B, C)      3.4         ntm/controller.py (and c_t, an LSTM's cell)
 """
 
 import torch
@@ -22,24 +22,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ntm.addressing import blur
-from ntm.backend import Backend, use_fused
-from ntm.controller import LSTMController
+from ntm.backend import Backend, BackendError, changed_part, missing_packages
+from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
 from ntm.heads import Controls, Heads
 from ntm.memory import initial_memory, read, write
-from ntm.state import NTMState, pack_parameters, unpack_parameters
+from ntm.state import FlatParameters, NTMState, packed_parameters
 
 
-class NTM(nn.Module):
-    """A Neural Turing Machine with an LSTM controller.
+class NTM(FlatParameters):
+    """A Neural Turing Machine.
 
     No parameter depends on the number of memory rows: any call may use its own `memory_units`.
 
     Args:
         input_size, output_size: widths of the external input and output.
-        controller_size: LSTM cells, C.
+        controller_size: cells or units of the controller, C.
         memory_units: rows of memory used when a call names no other number, N.
         memory_unit_size: width of a row, M.
         num_heads: this many read heads and as many write heads.
+        controller: one of `CONTROLLERS`.
         backend: which code runs `forward`; the numbers are the same.
     """
 
@@ -51,44 +52,18 @@ class NTM(nn.Module):
         memory_units: int,
         memory_unit_size: int,
         num_heads: int = 1,
+        controller: str = "lstm",
         backend: Backend = Backend.AUTO,
     ) -> None:
         super().__init__()
         self.input_size = input_size
         self.backend = backend
-        self.flat_parameters: Tensor | None = None  # all parameters as one, after `flatten_parameters`
         self.memory_units = memory_units
         reads_size = num_heads * memory_unit_size
-        self.controller = LSTMController(input_size + reads_size, controller_size)
+        self.controller = CONTROLLERS[controller](input_size + reads_size, controller_size)
         self.heads = Heads(controller_size, memory_unit_size, num_read=num_heads, num_write=num_heads)
-        self.output_map = nn.Linear(controller_size + reads_size, output_size)
-        self.initial_hidden = nn.Parameter(torch.zeros(controller_size))
-        self.initial_cell = nn.Parameter(torch.zeros(controller_size))
+        self.output_proj = nn.Linear(controller_size + reads_size, output_size)
         self.initial_reads = nn.Parameter(torch.zeros(num_heads, memory_unit_size))
-
-    def packed_parameters(self) -> list[nn.Parameter]:
-        """List all parameters, each map's weight before its bias, in the order of `flatten_parameters`."""
-        maps = self.controller.gates_map, self.heads.controls_map, self.output_map
-        map_parameters = [parameter for linear in maps for parameter in (linear.weight, linear.bias)]
-        return [*map_parameters, self.initial_reads, self.initial_hidden, self.initial_cell]
-
-    def flatten_parameters(self) -> Tensor:
-        """Pack all parameters into one tensor, `flat_parameters`, and their gradients into another, as views of these.
-
-        The fused path then need not copy them; clipping and optimizers have one tensor to go through, not nine that
-        take longer to start on.
-
-        Returns:
-            All parameters as one, with `grad`, which is 0. Zero that in place, lest the parameters get others. What
-            gives them other tensors, as `to`, `deepcopy` or `load_state_dict(assign=True)`, wants this called again.
-        """
-        parameters = self.packed_parameters()
-        self.flat_parameters = flat = pack_parameters(parameters).requires_grad_()
-        flat.grad = torch.zeros_like(flat)
-        values, gradients = (unpack_parameters(packed, parameters) for packed in (flat.detach(), flat.grad))
-        for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
-            parameter.data, parameter.grad = value, gradient
-        return flat
 
     def initial_state(self, batch_size: int, memory_units: int | None = None) -> NTMState:
         """Make the state before the first step.
@@ -102,14 +77,13 @@ class NTM(nn.Module):
         """
         rows = self.memory_units if memory_units is None else memory_units
         heads, width = self.heads.num_read + self.heads.num_write, self.heads.memory_unit_size
-        weighting = self.initial_hidden.new_zeros(batch_size, heads, rows)
+        weighting = self.initial_reads.new_zeros(batch_size, heads, rows)
         weighting[..., 0] = 1
         return NTMState(
-            memory=initial_memory(batch_size, rows, width, like=self.initial_hidden),
+            memory=initial_memory(batch_size, rows, width, like=self.initial_reads),
             weighting=weighting,
             reads=self.initial_reads.expand(batch_size, -1, -1),
-            hidden=self.initial_hidden.expand(batch_size, -1),
-            cell=self.initial_cell.expand(batch_size, -1),
+            controller=self.controller.initial_state(batch_size),
         )
 
     def step(self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None) -> tuple[Tensor, NTMState]:
@@ -123,21 +97,22 @@ class NTM(nn.Module):
         Returns:
             Output logits (B, output_size) and the new state.
         """
-        logits, state, _ = self.explained_step(x, state, cell_mask)
+        logits, state, _ = self.step_with_controls(x, state, cell_mask)
         return logits, state
 
-    def explained_step(
+    def step_with_controls(
         self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None
     ) -> tuple[Tensor, NTMState, Controls]:
         """Take one step as `step` does, and give the heads' controls as well, for pictures."""
         controller_input = torch.cat((x, state.reads.flatten(1)), dim=-1)
-        hidden, cell = self.controller(controller_input, state.hidden, state.cell, cell_mask)
-        reading, writing, controls = self.heads(hidden, state.memory, state.weighting)
+        mask = () if cell_mask is None else (cell_mask,)  # a controller of one's own need not know of it
+        output, controller = self.controller(controller_input, state.controller, *mask)
+        reading, writing, controls = self.heads(output, state.memory, state.weighting)
         reads = read(state.memory, reading)
         memory = write(state.memory, writing, controls.erase, controls.add)
-        logits = self.output_map(torch.cat((reads.flatten(1), hidden), dim=-1))
+        logits = self.output_proj(torch.cat((reads.flatten(1), output), dim=-1))
         weighting = torch.cat((reading, writing), dim=1)
-        return logits, NTMState(memory, weighting, reads, hidden, cell), controls
+        return logits, NTMState(memory, weighting, reads, controller), controls
 
     def forward(
         self,
@@ -160,11 +135,11 @@ class NTM(nn.Module):
         Raises:
             BackendError: the fused path was asked for and cannot be had.
         """
-        if use_fused(self.backend, self.initial_hidden):
+        if self.use_fused():
             from ntm import fused  # here, so that the readable path does without Numba
 
             state = self.initial_state(1, memory_units) if state is None else state  # one for all sequences
-            return fused.unroll(self.packed_parameters(), self.flat_parameters, inputs, state, cell_mask)
+            return fused.unroll(packed_parameters(self), self.flat_parameters, inputs, state, cell_mask)
         state = self.initial_state(inputs.shape[1], memory_units) if state is None else state
         return self.unroll(inputs, state, cell_mask)
 
@@ -197,14 +172,14 @@ class NTM(nn.Module):
         Raises:
             BackendError: the fused path was asked for and cannot be had.
         """
-        fused_path = use_fused(self.backend, self.initial_hidden)
+        fused_path = self.use_fused()
         state = self.initial_state(1 if fused_path else inputs.shape[1], None if memory is None else memory.shape[1])
         if memory is not None:
             state = state._replace(memory=memory)
         if fused_path:
             from ntm import fused
 
-            parameters = self.packed_parameters(), self.flat_parameters
+            parameters = packed_parameters(self), self.flat_parameters
             return fused.forward_backward(*parameters, inputs, targets, mask, state, cell_mask, blur_cost)
         weightings = [] if blur_cost else None
         logits, _ = self.unroll(inputs, state, cell_mask, weightings)
@@ -235,3 +210,43 @@ class NTM(nn.Module):
             if weightings is not None:
                 weightings.append(state.weighting)
         return torch.stack(outputs), state
+
+    def why_not_fused(self) -> str | None:
+        """Say in one phrase why this model cannot run on the fused path; None where it can.
+
+        That path has the equations written down once more. So it declines a model of which any part is not stock.
+        """
+        parameter = self.initial_reads
+        if parameter.device.type != "cpu":
+            return f"the fused path runs on the CPU, not on {parameter.device}"
+        if parameter.dtype not in (torch.float32, torch.float64):
+            return f"the fused path computes in float32 or float64, not {parameter.dtype}"
+        missing = missing_packages()
+        if missing:
+            return f"the fused path needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        controller, heads = self.controller, self.heads
+        kind = FeedForwardController if isinstance(controller, FeedForwardController) else LSTMController
+        parts = {"NTM": (self, NTM), "controller": (controller, kind), "heads": (heads, Heads)}
+        for name, (module, stock) in parts.items():
+            change = changed_part(module, stock)
+            if change:
+                return f"the fused path computes the stock machine, and this one's {name} {change}"
+        if (
+            heads.control_proj.out_features != heads.num_read * (4 * heads.memory_unit_size + 12)
+            or heads.num_read != heads.num_write
+        ):
+            return "the fused path knows three shifts, and a write head for each read head"
+        return None
+
+    def use_fused(self) -> bool:
+        """Choose the path, by `backend` and by what the model is.
+
+        Raises:
+            BackendError: `backend` is FUSED and it cannot be had.
+        """
+        if self.backend is Backend.REFERENCE:
+            return False
+        reason = self.why_not_fused()
+        if reason and self.backend is Backend.FUSED:
+            raise BackendError(reason)
+        return reason is None

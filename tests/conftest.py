@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ntm import NTM, NTMState
+from ntm.controller import LSTMState
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,8 +23,18 @@ def lively_model(heads=1, dtype=torch.float64, memory_units=7, width=5, controll
 def lively_state(model, batch_size, memory_units=None):
     """A state with nothing at its default: random memory, sharp weightings."""
     default = model.initial_state(batch_size, memory_units)
-    memory, weighting, *rest = (torch.randn(part.shape, dtype=part.dtype) for part in default)
-    return NTMState(memory, torch.softmax(4 * weighting, -1), *rest)
+    memory, weighting, *rest = (torch.randn(part.shape, dtype=part.dtype) for part in flat(default))
+    return nested([memory, torch.softmax(4 * weighting, -1), *rest])
+
+
+def flat(state):
+    """A state's tensors, the controller's last: three, and an LSTM's two."""
+    return [*state[:3], *state.controller]
+
+
+def nested(parts):
+    """A state of such tensors."""
+    return NTMState(*parts[:3], LSTMState(*parts[3:]) if parts[3:] else ())
 
 
 class Repository:

@@ -63,23 +63,38 @@ def linear(weight, bias, x):
     return [float(sum(a * b for a, b in zip(row, x, strict=True)) + c) for row, c in zip(weight, bias, strict=True)]
 
 
+def lstm(p, seen, hidden, cell, mask):
+    """One step; changes hidden and cell in place."""
+    sums = linear(p["controller.gate_proj.weight"], p["controller.gate_proj.bias"], [*seen, *hidden])
+    size = len(hidden)
+    for j in range(size):
+        i, f, c, o = (sums[k * size + j] for k in range(4))
+        cell[j] = sigmoid(f) * cell[j] + sigmoid(i) * math.tanh(c)
+        if mask is not None:
+            cell[j] *= mask[j]
+        hidden[j] = sigmoid(o) * math.tanh(cell[j])
+    return hidden
+
+
+def feedforward(p, seen):
+    return [math.tanh(x) for x in linear(p["controller.hidden_proj.weight"], p["controller.hidden_proj.bias"], seen)]
+
+
 def unroll(model, inputs, state, cell_mask=None):
-    """Run one sequence, inputs (T, I), from a state of arrays without batch dimension; logits and the last state."""
+    """Run one sequence, inputs (T, I), from a state of arrays without batch dimension; logits and the last state.
+
+    A state is memory, weighting and reads, and of an LSTM controller its hidden state and cell.
+    """
     p = {name: value.detach().double().numpy() for name, value in model.named_parameters()}
-    memory, weighting, reads, hidden, cell = (np.asarray(part, dtype=float).tolist() for part in state)
+    memory, weighting, reads, *controller = (np.asarray(part, dtype=float).tolist() for part in state)
     readers, writers = model.heads.num_read, model.heads.num_write
-    heads, width, size = readers + writers, len(memory[0]), len(hidden)
+    heads, width = readers + writers, len(memory[0])
     logits = []
     for t, x in enumerate(inputs):
-        seen = [*x, *(value for row in reads for value in row), *hidden]
-        sums = linear(p["controller.gates_map.weight"], p["controller.gates_map.bias"], seen)
-        for j in range(size):
-            i, f, c, o = (sums[k * size + j] for k in range(4))
-            cell[j] = sigmoid(f) * cell[j] + sigmoid(i) * math.tanh(c)
-            if cell_mask is not None:
-                cell[j] *= cell_mask[t][j]
-            hidden[j] = sigmoid(o) * math.tanh(cell[j])
-        controls = iter(linear(p["heads.controls_map.weight"], p["heads.controls_map.bias"], hidden))
+        seen = [*x, *(value for row in reads for value in row)]
+        mask = None if cell_mask is None else cell_mask[t]
+        output = lstm(p, seen, *controller, mask) if controller else feedforward(p, seen)
+        controls = iter(linear(p["heads.control_proj.weight"], p["heads.control_proj.bias"], output))
         keys = [[next(controls) for _ in range(width)] for _ in range(heads)]
         betas = [softplus(next(controls)) for _ in range(heads)]
         gates = [sigmoid(next(controls)) for _ in range(heads)]
@@ -92,6 +107,6 @@ def unroll(model, inputs, state, cell_mask=None):
         ]
         reads = [read(memory, w) for w in weighting[:readers]]
         memory = write(memory, weighting[readers:], erases, adds)
-        answer = [*(value for row in reads for value in row), *hidden]
-        logits.append(linear(p["output_map.weight"], p["output_map.bias"], answer))
-    return np.array(logits), [np.array(part) for part in (memory, weighting, reads, hidden, cell)]
+        answer = [*(value for row in reads for value in row), *output]
+        logits.append(linear(p["output_proj.weight"], p["output_proj.bias"], answer))
+    return np.array(logits), [np.array(part) for part in (memory, weighting, reads, *controller)]

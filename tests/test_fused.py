@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import lively_model, lively_state
+from conftest import flat, lively_model, lively_state, nested
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntm import Backend, NTMState
+from ntm import Backend
 from ntm.memory import INITIAL_VALUE
 from tasks import Batch, Reverse
 
@@ -24,13 +24,13 @@ settings.load_profile("fused")
 
 def outputs_and_gradients(model, inputs, state, backend, cell_mask=None):
     """Outputs and all gradients of a random projection of all outputs."""
-    free = [part.detach().clone().requires_grad_() for part in (inputs, *state)]
+    free = [part.detach().clone().requires_grad_() for part in (inputs, *flat(state))]
     model.backend = backend
     torch.manual_seed(7)  # the projection
-    logits, end = model(free[0], NTMState(*free[1:]), cell_mask=cell_mask)
-    outputs = (logits, *end)
+    logits, end = model(free[0], nested(free[1:]), cell_mask=cell_mask)
+    outputs = (logits, *flat(end))
     loss = sum((out * torch.randn(out.shape, dtype=torch.float64).to(out.dtype)).sum() for out in outputs)
-    wanted = [*free, *(p for name, p in model.named_parameters() if not name.startswith("initial"))]
+    wanted = [*free, *(p for name, p in model.named_parameters() if "initial" not in name)]
     return (*outputs, *torch.autograd.grad(loss, wanted))
 
 
@@ -54,6 +54,7 @@ sizes = st.fixed_dictionaries(
         "width": st.integers(1, 23),
         "controller": st.integers(1, 20),
         "heads": st.integers(1, 3),
+        "lstm": st.booleans(),
         "forget": st.sampled_from([None, 0.2, 1.0]),
         "blur_cost": st.sampled_from([0.0, 100.0]),
         "scale": st.sampled_from([0.1, 0.5, 1.0]),
@@ -64,10 +65,11 @@ sizes = st.fixed_dictionaries(
 def model_and_inputs(size):
     torch.manual_seed(1)
     sizes = size["rows"], size["width"], size["controller"], size["scale"]
-    model = lively_model(size["heads"], torch.float64, *sizes)
+    model = lively_model(size["heads"], torch.float64, *sizes, controller="lstm" if size["lstm"] else "feedforward")
     inputs, state = torch.rand(size["steps"], size["batch"], 5).double(), lively_state(model, size["batch"])
     cells = size["steps"], size["batch"], size["controller"]
-    return model, inputs, state, None if size["forget"] is None else torch.rand(cells) >= size["forget"]
+    masked = size["lstm"] and size["forget"] is not None
+    return model, inputs, state, torch.rand(cells) >= size["forget"] if masked else None
 
 
 @given(size=sizes)
@@ -81,7 +83,7 @@ def test_any_shape_in_float32(size):
     """Within 1e-4 of the float64 numbers; where rounding alone takes the readable path farther, about as near as it."""
     model, inputs, state, cell_mask = model_and_inputs(size)
     exact = outputs_and_gradients(model, inputs, state, Backend.REFERENCE, cell_mask)
-    model, state = model.float(), NTMState(*(part.float() for part in state))
+    model, state = model.float(), nested([part.float() for part in flat(state)])
     for true, (theirs, ours) in zip(exact, both_paths(model, inputs.float(), state, cell_mask), strict=True):
         rounding = (theirs - true).abs().max().item()
         assert (ours - true).abs().max().item() <= 1e-4 * true.abs().max().item() + 4 * rounding + 1e-30
@@ -99,7 +101,7 @@ def test_empty_memory_and_one_hot_weightings(value):
 def test_sharp_weightings_as_after_training():
     model = lively_model(memory_units=24, controller_size=16)
     with torch.no_grad():  # push key strength, sharpening and gate towards sure decisions
-        bias, heads, width = model.heads.controls_map.bias, 2, 5
+        bias, heads, width = model.heads.control_proj.bias, 2, 5
         bias[heads * width : heads * width + heads] += 8
         bias[heads * width + 5 * heads : heads * width + 6 * heads] += 12
     for theirs, ours in both_paths(model, torch.rand(20, 4, 5, dtype=torch.float64), model.initial_state(4)):
@@ -123,9 +125,9 @@ def test_there_and_back_at_once_is_the_same_as_a_loss_and_backward(size):
     loss.backward()
     expected = [loss.detach(), logits.detach(), *(2 * p.grad for p in model.parameters())]
     rounding = 1e-13 * max(x.abs().max().item() for x in expected)  # some gradients are 0 but for rounding
-    for model.backend, flat in ((Backend.REFERENCE, False), (Backend.FUSED, False), (Backend.FUSED, True)):
+    for model.backend, flattened in ((Backend.REFERENCE, False), (Backend.FUSED, False), (Backend.FUSED, True)):
         model.zero_grad()
-        if flat:
+        if flattened:
             model.flatten_parameters()
         for _ in range(2):  # gradients add up
             found, logits = model.forward_backward(inputs, targets, mask, *more)
@@ -139,11 +141,11 @@ def test_what_is_frozen_gets_no_gradient():
     inputs, targets, mask = torch.rand(4, 2, 5).double(), torch.ones(4, 2, 3).double(), torch.ones(4, 2).double()
     for backend in (Backend.REFERENCE, Backend.FUSED):
         model = lively_model(backend=backend)
-        model.output_map.requires_grad_(False)
-        model.initial_cell.requires_grad_(False)
+        model.output_proj.requires_grad_(False)
+        model.controller.initial_cell.requires_grad_(False)
         model.forward_backward(inputs, targets, mask)
         without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-        assert without == {"output_map.weight", "output_map.bias", "initial_cell"}
+        assert without == {"output_proj.weight", "output_proj.bias", "controller.initial_cell"}
 
 
 def test_a_frozen_part_of_flat_parameters_gets_no_gradient_and_the_others_theirs():
@@ -153,10 +155,10 @@ def test_a_frozen_part_of_flat_parameters_gets_no_gradient_and_the_others_theirs
         torch.manual_seed(4)
         model = lively_model(backend=backend)
         flat = model.flatten_parameters()
-        model.output_map.requires_grad_(False)
+        model.output_proj.requires_grad_(False)
         for _ in range(2):
             model.forward_backward(inputs, targets, mask)
-        assert not model.output_map.weight.grad.any()
+        assert not model.output_proj.weight.grad.any()
         found.append(flat.grad)
     assert_close(*found, 1e-9)
 
@@ -243,7 +245,7 @@ def test_a_weight_changed_before_backward_is_noticed():
     model = lively_model(backend=Backend.FUSED)
     loss = model(torch.rand(4, 2, 5, dtype=torch.float64))[0].sum()
     with torch.no_grad():
-        model.output_map.weight.add_(1)
+        model.output_proj.weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -278,7 +280,7 @@ def test_copies_are_independent(duplicate):
     twin = duplicate(model)
     assert torch.equal(twin(inputs)[0], model(inputs)[0])
     with torch.no_grad():
-        twin.output_map.bias.add_(1)
+        twin.output_proj.bias.add_(1)
     torch.testing.assert_close(twin(inputs)[0], model(inputs)[0] + 1)
 
 
@@ -350,7 +352,7 @@ def test_extreme_parameters_stay_finite():
     for backend in (Backend.REFERENCE, Backend.FUSED):
         model = lively_model(dtype=torch.float32, memory_units=20, scale=30.0, backend=backend)
         inputs = torch.rand(10, 3, 5)
-        for out in (model(inputs)[0], *model(inputs)[1], *gradients(model, inputs)):
+        for out in (model(inputs)[0], *flat(model(inputs)[1]), *gradients(model, inputs)):
             assert out.isfinite().all()
 
 
@@ -365,9 +367,12 @@ def test_not_a_number_in_gives_not_a_number_out():
 def test_each_part_of_a_state_may_be_one_for_all():
     model, inputs = lively_model(), torch.rand(4, 11, 5, dtype=torch.float64)
     whole = lively_state(model, 11)
-    for name in NTMState._fields:
-        state = whole._replace(**{name: getattr(whole, name)[:1]})
-        expanded = state._replace(**{name: getattr(state, name).expand_as(getattr(whole, name))})
+    for i, part in enumerate(flat(whole)):
+        parts = flat(whole)
+        parts[i] = part[:1]
+        state = nested(parts)
+        parts[i] = part[:1].expand_as(part)
+        expanded = nested(parts)
         theirs = outputs_and_gradients(model, inputs, expanded, Backend.REFERENCE)
         ours = outputs_and_gradients(model, inputs, state, Backend.FUSED)
         for their, our in zip(theirs, ours, strict=True):
@@ -387,10 +392,11 @@ def test_wrong_shapes_are_refused():
     inputs, state = torch.rand(4, 2, 5), model.initial_state(2)
     with pytest.raises(ValueError, match="5 inputs"):
         model(inputs[..., :4])
-    for change in ({"cell": state.cell[:, 1:]}, {"weighting": state.weighting[..., 1:]}, {"reads": state.reads[:, :0]}):
+    lstm, short = state.controller, state.controller._replace(cell=state.controller.cell[:, 1:])
+    for change in ({"controller": short}, {"weighting": state.weighting[..., 1:]}, {"reads": state.reads[:, :0]}):
         with pytest.raises(ValueError, match="shapes"):
             model(inputs, state._replace(**change))
-    for wrong in (model.initial_state(3), state._replace(cell=state.cell[:0])):
+    for wrong in (model.initial_state(3), state._replace(controller=lstm._replace(cell=lstm.cell[:0]))):
         with pytest.raises(ValueError, match="a state of 2 sequences"):
             model(inputs, wrong)
     with pytest.raises(ValueError, match="cell_mask"):

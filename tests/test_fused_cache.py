@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ONE_STEP = """
 import numpy as np
-from ntm.fused.lstm import lstm
+from ntm.fused.controller import lstm
 gates, cell, new_cell, tanh_cell, hidden = (np.full(n, 0.5, np.float32) for n in (8, 2, 2, 2, 2))
 lstm(gates, cell, np.empty(0, bool), new_cell, tanh_cell, hidden)
 print(hidden[0], sum(lstm.stats.cache_hits.values()))

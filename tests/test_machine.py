@@ -4,45 +4,48 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import lively_model, lively_state
+from conftest import flat, lively_model, lively_state, nested
 from torch.autograd import gradcheck
 
 from experiment.configuration import NAMES, Recipe, load_configuration
-from ntm import NTM, Backend, BackendError, NTMState
+from ntm import NTM, Backend, BackendError
 from ntm.addressing import blur
 from tasks import Batch, Reverse
 
 BACKENDS = [Backend.REFERENCE, Backend.FUSED]
+CONTROLLERS = ["lstm", "feedforward"]
 
 
 @pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("controller", CONTROLLERS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_an_unroll_is_the_paper(heads, backend):
-    model = lively_model(heads, backend=backend)
+def test_an_unroll_is_the_paper(heads, controller, backend):
+    model = lively_model(heads, controller=controller, backend=backend)
     inputs, state = torch.rand(6, 3, 5, dtype=torch.float64), lively_state(model, 3)
-    cell_mask = torch.rand(6, 3, 6) < 0.7
+    cell_mask = torch.rand(6, 3, 6) < 0.7 if controller == "lstm" else None
     logits, end = model(inputs, state, cell_mask=cell_mask)
     for b in range(3):
-        sequence = inputs[:, b].numpy(), [part[b] for part in state], cell_mask[:, b].numpy()
-        theirs, their_end = oracle.unroll(model, *sequence)
+        start, mask = [part[b] for part in flat(state)], None if cell_mask is None else cell_mask[:, b].numpy()
+        theirs, their_end = oracle.unroll(model, inputs[:, b].numpy(), start, mask)
         np.testing.assert_allclose(logits[:, b].detach(), theirs, rtol=1e-9, atol=1e-12)
-        for ours, other in zip(end, their_end, strict=True):
+        for ours, other in zip(flat(end), their_end, strict=True):
             np.testing.assert_allclose(ours[b].detach(), other, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("controller", CONTROLLERS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_of_an_unroll(heads, backend):
-    model = lively_model(heads, memory_units=4, width=3, controller_size=4, backend=backend)
+def test_gradients_of_an_unroll(heads, controller, backend):
+    model = lively_model(heads, memory_units=4, width=3, controller_size=4, controller=controller, backend=backend)
     inputs, state = torch.rand(3, 2, 5, dtype=torch.float64), lively_state(model, 2)
-    parameters = dict(model.named_parameters())
+    parameters, count = dict(model.named_parameters()), len(flat(state))
 
     def run(inputs, *parts):
-        state, weights = NTMState(*parts[:5]), dict(zip(parameters, parts[5:], strict=True))
+        state, weights = nested(parts[:count]), dict(zip(parameters, parts[count:], strict=True))
         logits, end = torch.func.functional_call(model, weights, (inputs, state))
-        return (logits, *end)
+        return (logits, *flat(end))
 
-    free = [part.detach().clone().requires_grad_() for part in (inputs, *state, *parameters.values())]
+    free = [part.detach().clone().requires_grad_() for part in (inputs, *flat(state), *parameters.values())]
     assert gradcheck(run, free, atol=1e-6)
 
 
@@ -72,7 +75,7 @@ def test_two_halves_are_the_whole(backend):
     first, middle = model(inputs[:3])
     second, end_again = model(inputs[3:], middle)
     torch.testing.assert_close(torch.cat((first, second)), whole)
-    for a, b in zip(end, end_again, strict=True):
+    for a, b in zip(flat(end), flat(end_again), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -170,7 +173,7 @@ def test_a_parameter_that_left_the_flat_tensor_is_the_one_that_counts():
     model, batch = lively_model(backend=Backend.FUSED), (torch.rand(4, 3, 5).double(), torch.ones(4, 3, 3).double())
     mask = torch.ones(4, 3).double()
     flat = model.flatten_parameters()
-    model.controller.gates_map.bias = torch.nn.Parameter(torch.zeros_like(model.controller.gates_map.bias))
+    model.controller.gate_proj.bias = torch.nn.Parameter(torch.zeros_like(model.controller.gate_proj.bias))
     twin = lively_model()
     twin.load_state_dict(model.state_dict())
     model.zero_grad()

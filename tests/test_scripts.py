@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_model_however_often_it_reports(repository,
     assert all(torch.equal(model[name], again[name]) for name in model)
     repository.run("train.py", *flags, "-seed", 1, *other)
     different = torch.load(repository.folder / "elsewhere" / "again.pt", weights_only=True)["model"]
-    assert not torch.equal(model["output_map.weight"], different["output_map.weight"])
+    assert not torch.equal(model["output_proj.weight"], different["output_proj.weight"])
 
 
 def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):

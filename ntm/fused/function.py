@@ -7,14 +7,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ntm.fused.layout import GROUP, Sizes, transpose_weights, workspace_size
+from ntm.controller import LSTMState
+from ntm.fused.layout import GROUP, Sizes, State, state_cells, transpose_weights, workspace_size
 from ntm.fused.loss import LossArgs
 from ntm.fused.runtime import Workspace, run_parallel, shards
 from ntm.fused.unroll import UnrollArgs, groups_backward, groups_forward, groups_forward_backward
 from ntm.state import NTMState, pack_parameters, unpack_parameters
 
 
-def swap_memory_axes(state: NTMState) -> NTMState:
+def flat_state(state: NTMState) -> State:
+    """A state's tensors without nesting; of a feed-forward controller, an empty hidden state and cell."""
+    return State(*state[:3], *(state.controller or [state.memory.new_empty(1, 0)] * 2))
+
+
+def swap_memory_axes(state: State) -> State:
     """A view of a state with [N][M] and [M][N] exchanged in its memory, which may be None."""
     return state._replace(memory=None if state.memory is None else state.memory.swapaxes(1, 2))
 
@@ -24,9 +30,9 @@ def _flat(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.numpy())
 
 
-def state_arrays(state: NTMState) -> NTMState:
+def state_arrays(state: NTMState) -> State:
     """A state's arrays, its memory [M][N]."""
-    return NTMState(*(_flat(part.detach()) for part in swap_memory_axes(state)))
+    return State(*(_flat(part.detach()) for part in swap_memory_axes(flat_state(state))))
 
 
 def try_flat_view(tensors: list[Tensor], flat: Tensor) -> np.ndarray | None:
@@ -40,7 +46,7 @@ def try_flat_view(tensors: list[Tensor], flat: Tensor) -> np.ndarray | None:
 
 
 def packed_weights(parameters: list[Tensor], flat: Tensor | None) -> np.ndarray:
-    """All parameters, which are `NTM.packed_parameters`, as one array: a view where they lie so, else a copy."""
+    """All parameters, which are `packed_parameters`, as one array: a view where they lie so, else a copy."""
     weights = None if flat is None else try_flat_view(parameters, flat)
     return pack_parameters(parameters).numpy() if weights is None else weights
 
@@ -55,7 +61,7 @@ def make_unroll_args(
     weights: np.ndarray,
     s: Sizes,
     inputs: Tensor,
-    start: NTMState,
+    start: State,
     cell_mask: Tensor | None = None,
     blur_cost: float = 0.0,
 ) -> UnrollArgs:
@@ -70,19 +76,22 @@ def make_unroll_args(
 
     Raises:
         TypeError: inputs, state and weights are not all of one floating-point type on the CPU, or the mask is not bool.
-        ValueError: inputs, state or mask do not have the model's shapes, or there is no step.
+        ValueError: inputs, state or mask do not have the model's shapes, or there is no step, or a mask but no cell.
     """
     (steps, batch, width), array, kind = inputs.shape, _flat(inputs), weights.dtype
     if any(x.dtype != kind for x in (array, *start)):
         raise TypeError(f"the fused path needs inputs and state in {kind}, as the weights are")
     rows, heads = start.memory.shape[2], 2 * s.num_read_heads
-    shapes = [(s.width, rows), (heads, rows), (s.num_read_heads, s.width), (s.cells,), (s.cells,)]
+    cells = state_cells.py_func(s)
+    shapes = [(s.width, rows), (heads, rows), (s.num_read_heads, s.width), (cells,), (cells,)]
     if width != s.inputs or [part.shape[1:] for part in start] != shapes:
         raise ValueError(f"this model takes {s.inputs} inputs a step, and a state of shapes {shapes} a sequence")
     if not steps or not {len(part) for part in start} <= {1, batch}:
         raise ValueError(
             f"at least one step, and a state of {batch} sequences or one for all: {steps} steps were given"
         )
+    if cell_mask is not None and not s.lstm:
+        raise ValueError("a feed-forward controller has no cells that could forget: leave cell_mask away")
     if cell_mask is not None and cell_mask.dtype != torch.bool:
         raise TypeError(f"cell_mask must be of type bool, not {cell_mask.dtype}")
     if cell_mask is not None and cell_mask.shape != (steps, batch, s.cells):
@@ -100,10 +109,11 @@ def make_unroll_args(
 
 
 def make_sizes(parameters: list[Tensor]) -> Sizes:
-    """Read a model's sizes off its `NTM.packed_parameters`."""
-    gates, _, _, _, output, _, reads, *_ = (parameter.shape for parameter in parameters)
-    (num_read_heads, width), cells = reads, gates[0] // 4
-    return Sizes(gates[1] - num_read_heads * width - cells, num_read_heads, width, cells, output[0])
+    """Read a model's sizes off its `packed_parameters`."""
+    gates, _, controls, _, output, _, reads, *hidden_and_cell = (parameter.shape for parameter in parameters)
+    (num_read_heads, width), cells, lstm = reads, controls[1], bool(hidden_and_cell)
+    inputs = gates[1] - num_read_heads * width - (cells if lstm else 0)
+    return Sizes(inputs, num_read_heads, width, cells, output[0], lstm)
 
 
 def make_loss_args(args: UnrollArgs, targets: Tensor, mask: Tensor) -> LossArgs:
@@ -128,7 +138,7 @@ class Unroll(torch.autograd.Function):
     def forward(ctx, args, save_for_backward, inputs, memory, weighting, reads, hidden, cell, *parameters):
         """Return logits and the final state's five tensors."""
         (steps, batch, _), rows, kind = inputs.shape, args.start.memory.shape[2], args.logits.dtype
-        end, shard_ranges = NTMState(*(np.empty((batch, *part.shape[1:]), kind) for part in args.start)), shards(batch)
+        end, shard_ranges = State(*(np.empty((batch, *part.shape[1:]), kind) for part in args.start)), shards(batch)
         slots = steps if save_for_backward else 1
         needed = [workspace_size(slots, min(GROUP, b - a), rows, args.sizes, True) for a, b in shard_ranges]
         groups = [(b - a) // min(GROUP, b - a) if save_for_backward else 1 for a, b in shard_ranges]
@@ -156,16 +166,16 @@ class Unroll(torch.autograd.Function):
         transpose_weights(args.weights, args.sizes, weights_t)
         args = args._replace(weights_t=weights_t)
         d_logits = np.zeros_like(args.logits) if d_logits is None else _flat(d_logits)
-        d_start = NTMState(*(np.empty((batch, *part.shape[1:]), kind) for part in args.start))
-        d_end = swap_memory_axes(NTMState(*d_end))
-        d_end = NTMState(*(np.zeros_like(z) if d is None else _flat(d) for d, z in zip(d_end, d_start, strict=True)))
+        d_start = State(*(np.empty((batch, *part.shape[1:]), kind) for part in args.start))
+        d_end = swap_memory_axes(State(*d_end))
+        d_end = State(*(np.zeros_like(z) if d is None else _flat(d) for d, z in zip(d_end, d_start, strict=True)))
         d_inputs = np.empty(args.inputs.shape if needed[2] else (0, 0, 0), kind)
         jobs = [
             partial(groups_backward, a, b, args, buffers, d_logits, d_end, d_start, d_inputs, d_part)
             for ((a, b), buffers), d_part in zip(ctx.kept, d_parts, strict=True)
         ]
         run_parallel(jobs)
-        d_start = swap_memory_axes(NTMState(*map(torch.from_numpy, d_start)))
+        d_start = swap_memory_axes(State(*map(torch.from_numpy, d_start)))
         shared = (len(part) < batch for part in args.start)
         d_start = [d.sum(0, keepdim=True) if one else d for d, one in zip(d_start, shared, strict=True)]
         d_weights = unpacked_gradients(parameters, sum(d_parts, np.zeros(count, kind)))
@@ -178,7 +188,7 @@ def unroll(
     """Compute what `NTM.unroll` computes, faster. Twice differentiable it is not.
 
     Args:
-        parameters: `NTM.packed_parameters`.
+        parameters: `packed_parameters`.
         flat: the tensor that they are views of; None, or any other, if they are not.
         inputs, cell_mask: as there.
         state: as there; each part may be one for all sequences.
@@ -186,13 +196,15 @@ def unroll(
     Raises:
         TypeError, ValueError: as `make_unroll_args`.
     """
-    save_for_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *state, *parameters))
+    save_for_backward = torch.is_grad_enabled() and any(
+        x.requires_grad for x in (inputs, *flat_state(state), *parameters)
+    )
     if save_for_backward:  # a copy: they may change before backward
         flat = None
     weights, start = packed_weights(parameters, flat), state_arrays(state)
     args = make_unroll_args(weights, make_sizes(parameters), inputs.detach(), start, cell_mask)
-    logits, *end = Unroll.apply(args, save_for_backward, inputs, *state, *parameters)
-    return logits, NTMState(*end)
+    logits, *end = Unroll.apply(args, save_for_backward, inputs, *flat_state(state), *parameters)
+    return logits, NTMState(*end[:3], LSTMState(*end[3:]) if args.sizes.lstm else ())
 
 
 def loss_and_gradients(args: UnrollArgs, loss_args: LossArgs, gradients: np.ndarray) -> float:
@@ -218,7 +230,8 @@ def loss_and_gradients(args: UnrollArgs, loss_args: LossArgs, gradients: np.ndar
 
 def learned_initial_state(weights: np.ndarray, s: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The initial reads, hidden state and cell in flat weights, one for all sequences: views."""
-    hidden_at, cell_at = len(weights) - 2 * s.cells, len(weights) - s.cells
+    cells = state_cells.py_func(s)
+    hidden_at, cell_at = len(weights) - 2 * cells, len(weights) - cells
     reads = weights[hidden_at - s.num_read_heads * s.width : hidden_at].reshape(1, s.num_read_heads, s.width)
     return reads, weights[None, hidden_at:cell_at], weights[None, cell_at:]
 
@@ -236,7 +249,7 @@ def forward_backward(
     """Compute what `NTM.forward_backward` computes, faster.
 
     Args:
-        parameters: `NTM.packed_parameters`.
+        parameters: `packed_parameters`.
         flat: the tensor that they are views of; None, or any other, if they are not.
         inputs, targets, mask, cell_mask, blur_cost: as there.
         state: where the batch starts. Its reads, hidden state and cell are not looked at: the learned ones are taken.
@@ -246,7 +259,7 @@ def forward_backward(
     """
     weights, sizes = packed_weights(parameters, flat), make_sizes(parameters)
     memory, weighting = state_arrays(state)[:2]
-    start = NTMState(memory, weighting, *learned_initial_state(weights, sizes))
+    start = State(memory, weighting, *learned_initial_state(weights, sizes))
     args = make_unroll_args(weights, sizes, inputs, start, cell_mask, blur_cost)
     loss_args = make_loss_args(args, targets, mask)
     wanted = [p.grad for p in parameters if p.requires_grad and p.grad is not None]

@@ -24,38 +24,52 @@ class Sizes(NamedTuple):
     width: int  # M
     cells: int  # C
     outputs: int  # O
+    lstm: bool  # the controller is an LSTM; else feed-forward, and C is the number of its units
+
+
+class State(NamedTuple):
+    """An `NTMState`, or its gradient, of B sequences, or one for all. A feed-forward controller has no state."""
+
+    memory: np.ndarray  # (B, M, N)
+    weighting: np.ndarray  # (B, H, N)
+    reads: np.ndarray  # (B, R, M)
+    hidden: np.ndarray  # (B, C), or (B, 0)
+    cell: np.ndarray  # (B, C), or (B, 0)
 
 
 class Weights(NamedTuple):
     """All parameters, or their gradients, as `NTM.flatten_parameters` lays them out.
 
-    A row of `controller_input` is input, last reads, last hidden and a 1. Each map takes a stretch of it; its last row
-    is its bias.
+    A row of `controller_input` is input, last reads, last controller output and a 1. Each map takes a stretch of it;
+    its last row is its bias.
     """
 
-    gates: np.ndarray  # (I + R M + C + 1, 4 C)
+    gates: np.ndarray  # (I + R M + C + 1, 4 C); of a feed-forward controller (I + R M + 1, C)
     controls: np.ndarray  # (C + 1, P)
     output: np.ndarray  # (R M + C + 1, O)
     reads: np.ndarray  # (R M), and where the machine starts:
-    hidden: np.ndarray  # (C)
-    cell: np.ndarray  # (C)
+    hidden: np.ndarray  # (C), or (0)
+    cell: np.ndarray  # (C), or (0)
 
 
 class TransposedWeights(NamedTuple):
     """The three maps transposed, for the way back."""
 
-    gates: np.ndarray  # (4 C, I + R M + C + 1)
+    gates: np.ndarray  # (4 C, I + R M + C + 1); of a feed-forward controller (C, I + R M + 1)
     controls: np.ndarray  # (P, C + 1)
     output: np.ndarray  # (O, R M + C + 1)
 
 
 class SavedForBackward(NamedTuple):
-    """What a group of G sequences leaves behind, by time slot. Carried values have a slot more, for the step before."""
+    """What a group of G sequences leaves behind, by time slot. Carried values have a slot more, for the step before.
+
+    A feed-forward controller has C gates, its units, and no cell: the arrays of cells are empty.
+    """
 
     memory: np.ndarray  # (slots + 1, G, M, N)
     weighting: np.ndarray  # (slots + 1, G, H, N)
     cell: np.ndarray  # (slots + 1, G, C)
-    controller_input: np.ndarray  # (slots + 1, G, I + R M + C + 1): input, last reads, last hidden, 1
+    controller_input: np.ndarray  # (slots + 1, G, I + R M + C + 1): input, last reads, last controller output, 1
     gates: np.ndarray  # (slots, G, 4 C)
     tanh_cell: np.ndarray  # (slots, G, C)
     controls: np.ndarray  # (slots, G, P)
@@ -75,7 +89,7 @@ class StateGrads(NamedTuple):
     memory: np.ndarray  # (G, M, N)
     weighting: np.ndarray  # (G, H, N)
     cell: np.ndarray  # (G, C)
-    answer: np.ndarray  # (G, R M + C): reads, hidden
+    answer: np.ndarray  # (G, R M + C): reads, controller output
 
 
 @jit_refcounted
@@ -95,11 +109,18 @@ def _align_up(at):
 align_up = jit(_align_up)
 
 
+@jit
+def state_cells(s):
+    """Width of the hidden state and of the cell that the controller carries from step to step."""
+    return s.cells if s.lstm else 0
+
+
 @jit_refcounted
 def map_shapes(s):
     """The shapes of the three maps in `Weights`."""
-    answer = s.num_read_heads * s.width + s.cells + 1
-    return (s.inputs + answer, 4 * s.cells), (s.cells + 1, s.num_read_heads * (4 * s.width + 12)), (answer, s.outputs)
+    reads = s.num_read_heads * s.width
+    gates = (s.inputs + reads + s.cells + 1, 4 * s.cells) if s.lstm else (s.inputs + reads + 1, s.cells)
+    return gates, (s.cells + 1, s.num_read_heads * (4 * s.width + 12)), (reads + s.cells + 1, s.outputs)
 
 
 @jit_refcounted
@@ -110,7 +131,7 @@ def unpack_weights(flat, s):
     controls, at = carve(flat, at, controls_shape)
     output, at = carve(flat, at, output_shape)
     hidden_at = at + s.num_read_heads * s.width
-    cell_at = hidden_at + s.cells
+    cell_at = hidden_at + state_cells(s)
     return Weights(gates, controls, output, flat[at:hidden_at], flat[hidden_at:cell_at], flat[cell_at:])
 
 
@@ -154,13 +175,14 @@ def saved_shapes(slots, group, rows, s, retain_activations):
     heads, answer = 2 * s.num_read_heads, s.num_read_heads * s.width + s.cells
     controls = s.num_read_heads * (4 * s.width + 12)
     by_head = slots, group, heads, rows
+    cells, gates = (s.cells, 4 * s.cells) if s.lstm else (0, s.cells)
     saved = SavedForBackward(
         memory=(slots + 1, group, s.width, rows),
         weighting=(slots + 1, group, heads, rows),
-        cell=(slots + 1, group, s.cells),
+        cell=(slots + 1, group, cells),
         controller_input=(slots + 1, group, s.inputs + answer + 1),
-        gates=(slots, group, 4 * s.cells),
-        tanh_cell=(slots, group, s.cells),
+        gates=(slots, group, gates),
+        tanh_cell=(slots, group, cells),
         controls=(slots, group, controls),
         inverse_norm=(slots, group, rows),
         similarity=by_head,
@@ -168,10 +190,10 @@ def saved_shapes(slots, group, rows, s, retain_activations):
         shifted=by_head,
         log_shifted=by_head,
         d_logits=(slots, group, s.outputs),
-        d_gates=(slots if retain_activations else 0, group, 4 * s.cells),
+        d_gates=(slots if retain_activations else 0, group, gates),
         d_controls=(slots, group, controls),
     )
-    return saved, StateGrads((group, s.width, rows), (group, heads, rows), (group, s.cells), (group, answer))
+    return saved, StateGrads((group, s.width, rows), (group, heads, rows), (group, cells), (group, answer))
 
 
 @jit_refcounted
@@ -212,8 +234,6 @@ def workspace_size(*arguments) -> int:
 
 
 @jit
-def row_offsets(saved):
-    """Where the reads begin in a row of `controller_input`, and where the hidden state does."""
-    (_, _, width, _), num_read_heads = saved.memory.shape, saved.weighting.shape[2] // 2
-    hidden_at = saved.controller_input.shape[2] - 1 - saved.cell.shape[2]
-    return hidden_at - num_read_heads * width, hidden_at
+def row_offsets(s):
+    """Where the reads begin in a row of `controller_input`, and where the controller's output does."""
+    return s.inputs, s.inputs + s.num_read_heads * s.width

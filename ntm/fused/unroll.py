@@ -21,14 +21,13 @@ from ntm.fused.addressing import (
     shift_backward,
 )
 from ntm.fused.blas import matmul, matmul_tn
+from ntm.fused.controller import feedforward, feedforward_backward, lstm, lstm_backward
 from ntm.fused.controls import apply_activations, apply_activations_backward, split_controls
 from ntm.fused.jit import jit, jit_inline, jit_refcounted
-from ntm.fused.layout import GROUP, Sizes, carve_saved, row_offsets, unpack_transposed, unpack_weights
+from ntm.fused.layout import GROUP, Sizes, State, carve_saved, row_offsets, unpack_transposed, unpack_weights
 from ntm.fused.loss import group_blur, group_loss
-from ntm.fused.lstm import lstm, lstm_backward
 from ntm.fused.mathlib import ONE
 from ntm.fused.memory import memory_backward, read, read_write_backward, write
-from ntm.state import NTMState
 
 
 class UnrollArgs(NamedTuple):
@@ -36,7 +35,7 @@ class UnrollArgs(NamedTuple):
 
     inputs: np.ndarray  # (T, B, I)
     cell_mask: np.ndarray  # (T, B, C), false where a cell is made to forget; or (T, B, 0) where none is
-    start: NTMState  # each part of B sequences, or one for all; its memory is [M][N]
+    start: State  # each part of B sequences, or one for all
     weights: np.ndarray  # all `Weights`, flat
     weights_t: np.ndarray  # `TransposedWeights`, flat; empty until backward
     sizes: Sizes
@@ -66,6 +65,14 @@ def copy_columns(a, out):
 
 
 @jit
+def copy_rows(row, out):
+    """Copy a vector into each row of a matrix."""
+    for g in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[g, j] = row[j]
+
+
+@jit
 def add_rows(a, total):
     """Add each row of a matrix to a vector."""
     for g in range(a.shape[0]):
@@ -73,43 +80,47 @@ def add_rows(a, total):
             total[j] += a[g, j]
 
 
-@jit
-def controller_step(first, cell_mask, saved, t, now, after, slot):
-    """From the gates' sums to the controller's output, each sequence of the group."""
-    _, hidden_at = row_offsets(saved)
-    for g in range(saved.cell.shape[1]):
-        lstm(
-            saved.gates[slot, g],
-            saved.cell[now, g],
-            cell_mask[t, first + g],
-            saved.cell[after, g],
-            saved.tanh_cell[slot, g],
-            saved.controller_input[after, g, hidden_at:-1],
-        )
+@jit_inline
+def controller_step(first, args, p, saved, t, now, after, slot):
+    """The controller, each sequence of the group: fills the gates and, in the next row, the controller's output."""
+    gates, (_, output_at) = saved.gates[slot], row_offsets(args.sizes)
+    if args.sizes.lstm:
+        matmul(saved.controller_input[now], p.gates, 0, gates)
+        for g in range(len(gates)):
+            mask, output = args.cell_mask[t, first + g], saved.controller_input[after, g, output_at:-1]
+            lstm(gates[g], saved.cell[now, g], mask, saved.cell[after, g], saved.tanh_cell[slot, g], output)
+    else:
+        copy_rows(p.gates[-1], gates)
+        matmul(saved.controller_input[now, :, :output_at], p.gates[:-1], 1, gates)
+        for g in range(len(gates)):
+            feedforward(gates[g], saved.controller_input[after, g, output_at:-1])
+
+
+@jit_inline
+def controller_step_backward(first, args, weights_t, saved, t, d):
+    """The way back through `controller_step`: `d.answer` comes in as that of step t and leaves as that of t - 1."""
+    d_gates, (reads_at, output_at) = saved.d_gates[t], row_offsets(args.sizes)
+    for g in range(len(d_gates)):
+        d_output = d.answer[g, output_at - reads_at :]
+        if args.sizes.lstm:
+            lstm_backward(
+                d_gates[g], saved.cell[t, g], args.cell_mask[t, first + g], saved.tanh_cell[t, g], d_output, d.cell[g]
+            )
+        else:
+            feedforward_backward(d_gates[g], d_output)
+    seen = weights_t.gates.shape[1] - 1 - reads_at  # what the controller sees of reads and its own output
+    matmul(d_gates, weights_t.gates[:, reads_at:-1], 0, d.answer[:, :seen])
+    d.answer[:, seen:] = 0
 
 
 @jit
-def controller_step_backward(first, cell_mask, saved, t, d):
-    """The way back through `controller_step`."""
-    for g in range(saved.cell.shape[1]):
-        lstm_backward(
-            saved.d_gates[t, g],
-            saved.cell[t, g],
-            cell_mask[t, first + g],
-            saved.tanh_cell[t, g],
-            d.answer[g, d.answer.shape[1] - d.cell.shape[1] :],
-            d.cell[g],
-        )
-
-
-@jit
-def memory_step(saved, now, after, slot, gated):
+def memory_step(s, saved, now, after, slot, gated):
     """From the controls' sums to new memory, weightings and reads, each sequence of the group.
 
     Each equation is taken for all heads before the next, so that none waits for what the last has just written.
     """
-    heads, width = saved.weighting.shape[2], saved.memory.shape[2]
-    num_read_heads, (reads_at, hidden_at) = heads // 2, row_offsets(saved)
+    heads, width, num_read_heads = 2 * s.num_read_heads, s.width, s.num_read_heads
+    reads_at, output_at = row_offsets(s)
     for g in range(saved.cell.shape[1]):
         memory, inverse_norm = saved.memory[now, g], saved.inverse_norm[slot, g]
         previous, weighting = saved.weighting[now, g], saved.weighting[after, g]
@@ -129,7 +140,7 @@ def memory_step(saved, now, after, slot, gated):
             shift(gated[h], c.shift_weighting[3 * h :], shifted[h])
         for h in range(heads):
             sharpen(shifted[h], c.sharpening[h], log_shifted[h], weighting[h])
-        read(memory, weighting[:num_read_heads], saved.controller_input[after, g, reads_at:hidden_at])
+        read(memory, weighting[:num_read_heads], saved.controller_input[after, g, reads_at:output_at])
         write(memory, weighting[num_read_heads:], c.erase, c.add, saved.memory[after, g])
 
 
@@ -178,44 +189,48 @@ def memory_step_backward(blur_cost, saved, t, d, r):
 
 
 @jit_refcounted
-def load_state(first, start, saved):
+def load_state(first, s, start, saved):
     """Copy a group's initial state, of which each part may be one for all sequences, into slot 0."""
-    reads_at, hidden_at = row_offsets(saved)
+    reads_at, output_at = row_offsets(s)
     for g in range(saved.controller_input.shape[1]):
         b = first + g
         saved.memory[0, g] = start.memory[b % len(start.memory)]
         saved.weighting[0, g] = start.weighting[b % len(start.weighting)]
         saved.cell[0, g] = start.cell[b % len(start.cell)]
-        saved.controller_input[0, g, hidden_at:-1] = start.hidden[b % len(start.hidden)]
-        reads = start.reads[b % len(start.reads)].reshape(hidden_at - reads_at)
-        saved.controller_input[0, g, reads_at:hidden_at] = reads
+        hidden = start.hidden[b % len(start.hidden)]
+        saved.controller_input[0, g, output_at : output_at + len(hidden)] = hidden
+        reads = start.reads[b % len(start.reads)].reshape(output_at - reads_at)
+        saved.controller_input[0, g, reads_at:output_at] = reads
     saved.controller_input[:, :, -1] = 1
 
 
 @jit_refcounted
-def store_state(first, slot, saved, end):
+def store_state(first, s, slot, saved, end):
     """Copy a group's final state from its slot to its rows of `end`, the batch's."""
-    reads_at, hidden_at = row_offsets(saved)
+    reads_at, output_at = row_offsets(s)
     for g in range(saved.controller_input.shape[1]):
         b = first + g
-        end.memory[b], end.weighting[b] = saved.memory[slot, g], saved.weighting[slot, g]
-        end.cell[b], end.hidden[b] = saved.cell[slot, g], saved.controller_input[slot, g, hidden_at:-1]
-        end.reads[b].reshape(hidden_at - reads_at)[:] = saved.controller_input[slot, g, reads_at:hidden_at]
+        end.memory[b], end.weighting[b], end.cell[b] = (
+            saved.memory[slot, g],
+            saved.weighting[slot, g],
+            saved.cell[slot, g],
+        )
+        end.hidden[b] = saved.controller_input[slot, g, output_at : output_at + end.hidden.shape[1]]
+        end.reads[b].reshape(output_at - reads_at)[:] = saved.controller_input[slot, g, reads_at:output_at]
 
 
 @jit_inline
 def forward_group(first, args, p, saved):
     """Run a group, the batch's sequences from `first` on; returns the slot of its final state."""
-    (slots, group, _), (reads_at, hidden_at) = saved.gates.shape, row_offsets(saved)
-    load_state(first, args.start, saved)
+    (slots, group, _), (reads_at, output_at) = saved.gates.shape, row_offsets(args.sizes)
+    load_state(first, args.sizes, args.start, saved)
     gated = np.empty(saved.weighting.shape[2:], saved.memory.dtype)
     for t in range(args.inputs.shape[0]):
         now, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
         copy_columns(args.inputs[t, first : first + group], saved.controller_input[now])
-        matmul(saved.controller_input[now], p.gates, 0, saved.gates[slot])
-        controller_step(first, args.cell_mask, saved, t, now, after, slot)
-        matmul(saved.controller_input[after, :, hidden_at:], p.controls, 0, saved.controls[slot])
-        memory_step(saved, now, after, slot, gated)
+        controller_step(first, args, p, saved, t, now, after, slot)
+        matmul(saved.controller_input[after, :, output_at:], p.controls, 0, saved.controls[slot])
+        memory_step(args.sizes, saved, now, after, slot, gated)
         matmul(saved.controller_input[after, :, reads_at:], p.output, 0, args.logits[t, first : first + group])
     return args.inputs.shape[0] % (slots + 1)
 
@@ -230,7 +245,7 @@ def backward_group(first, args, weights_t, saved, d, d_inputs, accumulate, d_p):
     (steps, group, _), kind = saved.d_logits.shape, saved.d_logits.dtype
     _, _, width, rows = saved.memory.shape
     heads, input_size = saved.weighting.shape[2], saved.controller_input.shape[2]
-    reads_at, hidden_at = row_offsets(saved)
+    reads_at, output_at = row_offsets(args.sizes)
     r = Scratch(
         np.empty(rows, kind),
         np.empty(rows, kind),
@@ -244,16 +259,22 @@ def backward_group(first, args, weights_t, saved, d, d_inputs, accumulate, d_p):
     for t in range(steps - 1, -1, -1):
         matmul(saved.d_logits[t], weights_t.output[:, :-1], 1, d.answer)
         memory_step_backward(args.blur_cost, saved, t, d, r)
-        matmul(saved.d_controls[t], weights_t.controls[:, :-1], 1, d.answer[:, hidden_at - reads_at :])
-        controller_step_backward(first, args.cell_mask, saved, t, d)
-        matmul(saved.d_gates[t], weights_t.gates[:, reads_at:-1], 0, d.answer)
+        matmul(saved.d_controls[t], weights_t.controls[:, :-1], 1, d.answer[:, output_at - reads_at :])
+        controller_step_backward(first, args, weights_t, saved, t, d)
         if d_inputs.shape[0]:
             matmul(saved.d_gates[t], weights_t.gates[:, :reads_at], 0, d_inputs[t, first : first + group])
     count = steps * group  # all steps of all sequences are rows now
     controller_input = saved.controller_input[:steps].reshape(count, input_size)
     after = saved.controller_input[1:].reshape(count, input_size)
-    matmul_tn(controller_input, saved.d_gates.reshape(count, d_p.gates.shape[1]), accumulate, d_p.gates)
-    matmul_tn(after[:, hidden_at:], saved.d_controls.reshape(count, d_p.controls.shape[1]), accumulate, d_p.controls)
+    d_gates = saved.d_gates.reshape(count, d_p.gates.shape[1])
+    if args.sizes.lstm:
+        matmul_tn(controller_input, d_gates, accumulate, d_p.gates)
+    else:
+        matmul_tn(controller_input[:, :output_at], d_gates, accumulate, d_p.gates[:-1])
+        if not accumulate:
+            d_p.gates[-1] = 0
+        add_rows(d_gates, d_p.gates[-1])
+    matmul_tn(after[:, output_at:], saved.d_controls.reshape(count, d_p.controls.shape[1]), accumulate, d_p.controls)
     matmul_tn(after[:, reads_at:], saved.d_logits.reshape(count, d_p.output.shape[1]), accumulate, d_p.output)
 
 
@@ -265,7 +286,7 @@ def groups_forward(first, last, args, buffers, save_for_backward, end):
     for i, b in enumerate(range(first, last, group)):
         slots = steps if save_for_backward else 1
         saved, _ = carve_saved(buffers[i % len(buffers)], slots, group, rows, args.sizes, True)
-        store_state(b, forward_group(b, args, p, saved), saved, end)
+        store_state(b, args.sizes, forward_group(b, args, p, saved), saved, end)
 
 
 @jit_refcounted
@@ -276,17 +297,19 @@ def groups_backward(first, last, args, buffers, d_logits, d_end, d_start, d_inpu
     d_p.reads[:], d_p.hidden[:], d_p.cell[:] = 0, 0, 0  # they are in `d_start`
     for i in range(len(buffers) - 1, -1, -1):  # what the last one left may still be in cache
         saved, d = carve_saved(buffers[i], steps, group, rows, args.sizes, True)
-        b, reads_size = first + i * group, d.answer.shape[1] - d.cell.shape[1]
+        b, reads_size, cells = first + i * group, args.sizes.num_read_heads * args.sizes.width, d.cell.shape[1]
         saved.d_logits[:], saved.d_gates[:] = d_logits[:, b : b + group], saved.gates
         for g in range(group):
             d.memory[g], d.weighting[g], d.cell[g] = d_end.memory[b + g], d_end.weighting[b + g], d_end.cell[b + g]
             d.answer[g, :reads_size] = d_end.reads[b + g].reshape(reads_size)
-            d.answer[g, reads_size:] = d_end.hidden[b + g]
+            d.answer[g, reads_size:] = 0
+            d.answer[g, reads_size : reads_size + cells] = d_end.hidden[b + g]
         backward_group(b, args, weights_t, saved, d, d_inputs, i < len(buffers) - 1, d_p)
         for g in range(group):
             d_start.memory[b + g], d_start.weighting[b + g] = d.memory[g], d.weighting[g]
             d_start.reads[b + g].reshape(reads_size)[:] = d.answer[g, :reads_size]
-            d_start.hidden[b + g], d_start.cell[b + g] = d.answer[g, reads_size:], d.cell[g]
+            d_start.hidden[b + g] = d.answer[g, reads_size : reads_size + cells]
+            d_start.cell[b + g] = d.cell[g]
 
 
 @jit_refcounted
@@ -312,6 +335,6 @@ def groups_forward_backward(first, last, args, loss_args, buffer, accumulate, d_
         d.memory[:], d.weighting[:], d.cell[:], d.answer[:] = 0, 0, 0, 0
         backward_group(b, args, weights_t, saved, d, no_inputs, accumulate or b > first, d_p)
         add_rows(d.answer[:, : len(d_p.reads)], d_p.reads)
-        add_rows(d.answer[:, len(d_p.reads) :], d_p.hidden)
+        add_rows(d.answer[:, len(d_p.reads) : len(d_p.reads) + len(d_p.hidden)], d_p.hidden)
         add_rows(d.cell, d_p.cell)
     return loss

@@ -148,7 +148,7 @@ def test_extremes_give_finite_numbers_and_gradients(backend, extreme):
     model = NTM(5, 3, 8, 16, 6, backend=backend)
     heads, width = 2, 6
     with torch.no_grad():
-        weight, bias = model.heads.controls_map.weight, model.heads.controls_map.bias
+        weight, bias = model.heads.control_proj.weight, model.heads.control_proj.bias
         if extreme in ("key strength 1e4", "both"):
             bias[heads * width : heads * width + heads] = 1e4
         if extreme in ("sharpening 1e3", "both"):

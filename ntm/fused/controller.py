@@ -1,4 +1,4 @@
-"""The LSTM controller (ntm/controller.py), one step of one sequence, forward and backward."""
+"""The controllers (ntm/controller.py), one step of one sequence, forward and backward."""
 
 from ntm.fused.jit import jit
 from ntm.fused.mathlib import ONE, TWO, sigmoid, tanh
@@ -40,3 +40,18 @@ def lstm_backward(gates, cell, cell_mask, tanh_cell, d_hidden, d_cell):
         gates[size + j] = d_cell[j] * cell[j] * (forget - forget * forget)
         gates[2 * size + j] = d_cell[j] * (gate_in - gate_in * candidate * candidate)
         d_cell[j] *= forget
+
+
+@jit
+def feedforward(units, output):
+    """One step of the hidden layer. `units` (C) holds sums when it comes in and activations when it leaves."""
+    for j in range(units.shape[0]):
+        units[j] = tanh(units[j])
+        output[j] = units[j]
+
+
+@jit
+def feedforward_backward(units, d_output):
+    """`units` come in as activations and leave as the gradients of their sums."""
+    for j in range(units.shape[0]):
+        units[j] = d_output[j] * (ONE - units[j] * units[j])
