@@ -62,7 +62,7 @@ def training_step(configuration: Configuration, model: NTM, batch_size: int, len
     """Make the work of one training iteration: one fixed batch, and each time another memory and other cells forget."""
     task, network = configuration.make_task(), configuration.network
     recipe = dataclasses.replace(configuration.recipe, batch_size=batch_size)
-    source, device = torch.Generator().manual_seed(0), model.initial_reads.device
+    source, device = torch.Generator().manual_seed(0), model.device
     batch = task.sample(batch_size, length, source).to(device)
     weights = model.flatten_parameters()
     optimizer, clipper = make_optimizer(recipe, weights, model.use_fused()), Clipper(recipe)
@@ -84,7 +84,7 @@ def forward_only(
 ) -> Callable[[], None]:
     """Make the work of one forward pass without gradients, with the configured rows of memory or others."""
     task = configuration.make_task()
-    batch = task.sample(batch_size, length, torch.Generator().manual_seed(0)).to(model.initial_reads.device)
+    batch = task.sample(batch_size, length, torch.Generator().manual_seed(0)).to(model.device)
     model.eval()
 
     @torch.no_grad()

@@ -18,11 +18,12 @@ from experiment import animation, plots
 from experiment.backend import choose_device, start_backend
 from experiment.bits import read_sequences
 from experiment.checkpoint import load_model
-from experiment.configuration import NAMES, ROOT, Configuration
+from experiment.configuration import NAMES, NINE, ROOT, Configuration
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.page import write_page
 from experiment.scoring import EVALUATION, Score, generator, sample_lengths, score, trace
 from ntm import NTM, Backend
+from ntm.machine import Machine
 from tasks import Batch
 
 LENGTHS = (20, 30, 50, 75, 100, 120)
@@ -39,7 +40,9 @@ def lengths_type(text: str) -> list[int]:
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
-    parser.add("config", default="m1d1", metavar="NAME", help=f"one of {', '.join(NAMES)}; or all")
+    parser.add(
+        "config", default="m1d1", metavar="NAME", help=f"one of {', '.join(NAMES)}; or all: the nine of m1, m2, m3"
+    )
     parser.add("saved_model", type=Path, metavar="PATH", help="the model (default: saved_model/reverse_<config>.pt)")
     parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/ and log/ (default: here)")
     parser.add(
@@ -72,6 +75,21 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
+def load(path: Path, options: argparse.Namespace) -> tuple[Machine, Configuration]:
+    """Load a model onto the device asked for.
+
+    Raises:
+        InputError: the file cannot be used, or a flag asks for a memory that the model has not.
+    """
+    model, configuration = load_model(path, choose_device(options.device), Backend(options.backend))
+    if not isinstance(model, NTM):
+        for flag in ("memory_units", "dirt", "page", "animate"):
+            if getattr(options, flag):
+                raise InputError(f"-{flag}: {configuration.name} is an LSTM alone, which has no memory")
+    start_backend(model)
+    return model, configuration
+
+
 def default_lengths(configuration: Configuration) -> list[int]:
     """The bottom, middle and top of the trained range, and longer ones."""
     low, high = configuration.data.min_seq_len, configuration.data.max_seq_len
@@ -79,7 +97,7 @@ def default_lengths(configuration: Configuration) -> list[int]:
 
 
 def evaluate(
-    model: NTM, configuration: Configuration, options: argparse.Namespace
+    model: Machine, configuration: Configuration, options: argparse.Namespace
 ) -> tuple[dict[int, Score], list[Batch]]:
     """Score a model at each length, with a bar; also a few of the sequences that it got wrong, the shortest first.
 
@@ -102,9 +120,9 @@ def evaluate(
 
 
 @torch.no_grad()
-def show_mistake(model: NTM, one: Batch, memory_units: int | None) -> str:
+def show_mistake(model: Machine, one: Batch, memory_units: int | None) -> str:
     """Draw the first wrong vectors of the answer to a sequence as bits, a wrong bit marked below."""
-    one = one.to(model.initial_reads.device)
+    one = one.to(model.device)
     logits, _ = model(one.inputs, memory_units=memory_units)
     answer = (logits[:, 0] > 0).int()[one.mask[:, 0] > 0].tolist()
     target = one.targets[:, 0].int()[one.mask[:, 0] > 0].tolist()
@@ -121,17 +139,17 @@ def show_mistake(model: NTM, one: Batch, memory_units: int | None) -> str:
 @torch.no_grad()
 def answer(path: Path, options: argparse.Namespace) -> None:
     """Let a model answer the sequences of a file, and print what it says, vector by vector."""
-    model, configuration = load_model(path, choose_device(options.device), Backend(options.backend))
+    model, configuration = load(path, options)
     task, rows = configuration.make_task(), options.memory_units or configuration.network.memory_units
     sequences = read_sequences(options.input, task.output_size)
-    start_backend(model)
     for i, bits in enumerate(sequences, start=1):
-        batch = task.batch(bits).to(model.initial_reads.device)
+        batch = task.batch(bits).to(model.device)
         logits, _ = model(batch.inputs, memory_units=rows)
         wrong = int(task.wrong_bits(logits, batch))
         bits_wrong = f"{wrong or 'no'} wrong bit{'s' * (wrong != 1)}"
-        print(f"sequence {i}: {len(bits)} vector(s), {rows} rows of memory, {bits_wrong}; its vectors, last to first:")
-        if len(bits) > rows:
+        memory = f"{rows} rows of memory" if rows else "no memory"
+        print(f"sequence {i}: {len(bits)} vector(s), {memory}, {bits_wrong}; its vectors, last to first:")
+        if rows and len(bits) > rows:
             print(f"  (longer than the memory: -memory_units {len(bits) + 2} would hold it)")
         answering = batch.mask[:, 0] > 0
         for said, meant in zip((logits[answering, 0] > 0).int(), batch.targets[answering, 0].int(), strict=True):
@@ -139,7 +157,7 @@ def answer(path: Path, options: argparse.Namespace) -> None:
             print(f"  {said}" + (f"  wrong: {meant} was meant" if said != meant else ""))
 
 
-def print_table(scores: dict[int, Score], rows: int) -> None:
+def print_table(scores: dict[int, Score], rows: int | None) -> None:
     """Print one model's scores, a line a length."""
     columns = {
         "length": 8,
@@ -153,10 +171,10 @@ def print_table(scores: dict[int, Score], rows: int) -> None:
     print("".join(f"{name:>{width}}" for name, width in columns.items()))
     for length, s in scores.items():
         bits = f"{s.bits:.3f} +- {s.bits_interval:.3f}"
-        print(f"{length:8d}{rows:7d}{s.sequences:11d}{bits:>25}{s.exact:10.2%}{s.exact_low:11.2%}{s.loss:11.6f}")
+        print(f"{length:8d}{rows or '-':>7}{s.sequences:11d}{bits:>25}{s.exact:10.2%}{s.exact_low:11.2%}{s.loss:11.6f}")
 
 
-def write_files(name: str, scores: dict[int, Score], rows: int, options: argparse.Namespace) -> None:
+def write_files(name: str, scores: dict[int, Score], rows: int | None, options: argparse.Namespace) -> None:
     """Write a model's table as JSON and CSV into log/."""
     table = [{"length": length, "memory_units": rows, **s._asdict()} for length, s in scores.items()]
     document = {"name": name, "seed": options.seed, "scores": table}
@@ -169,8 +187,7 @@ def write_files(name: str, scores: dict[int, Score], rows: int, options: argpars
 
 def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration, dict[int, Score]]:
     """Load, score, print and draw one model."""
-    model, configuration = load_model(path, choose_device(options.device), Backend(options.backend))
-    start_backend(model)
+    model, configuration = load(path, options)
     rows = options.memory_units or configuration.network.memory_units
     scores, mistakes = evaluate(model, configuration, options)
     print(f"{configuration.name} ({path.name}), seed {options.seed} of the test sequences")
@@ -183,7 +200,17 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
     plots.accuracy_by_length(
         {name: scores}, {name: (data.min_seq_len, data.max_seq_len)}, options.output / "log" / f"{name}_accuracy.png"
     )
-    length = min(SHOWN_LENGTH, data.max_seq_len)
+    if isinstance(model, NTM):
+        draw_memory_pictures(model, configuration, mistakes, options)
+    return configuration, scores
+
+
+def draw_memory_pictures(
+    model: NTM, configuration: Configuration, mistakes: list[Batch], options: argparse.Namespace
+) -> None:
+    """Draw what the heads and the memory do on one sequence, and on the first mistake, into log/."""
+    name, rows = configuration.name, options.memory_units or configuration.network.memory_units
+    length = min(SHOWN_LENGTH, configuration.data.max_seq_len)
     source = generator(options.seed, EVALUATION)
     sequence = configuration.make_task().sample(1, length, source)
     shown = trace(model, sequence, options.memory_units, options.dirt, source)
@@ -200,12 +227,11 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
     if mistakes:
         shown = trace(model, mistakes[0], options.memory_units)
         plots.machine(shown, f"{name}: a mistake at length {int(shown.mask.sum())} with {rows} rows of memory", picture)
-    return configuration, scores
 
 
 def animate(path: Path, options: argparse.Namespace) -> None:
     """Write the moving pictures of a model, and of the run that made it."""
-    model, configuration = load_model(path, choose_device(options.device), Backend(options.backend))
+    model, configuration = load(path, options)
     name, log = configuration.name, options.output / "log"
     length = min(ANIMATED_LENGTH, configuration.data.max_seq_len)
     sequence = configuration.make_task().sample(1, length, generator(options.seed, EVALUATION))
@@ -220,7 +246,7 @@ def animate(path: Path, options: argparse.Namespace) -> None:
 def main() -> None:
     """Evaluate one model, or all nine."""
     options = parse_options()
-    names = NAMES if options.config == "all" else (options.config,)
+    names = NINE if options.config == "all" else (options.config,)
     paths = {name: options.saved_model or options.output / "saved_model" / f"reverse_{name}.pt" for name in names}
     if options.input:
         answer(paths[options.config], options)
@@ -230,7 +256,7 @@ def main() -> None:
             if options.animate:
                 animate(path, options)
             if options.page:
-                model, configuration = load_model(path)
+                model, configuration = load(path, options)
                 page = options.output / "log" / f"{configuration.name}.html"
                 write_page(model, configuration, page)
                 print(page)

@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 from experiment.backend import start_backend
 from experiment.checkpoint import load, load_model, write_atomically
-from experiment.configuration import CONFIGS, NAMES, ROOT, Configuration
+from experiment.configuration import CONFIGS, NAMES, NINE, ROOT, Configuration
 from experiment.errors import InputError, Parser, number, run_script
 from experiment.options import parse_options
 from experiment.scoring import EVALUATION, generator, sample_lengths, score, trace
 from ntm import NTM
+from ntm.machine import Machine
 
 LENGTHS = (1, 2, 5, 10, 20, 30, 50, 64, 65, 75, 100, 120)  # with as many rows as configured
 LONG_LENGTH, LONG_ROWS = 1000, 1024
@@ -83,7 +84,7 @@ def train(job: Job) -> Path:
     return saved
 
 
-def count_wrong(model: NTM, configuration: Configuration, sequences: int, long_sequences: int) -> dict[str, int]:
+def count_wrong(model: Machine, configuration: Configuration, sequences: int, long_sequences: int) -> dict[str, int]:
     """Count the sequences with a wrong bit, by length: on a blank memory, and on a dirty one."""
     task, source, data = configuration.make_task(), generator(SCORING_SEED, EVALUATION), configuration.data
     lengths = LENGTHS
@@ -98,7 +99,7 @@ def count_wrong(model: NTM, configuration: Configuration, sequences: int, long_s
     for length in lengths:
         test(str(length), length, sequences)
     test(str(LONG_LENGTH), LONG_LENGTH, long_sequences, LONG_ROWS)
-    for length in DIRTY_LENGTHS:
+    for length in DIRTY_LENGTHS if isinstance(model, NTM) else ():
         test(f"{length} dirty", length, sequences, dirt=DIRT)
     return wrong
 
@@ -131,8 +132,10 @@ def landmarks(log: Path) -> dict[str, float | None]:
     }
 
 
-def read_head(model: NTM, configuration: Configuration) -> dict[str, float]:
+def read_head(model: Machine, configuration: Configuration) -> dict[str, float]:
     """Look at the read heads while one sequence is read: their mean gate, and the mean of their largest weighting."""
+    if not isinstance(model, NTM):
+        return {}
     length = configuration.data.max_seq_len
     shown = trace(model, configuration.make_task().sample(1, length, generator(SCORING_SEED, EVALUATION)))
     reading, heads = shown.mask == 0, shown.read_weighting.shape[1]
@@ -208,7 +211,7 @@ def ship(folder: Path) -> None:
 def main() -> None:
     """Run what is missing, then print the table of all that is there."""
     parser = Parser(__doc__)
-    parser.add("configs", metavar="NAME,...", help="which of the nine (default: all)")
+    parser.add("configs", metavar="NAME,...", help="which, as f1d1 (default: the nine of m1, m2 and m3)")
     parser.add("seeds", metavar="N,...", help=f"which seeds (default: {SEEDS}; with -beyond: {SOME_SEEDS})")
     parser.add("ablations", action="store_true", help="leave out one part of the recipe at a time")
     parser.add("variants", metavar="NAME,...", help="of -ablations, which (default: all)")
@@ -219,7 +222,7 @@ def main() -> None:
     parser.add("ship", action="store_true", help="copy the runs of the first seed to saved_model/, runs/ and log/")
     parser.add("flags", default="", help="more flags for train.py, in one word: '-full_tape -lr 1e-4'")
     options = parser.parse_args()
-    names = options.configs.split(",") if options.configs else list(NAMES)
+    names = options.configs.split(",") if options.configs else list(NINE)
     if not set(names) <= set(NAMES):
         raise InputError(f"-configs {options.configs}: choose from {', '.join(NAMES)}")
     if options.ship and (options.ablations or options.beyond):

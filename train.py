@@ -29,7 +29,7 @@ from experiment.scoring import (
     trace,
 )
 from experiment.training import Clipper, blur_cost, draw_iteration, longest_length, make_optimizer, set_learning_rate
-from ntm import Backend
+from ntm import NTM, Backend
 
 
 def main() -> None:
@@ -82,7 +82,8 @@ def main() -> None:
             log.scalars(curve, step, loss=result.loss, bits=result.bits, exact=result.exact)
             line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
         log.line(line)
-        log.images("test", step, plots.trace_images(trace(model, shown)))
+        if isinstance(model, NTM):
+            log.images("test", step, plots.trace_images(trace(model, shown)))
         state.sums = dict.fromkeys(state.sums, 0)
         return results["test"]
 

@@ -30,7 +30,7 @@ def choose_device(name: str) -> torch.device:
 def warm_up(model: NTM) -> None:
     """Compile what a model needs, or load it from the cache, by taking a step and going back, both ways."""
     model = deepcopy(model)  # which gets the gradients
-    inputs = model.initial_reads.new_zeros(1, 1, model.input_size, requires_grad=True)
+    inputs = next(model.parameters()).new_zeros(1, 1, model.input_size, requires_grad=True)
     with torch.enable_grad():
         logits, _ = model(inputs)
         torch.autograd.grad(logits.sum(), inputs)
@@ -46,7 +46,7 @@ def start_backend(model: NTM, threads: int | None = None) -> str:
     Raises:
         InputError: the model asks for the fused path, and it cannot be had.
     """
-    device = model.initial_reads.device
+    device = model.device
     try:
         if not model.use_fused():
             return f"reference path on {device}"

@@ -5,19 +5,20 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from experiment.errors import InputError
 from experiment.recipe import Recipe, make_recipe, refuse_other_optimizers
-from ntm import NTM, Backend
+from ntm import NTM, Backend, LSTMBaseline
 from ntm.controller import CONTROLLERS
 from tasks import TASKS, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-NETWORKS = ("m1", "m2", "m3")
+NETWORKS = ("m1", "m2", "m3", "f1", "l1")  # f: with a feed-forward controller; l: LSTM alone
 DATA_SETS = ("d1", "d2", "d3")
 NAMES = tuple(network + data for network in NETWORKS for data in DATA_SETS)
+NINE = tuple(name for name in NAMES if name.startswith("m"))
 
 MAX_SIZE = 1_000_000  # of any number in a configuration file
 MAX_MEMORY_CELLS = 100_000_000  # of one sequence's memory, rows times width
@@ -37,6 +38,21 @@ class Network:
 
 
 @dataclass(frozen=True)
+class BaselineNetwork:
+    """The network configuration l1: sizes of an `LSTMBaseline`."""
+
+    hidden_size: int  # cells of a layer
+    num_layers: int
+
+    memory_units: ClassVar[None] = None  # it has no memory
+
+    @property
+    def controller_size(self) -> int:
+        """Cells of a layer: what sets the learning rate."""
+        return self.hidden_size
+
+
+@dataclass(frozen=True)
 class Data:
     """The data configurations d1, d2, d3: a task and its lengths, each range inclusive at both ends."""
 
@@ -53,7 +69,7 @@ class Configuration:
     """All that determines a run but the machine it runs on."""
 
     name: str
-    network: Network
+    network: Network | BaselineNetwork
     data: Data
     recipe: Recipe
 
@@ -66,15 +82,11 @@ class Configuration:
         """Build the task."""
         return TASKS[self.data.task](self.data.seq_width)
 
-    def make_model(self, backend: Backend = Backend.AUTO) -> NTM:
+    def make_model(self, backend: Backend = Backend.AUTO) -> NTM | LSTMBaseline:
         """Build the network for the task, its weights drawn from torch's default generator."""
         task = self.make_task()
-        return NTM(
-            input_size=task.input_size,
-            output_size=task.output_size,
-            **dataclasses.asdict(self.network),
-            backend=backend,
-        )
+        machine = NTM if isinstance(self.network, Network) else LSTMBaseline
+        return machine(task.input_size, task.output_size, **dataclasses.asdict(self.network), backend=backend)
 
     def as_dict(self) -> dict[str, Any]:
         """Turn into plain containers, for a checkpoint; `from_dict` is the way back."""
@@ -117,7 +129,7 @@ def load_recipe(name: str, given: dict[str, Any]) -> Recipe:
 
 
 def load_configuration(name: str, recipe: Recipe) -> Configuration:
-    """Read one of the nine configurations by name, such as m1d1.
+    """Read a network and a data set of reverse by their names, such as m1d1.
 
     Raises:
         InputError: there is no such configuration, or its files are wrong.
@@ -125,7 +137,9 @@ def load_configuration(name: str, recipe: Recipe) -> Configuration:
     if name not in NAMES:
         raise InputError(f"-config {name}: no such configuration; choose one of {', '.join(NAMES)}")
     paths = CONFIGS / f"{name[:2]}.json", CONFIGS / f"{name[2:]}.json"
-    network = Network(**_checked(_read_json(paths[0]), Network, str(paths[0])))
+    fields = _read_json(paths[0])
+    kind = _network_kind(fields)
+    network = kind(**_checked(fields, kind, str(paths[0])))
     data = Data(**_checked(_read_json(paths[1]), Data, str(paths[1])))
     _check_together(network, data, f"{paths[0]}, {paths[1]}")
     return Configuration(name, network, data, recipe)
@@ -143,14 +157,19 @@ def load_task_json(path: Path, recipe: Recipe) -> Configuration:
     return Configuration(path.stem, network, data, recipe)
 
 
-def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network, Data]:
-    """Check the keys of `Network` and `Data` together and build both.
+def _network_kind(fields: dict[str, Any]) -> type[Network] | type[BaselineNetwork]:
+    return BaselineNetwork if fields.keys() & _types(BaselineNetwork).keys() else Network
+
+
+def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | BaselineNetwork, Data]:
+    """Check the keys of a network and of `Data` together and build both.
 
     Raises:
         InputError: a key is missing, unknown, of a wrong type, or impossible.
     """
-    fields = _checked_keys({**_defaults(Network), **fields}, {**_types(Network), **_types(Data)}, source)
-    parts = [kind(**_checked({key: fields[key] for key in _types(kind)}, kind, source)) for kind in (Network, Data)]
+    kinds = _network_kind(fields), Data
+    fields = _checked_keys({**_defaults(kinds[0]), **fields}, {**_types(kinds[0]), **_types(Data)}, source)
+    parts = [kind(**_checked({key: fields[key] for key in _types(kind)}, kind, source)) for kind in kinds]
     _check_together(*parts, source)
     return tuple(parts)
 
@@ -219,11 +238,16 @@ def _checked(fields: dict[str, Any], kind: type, source: str) -> dict[str, Any]:
     return fields
 
 
-def _check_together(network: Network, data: Data, source: str) -> None:
+def _check_together(network: Network | BaselineNetwork, data: Data, source: str) -> None:
+    too_large = f"{source}: a network of this size has more than {MAX_WEIGHTS} weights, the most allowed"
+    if isinstance(network, BaselineNetwork):
+        if 8 * network.num_layers * network.hidden_size * max(network.hidden_size, data.seq_width + 2) > MAX_WEIGHTS:
+            raise InputError(too_large)
+        return
     if network.memory_units * network.memory_unit_size > MAX_MEMORY_CELLS:
         raise InputError(f"{source}: memory_units * memory_unit_size must be at most {MAX_MEMORY_CELLS}")
     reads = network.num_heads * network.memory_unit_size
     seen = data.seq_width + 2 + reads + network.controller_size
     controls = network.num_heads * (4 * network.memory_unit_size + 12)
     if network.controller_size * (4 * seen + controls) > MAX_WEIGHTS:
-        raise InputError(f"{source}: a network of this size has more than {MAX_WEIGHTS} weights, the most allowed")
+        raise InputError(too_large)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ntm import NTM, NTMState
+from ntm.controller import LSTMState
+from ntm.machine import Machine
 from tasks import Batch, Task
 
 BATCH = 64  # sequences at a time
@@ -60,8 +62,8 @@ def dirty_memory(deviation: Tensor, memory_units: int, memory_unit_size: int, so
 
 
 def initial_state(
-    model: NTM, batch_size: int, memory_units: int | None, dirt: float, source: torch.Generator | None
-) -> NTMState:
+    model: Machine, batch_size: int, memory_units: int | None, dirt: float, source: torch.Generator | None
+) -> NTMState | LSTMState:
     """Make the state that a test begins on: the model's own, or the same with a memory of normal numbers.
 
     Args:
@@ -79,7 +81,7 @@ def initial_state(
 
 @torch.no_grad()
 def score(
-    model: NTM,
+    model: Machine,
     task: Task,
     batches: list[Batch],
     memory_units: int | None = None,
@@ -91,7 +93,7 @@ def score(
     Returns:
         The score, and for each batch its wrong bits by sequence, (B,).
     """
-    was_training, device = model.training, model.initial_reads.device
+    was_training, device = model.training, model.device
     model.eval()
     losses, wrong = [], []
     for batch in batches:
@@ -148,7 +150,7 @@ def trace(
     source: torch.Generator | None = None,
 ) -> Trace:
     """Take the first sequence of a batch through the readable model, from `initial_state`; keep what the heads did."""
-    device, readers = model.initial_reads.device, model.heads.num_read
+    device, readers = model.device, model.heads.num_read
     state = initial_state(model, 1, memory_units, dirt, source)
     first_memory, steps = state.memory[0].cpu().numpy(), []
     for x in batch.inputs[:, :1].to(device):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiment.configuration import Configuration, Data, Recipe
+from experiment.configuration import Configuration, Data, Network, Recipe
 from experiment.scoring import dirty_memory
 from ntm.memory import INITIAL_VALUE
 from tasks import Batch
@@ -106,10 +106,10 @@ def draw_mask(probability: float, shape: tuple[int, ...], source: torch.Generato
 
 
 class Iteration(NamedTuple):
-    """What one iteration trains on."""
+    """What one iteration trains on. An LSTM alone has no memory, a feed-forward controller no cells."""
 
     batch: Batch
-    memory: Tensor  # M_0 (B, N, M)
+    memory: Tensor | None  # M_0 (B, N, M)
     cell_mask: Tensor | None  # false where a cell of the controller is made to forget (T, B, C)
 
     def to(self, device: torch.device) -> "Iteration":
@@ -122,12 +122,15 @@ def draw_iteration(configuration: Configuration, step: int, source: torch.Genera
     recipe, data, network = configuration.recipe, configuration.data, configuration.network
     longest = longest_length(recipe, data, step)
     length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
-    rows = draw_rows(recipe, length, longest, network.memory_units, source)
+    has_memory = isinstance(network, Network)
+    rows = draw_rows(recipe, length, longest, network.memory_units, source) if has_memory else 0
     batch = configuration.make_task().sample(recipe.batch_size, length, source, recipe.uneven)
+    if not has_memory:
+        return Iteration(batch, None, None)
     memory = draw_memory(recipe, rows, network.memory_unit_size, source)
     cells = *batch.inputs.shape[:2], network.controller_size
-    cell_mask = draw_mask(1 - recipe.cell_dropout, cells, source) if recipe.cell_dropout else None
-    return Iteration(batch, memory, cell_mask)
+    forgets = recipe.cell_dropout > 0 and network.controller == "lstm"
+    return Iteration(batch, memory, draw_mask(1 - recipe.cell_dropout, cells, source) if forgets else None)
 
 
 class Clipper:

@@ -18,18 +18,19 @@ the controller.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ntm.addressing import blur
-from ntm.backend import Backend, BackendError, changed_part, missing_packages
+from ntm.backend import Backend, changed_part, missing_packages
 from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
 from ntm.heads import Controls, Heads
+from ntm.loss import cross_entropy
+from ntm.machine import TRANSPOSED, Machine, packed_parameters
 from ntm.memory import initial_memory, read, write
-from ntm.state import FlatParameters, NTMState, packed_parameters
+from ntm.state import NTMState
 
 
-class NTM(FlatParameters):
+class NTM(Machine):
     """A Neural Turing Machine.
 
     No parameter depends on the number of memory rows: any call may use its own `memory_units`.
@@ -44,6 +45,8 @@ class NTM(FlatParameters):
         backend: which code runs `forward`; the numbers are the same.
     """
 
+    transposed = TRANSPOSED
+
     def __init__(
         self,
         input_size: int,
@@ -55,9 +58,8 @@ class NTM(FlatParameters):
         controller: str = "lstm",
         backend: Backend = Backend.AUTO,
     ) -> None:
-        super().__init__()
+        super().__init__(backend)
         self.input_size = input_size
-        self.backend = backend
         self.memory_units = memory_units
         reads_size = num_heads * memory_unit_size
         self.controller = CONTROLLERS[controller](input_size + reads_size, controller_size)
@@ -183,8 +185,7 @@ class NTM(FlatParameters):
             return fused.forward_backward(*parameters, inputs, targets, mask, state, cell_mask, blur_cost)
         weightings = [] if blur_cost else None
         logits, _ = self.unroll(inputs, state, cell_mask, weightings)
-        share = (mask / (mask.sum() * targets.shape[2])).unsqueeze(-1)
-        loss = F.binary_cross_entropy_with_logits(logits, targets, share, reduction="sum")
+        loss = cross_entropy(logits, targets, mask)
         if blur_cost:
             loss = loss + blur_cost * blur(torch.stack(weightings)).mean()
         loss.backward()
@@ -237,16 +238,3 @@ class NTM(FlatParameters):
         ):
             return "the fused path knows three shifts, and a write head for each read head"
         return None
-
-    def use_fused(self) -> bool:
-        """Choose the path, by `backend` and by what the model is.
-
-        Raises:
-            BackendError: `backend` is FUSED and it cannot be had.
-        """
-        if self.backend is Backend.REFERENCE:
-            return False
-        reason = self.why_not_fused()
-        if reason and self.backend is Backend.FUSED:
-            raise BackendError(reason)
-        return reason is None

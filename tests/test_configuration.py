@@ -6,7 +6,7 @@ import pytest
 
 from experiment.configuration import (
     CONFIGS,
-    NAMES,
+    NINE,
     Configuration,
     Recipe,
     load_configuration,
@@ -25,11 +25,11 @@ GOOD = {
 def test_the_nine():
     sizes = {"m1": (100, 128, 20, 1), "m2": (200, 128, 20, 1), "m3": (100, 128, 40, 1)}
     ranges = {"d1": (1, 20, 20, 100), "d2": (1, 10, 10, 100), "d3": (1, 30, 30, 100)}
-    assert len(NAMES) == 9
-    for name in NAMES:
+    assert len(NINE) == 9
+    for name in NINE:
         configuration = load_configuration(name, Recipe())
         network, data = configuration.network, configuration.data
-        assert tuple(vars(network).values()) == sizes[name[:2]]
+        assert tuple(vars(network).values()) == (*sizes[name[:2]], "lstm")
         assert tuple(vars(data).values()) == ("reverse", 8, *ranges[name[2:]])
         assert Configuration.from_dict(configuration.as_dict(), "here") == configuration
 

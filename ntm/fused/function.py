@@ -12,7 +12,8 @@ from ntm.fused.layout import GROUP, Sizes, State, state_cells, transpose_weights
 from ntm.fused.loss import LossArgs
 from ntm.fused.runtime import Workspace, run_parallel, shards
 from ntm.fused.unroll import UnrollArgs, groups_backward, groups_forward, groups_forward_backward
-from ntm.state import NTMState, pack_parameters, unpack_parameters
+from ntm.machine import pack_parameters, unpack_parameters
+from ntm.state import NTMState
 
 
 def flat_state(state: NTMState) -> State:

@@ -1,0 +1,86 @@
+"""The LSTM alone (Graves et al. 2014, Table 3): what the NTM is, but for the memory."""
+
+import torch
+from torch import Tensor, nn
+
+from ntm.backend import Backend
+from ntm.controller import LSTMState
+from ntm.loss import cross_entropy
+from ntm.machine import Machine
+
+
+class LSTMBaseline(Machine):
+    """Layers of LSTM cells, one above the other, called as an `NTM` is; where they start is learned.
+
+    Args:
+        input_size, output_size: widths of the external input and output.
+        hidden_size: cells of a layer, C.
+        num_layers: layers, L.
+        backend: AUTO or REFERENCE; it runs on PyTorch's own code.
+    """
+
+    def __init__(
+        self, input_size: int, output_size: int, hidden_size: int, num_layers: int, backend: Backend = Backend.AUTO
+    ) -> None:
+        super().__init__(backend)
+        self.input_size = input_size
+        self.layers = nn.LSTM(input_size, hidden_size, num_layers)
+        self.output_proj = nn.Linear(hidden_size, output_size)
+        self.initial_hidden = nn.Parameter(torch.zeros(num_layers, hidden_size))
+        self.initial_cell = nn.Parameter(torch.zeros(num_layers, hidden_size))
+
+    def initial_state(self, batch_size: int, memory_units: int | None = None) -> LSTMState:
+        """Make the state before the first step, each part (L, B, C); `memory_units` is not looked at."""
+        initial = self.initial_hidden, self.initial_cell
+        return LSTMState(*(part.unsqueeze(1).expand(-1, batch_size, -1).contiguous() for part in initial))
+
+    def step(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+        """Take one step: logits (B, output_size), and the new state. `x` is (B, input_size)."""
+        logits, state = self(x.unsqueeze(0), state)
+        return logits[0], state
+
+    def forward(
+        self, inputs: Tensor, state: LSTMState | None = None, memory_units: int | None = None
+    ) -> tuple[Tensor, LSTMState]:
+        """Run over whole sequences.
+
+        Args:
+            inputs: (T, B, input_size).
+            state: where to start; None for `initial_state`.
+            memory_units: not looked at.
+
+        Returns:
+            Output logits (T, B, output_size) and the final state.
+        """
+        self.use_fused()  # an error where that is asked for
+        state = self.initial_state(inputs.shape[1]) if state is None else state
+        outputs, state = self.layers(inputs, tuple(state))
+        return self.output_proj(outputs), LSTMState(*state)
+
+    def forward_backward(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        memory: None = None,
+        cell_mask: None = None,
+        blur_cost: float = 0.0,
+    ) -> tuple[float, Tensor]:
+        """Run over whole sequences and go back: adds to each parameter's `grad`, as `backward()` of the loss does.
+
+        Args:
+            inputs, targets, mask: as in `NTM.forward_backward`.
+            memory, cell_mask, blur_cost: None, None, and not looked at: there is no memory, and no head.
+
+        Returns:
+            The loss in nats, and output logits (T, B, output_size) without a graph.
+
+        Raises:
+            ValueError: there is a memory or a mask.
+        """
+        if memory is not None or cell_mask is not None:
+            raise ValueError("an LSTM alone has no memory, and makes no cell forget: leave memory and cell_mask away")
+        logits, _ = self(inputs)
+        loss = cross_entropy(logits, targets, mask)
+        loss.backward()
+        return loss.item(), logits.detach()

@@ -1,0 +1,90 @@
+"""What the NTM and its baseline share: parameters that lie in one tensor, and the choice of the path."""
+
+import torch
+from torch import Tensor, nn
+
+from ntm.backend import Backend, BackendError
+
+TRANSPOSED = 0, 2, 4  # of `packed_parameters` of an NTM: the weights of its three maps
+
+
+def packed_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """List a model's parameters as `pack_parameters` wants them: each map's weight and bias, then all others."""
+    maps = [p for module in model.modules() if isinstance(module, nn.Linear) for p in module.parameters(recurse=False)]
+    return maps + [p for p in model.parameters() if not any(p is other for other in maps)]
+
+
+def pack_parameters(parameters: list[Tensor], transposed: tuple[int, ...] = TRANSPOSED) -> Tensor:
+    """Copy parameters into one tensor, some of them by columns: as the fused path multiplies the weights of a map."""
+    return torch.cat(
+        [(p.t() if i in transposed and p.dim() == 2 else p).detach().flatten() for i, p in enumerate(parameters)]
+    )
+
+
+def unpack_parameters(flat: Tensor, parameters: list[Tensor], transposed: tuple[int, ...] = TRANSPOSED) -> list[Tensor]:
+    """Views of a tensor that is laid out in that way, in the shapes of the parameters."""
+    parts = flat.split([p.numel() for p in parameters])
+    pairs = enumerate(zip(parts, parameters, strict=True))
+    return [
+        part.view(p.shape[::-1]).t() if i in transposed and p.dim() == 2 else part.view(p.shape)
+        for i, (part, p) in pairs
+    ]
+
+
+class Machine(nn.Module):
+    """A model that takes whole sequences, (T, B, input_size), and answers them.
+
+    Attributes:
+        backend: which code runs it; the numbers are the same.
+        flat_parameters: all parameters as one tensor, after `flatten_parameters`.
+        transposed: which of `packed_parameters` lie there by columns.
+    """
+
+    transposed: tuple[int, ...] = ()
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__()
+        self.backend = backend
+        self.flat_parameters: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
+    def flatten_parameters(self) -> Tensor:
+        """Pack all parameters into one tensor, `flat_parameters`, and their gradients into another, as views of these.
+
+        The fused path then need not copy them; clipping and optimizers have one tensor to go through, not nine that
+        take longer to start on.
+
+        Returns:
+            All parameters as one, with `grad`, which is 0. Zero that in place, lest the parameters get others. What
+            gives them other tensors, as `to`, `deepcopy` or `load_state_dict(assign=True)`, wants this called again.
+        """
+        parameters = packed_parameters(self)
+        self.flat_parameters = flat = pack_parameters(parameters, self.transposed).requires_grad_()
+        flat.grad = torch.zeros_like(flat)
+        values, gradients = (
+            unpack_parameters(packed, parameters, self.transposed) for packed in (flat.detach(), flat.grad)
+        )
+        for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
+            parameter.data, parameter.grad = value, gradient
+        return flat
+
+    def why_not_fused(self) -> str | None:
+        """Say in one phrase why this model cannot run on the fused path; None where it can."""
+        return f"there is none for a {type(self).__name__}"
+
+    def use_fused(self) -> bool:
+        """Choose the path, by `backend` and by what the model is.
+
+        Raises:
+            BackendError: `backend` is FUSED and it cannot be had.
+        """
+        if self.backend is Backend.REFERENCE:
+            return False
+        reason = self.why_not_fused()
+        if reason and self.backend is Backend.FUSED:
+            raise BackendError(reason)
+        return reason is None
