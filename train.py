@@ -6,14 +6,18 @@
 leaves the model in saved_model/, its curves in runs/ (tensorboard --logdir runs) and its log in log/.
 """
 
+import argparse
 import shlex
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from experiment import checkpoint, plots
 from experiment.backend import choose_device, start_backend
+from experiment.configuration import Configuration
 from experiment.errors import InputError, run_script
 from experiment.options import parse_options
 from experiment.run import InterruptFlag, TrainState, lock_run, shown_path, verdict
@@ -30,36 +34,116 @@ from experiment.scoring import (
 )
 from experiment.training import Clipper, blur_cost, draw_iteration, longest_length, make_optimizer, set_learning_rate
 from ntm import NTM, Backend
+from tasks import Batch
+
+
+class HeldOut(NamedTuple):
+    """Sequences that training never looks at."""
+
+    tests: dict[str, list[Batch]]  # of trained and of longer lengths
+    shown: Batch  # one, for the pictures
+
+
+def draw_held_out(configuration: Configuration) -> HeldOut:
+    """Draw them, from a stream of their own."""
+    task, data = configuration.make_task(), configuration.data
+    source = generator(configuration.recipe.seed, HELD_OUT)
+    lengths = {
+        "test": spread_lengths(data.min_seq_len, data.max_seq_len, 8),
+        "test_longer": spread_lengths(data.longer_min_seq_len, data.longer_max_seq_len, 4),
+    }
+    tests = {curve: sample_lengths(task, of, 16, source) for curve, of in lengths.items()}
+    return HeldOut(tests, task.sample(1, data.max_seq_len, source))
+
+
+def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> Score:
+    """Log and draw where the run stands; returns the score on the held-out set of trained lengths."""
+    configuration, means, step = state.configuration, state.means(), state.step
+    log.scalars("train", step, loss=means["loss"], bits=means["bits"], exact=means["exact"])
+    log.scalars("train", step, learning_rate=lr, gradient_norm=means["norm"])
+    log.scalars("train", step, sequences_per_second=state.sequences_per_second())
+    log.scalars("train", step, longest_length=longest_length(configuration.recipe, configuration.data, step))
+    line = f"iteration {step:6d}  {state.seconds():7.1f} s  train: "
+    line += "loss {loss:.5f} bits {bits:7.3f} exact {exact:.4f}".format(**means)
+    results = {c: score(state.model, configuration.make_task(), batches)[0] for c, batches in held_out.tests.items()}
+    for curve, result in results.items():
+        log.scalars(curve, step, loss=result.loss, bits=result.bits, exact=result.exact)
+        line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
+    log.line(line)
+    if isinstance(state.model, NTM):
+        log.images("test", step, plots.trace_images(trace(state.model, held_out.shown)))
+    state.sums = dict.fromkeys(state.sums, 0)
+    return results["test"]
+
+
+def train(state: TrainState, log: RunLog, held_out: HeldOut, options: argparse.Namespace) -> Score | None:
+    """Iterate until the end, and return the last score; or until someone stops the run, and return None."""
+    configuration, model, optimizer, clipper = state.configuration, state.model, state.optimizer, state.clipper
+    recipe, task, weights = configuration.recipe, configuration.make_task(), model.flat_parameters
+    last_score, stop = None, InterruptFlag()
+    bar = tqdm(total=recipe.num_iters, initial=state.step, unit="it", dynamic_ncols=True, disable=None)
+    while state.step < recipe.num_iters and not stop:
+        lr = set_learning_rate(recipe, configuration.network.controller_size, state.step, optimizer)
+        source = generator(recipe.seed, BATCHES, state.step)  # all that is random follows from seed and iteration alone
+        batch, memory, cell_mask = draw_iteration(configuration, state.step, source).to(model.device)
+        weights.grad.zero_()
+        loss, logits = model.forward_backward(*batch, memory, cell_mask, blur_cost(recipe, state.step))
+        norm = clipper.clip(weights.grad)
+        state.require_finite(loss, norm)
+        optimizer.step()
+
+        wrong = task.wrong_bits(logits, batch).double()
+        state.add(loss=loss, bits=wrong.mean().item(), exact=(wrong == 0).double().mean().item(), norm=norm)
+        bar.update()
+        if state.step % 50 == 0:
+            means, speed = state.means(), state.sequences_per_second()
+            bar.set_postfix(loss=f"{means['loss']:.4f}", bits=f"{means['bits']:.2f}", seq_s=f"{speed:.0f}")
+        if state.step % options.report_every == 0 or state.step == recipe.num_iters:
+            last_score = report(state, log, held_out, lr)
+        if state.step % options.checkpoint_every == 0 and state.step < recipe.num_iters:
+            state.save(log.sizes())
+    bar.close()
+    if state.step < recipe.num_iters:
+        state.save(log.sizes())
+        return None
+    return last_score
+
+
+def finish(state: TrainState, log: RunLog, last_score: Score, saved_model: Path, output: Path) -> None:
+    """Write the model, and say how good it is and what to do next."""
+    trained = {"iterations": state.step, "seconds": state.seconds(), "commit": commit()}
+    configuration = state.configuration
+    contents = {"configuration": configuration.as_dict(), "model": state.model.state_dict(), "trained": trained}
+    checkpoint.save(saved_model, contents)
+    log.line(f"finished after {state.seconds():.1f} s: {saved_model.name}\n{verdict(last_score)}")
+    log.close()
+    state.path.unlink()
+    print(f"finished after {state.seconds():.1f} s: {shown_path(saved_model)}\n{verdict(last_score)}")
+    print(f"log: {shown_path(output / 'log' / f'{configuration.name}.log')}")
+    print(f"curves: tensorboard --logdir {shown_path(output / 'runs')}")
+    print(f"test it: python evaluate.py -saved_model {shown_path(saved_model)}")
 
 
 def main() -> None:
     """One run, from top to bottom."""
     # Options, and the places of the run's files.
     options, configuration = parse_options(__doc__)
-    recipe, data, name = configuration.recipe, configuration.data, configuration.name
+    recipe, name = configuration.recipe, configuration.name
     device = choose_device(options.device)
     saved_model = options.saved_model or options.output / "saved_model" / f"{configuration.title}.pt"
     folder = options.output / "runs" / name
     lock = lock_run(folder, options.resume)
 
-    # Model and optimizer. Everything random follows from the seed, and at each iteration from seed and iteration alone.
+    # Model, optimizer, and sequences that training never looks at.
     torch.manual_seed(recipe.seed)
     model = configuration.make_model(Backend(options.backend)).to(device)
     path = start_backend(model)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())
-    clipper = Clipper(recipe)
+    state = TrainState(configuration, model, optimizer, Clipper(recipe), folder / "checkpoint.pt")
+    held_out = draw_held_out(configuration)
 
-    # Held-out sequences of trained and of longer lengths, and one to show; training looks at none of them.
-    task, held_out = configuration.make_task(), generator(recipe.seed, HELD_OUT)
-    lengths = {
-        "test": spread_lengths(data.min_seq_len, data.max_seq_len, 8),
-        "test_longer": spread_lengths(data.longer_min_seq_len, data.longer_max_seq_len, 4),
-    }
-    tests = {curve: sample_lengths(task, of, 16, held_out) for curve, of in lengths.items()}
-    shown = task.sample(1, data.max_seq_len, held_out)
-
-    state = TrainState(configuration, model, optimizer, clipper, folder / "checkpoint.pt")
+    # From the beginning, or from the last checkpoint on.
     if options.resume:
         state.load(device)
     log = RunLog(configuration, options.output / "log", options.output / "runs", state.step, state.sizes)
@@ -67,73 +151,19 @@ def main() -> None:
         log.write_header("python " + shlex.join(sys.argv), configuration, path)
         state.save(log.sizes())
     print(f"{name}: {weights.numel():,} parameters, {path}, seed {recipe.seed}")
-
-    def report() -> Score:
-        """Log and draw where the run stands; returns the score on the held-out set of trained lengths."""
-        means, step = state.means(), state.step
-        log.scalars("train", step, loss=means["loss"], bits=means["bits"], exact=means["exact"])
-        log.scalars("train", step, learning_rate=lr, gradient_norm=means["norm"])
-        log.scalars("train", step, sequences_per_second=state.sequences_per_second())
-        log.scalars("train", step, longest_length=longest_length(recipe, data, step))
-        line = f"iteration {step:6d}  {state.seconds():7.1f} s  train: "
-        line += "loss {loss:.5f} bits {bits:7.3f} exact {exact:.4f}".format(**means)
-        results = {curve: score(model, task, batches)[0] for curve, batches in tests.items()}
-        for curve, result in results.items():
-            log.scalars(curve, step, loss=result.loss, bits=result.bits, exact=result.exact)
-            line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
-        log.line(line)
-        if isinstance(model, NTM):
-            log.images("test", step, plots.trace_images(trace(model, shown)))
-        state.sums = dict.fromkeys(state.sums, 0)
-        return results["test"]
-
-    stop = InterruptFlag()
-    bar = tqdm(total=recipe.num_iters, initial=state.step, unit="it", dynamic_ncols=True, disable=None)
     try:
-        while state.step < recipe.num_iters and not stop:
-            lr = set_learning_rate(recipe, configuration.network.controller_size, state.step, optimizer)
-            source = generator(recipe.seed, BATCHES, state.step)
-            batch, memory, cell_mask = draw_iteration(configuration, state.step, source).to(device)
-            weights.grad.zero_()
-            loss, logits = model.forward_backward(*batch, memory, cell_mask, blur_cost(recipe, state.step))
-            norm = clipper.clip(weights.grad)
-            state.require_finite(loss, norm)
-            optimizer.step()
-
-            wrong = task.wrong_bits(logits, batch).double()
-            state.add(loss=loss, bits=wrong.mean().item(), exact=(wrong == 0).double().mean().item(), norm=norm)
-            bar.update()
-            if state.step % 50 == 0:
-                means = state.means()
-                bar.set_postfix(loss=f"{means['loss']:.4f}", bits=f"{means['bits']:.2f}",
-                                seq_s=f"{state.sequences_per_second():.0f}")  # fmt: skip
-            if state.step % options.report_every == 0 or state.step == recipe.num_iters:
-                held_out_score = report()
-            if state.step % options.checkpoint_every == 0 and state.step < recipe.num_iters:
-                state.save(log.sizes())
-        bar.close()
-        if state.step < recipe.num_iters:
-            state.save(log.sizes())
+        last_score = train(state, log, held_out, options)
     except InputError as error:
         log.line(str(error))
         raise
 
-    if state.step < recipe.num_iters:
+    if last_score is None:
         log.close()
         again = shlex.join([*(word for word in sys.argv if word.lstrip("-") != "resume"), "-resume"])
         print(f"stopped at iteration {state.step}; to go on: python {again}")
         sys.exit(130)
-    trained = {"iterations": state.step, "seconds": state.seconds(), "commit": commit()}
-    contents = {"configuration": configuration.as_dict(), "model": model.state_dict(), "trained": trained}
-    checkpoint.save(saved_model, contents)
-    log.line(f"finished after {state.seconds():.1f} s: {saved_model.name}\n{verdict(held_out_score)}")
-    log.close()
-    state.path.unlink()
+    finish(state, log, last_score, saved_model, options.output)
     lock.release()
-    print(f"finished after {state.seconds():.1f} s: {shown_path(saved_model)}\n{verdict(held_out_score)}")
-    print(f"log: {shown_path(options.output / 'log' / f'{name}.log')}")
-    print(f"curves: tensorboard --logdir {shown_path(options.output / 'runs')}")
-    print(f"test it: python evaluate.py -saved_model {shown_path(saved_model)}")
 
 
 if __name__ == "__main__":
