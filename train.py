@@ -137,7 +137,7 @@ def main() -> None:
     # Model, optimizer, and sequences that training never looks at.
     torch.manual_seed(recipe.seed)
     model = configuration.make_model(Backend(options.backend)).to(device)
-    path = start_backend(model)
+    path = start_backend(model, training=True)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())
     state = TrainState(configuration, model, optimizer, Clipper(recipe), folder / "checkpoint.pt")

@@ -7,7 +7,8 @@ from copy import deepcopy
 import torch
 
 from experiment.errors import InputError
-from ntm import NTM, BackendError
+from ntm import BackendError
+from ntm.machine import Machine
 
 PATIENCE = 1.5  # seconds before a user is told what takes so long
 
@@ -27,20 +28,21 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def warm_up(model: NTM) -> None:
-    """Compile what a model needs, or load it from the cache, by taking a step and going back, both ways."""
+def warm_up(model: Machine, training: bool) -> None:
+    """Compile what a command needs of the fast path, or load it from the cache, by taking a step."""
     model = deepcopy(model)  # which gets the gradients
-    inputs = next(model.parameters()).new_zeros(1, 1, model.input_size, requires_grad=True)
-    with torch.enable_grad():
+    inputs = next(model.parameters()).new_zeros(1, 1, model.input_size)
+    with torch.no_grad():
         logits, _ = model(inputs)
-        torch.autograd.grad(logits.sum(), inputs)
-    model.forward_backward(inputs.detach(), torch.zeros_like(logits), torch.ones_like(logits[..., 0]))
+    if training:
+        model.forward_backward(inputs, torch.zeros_like(logits), torch.ones_like(logits[..., 0]))
 
 
-def start_backend(model: NTM, threads: int | None = None) -> str:
+def start_backend(model: Machine, training: bool = False, threads: int | None = None) -> str:
     """Compile the fast path if the model runs on it, or load it from its cache; returns the path in words.
 
     Args:
+        training: whether the model is to be trained, by `forward_backward`.
         threads: how many the fast path gets; None for as many as PyTorch had.
 
     Raises:
@@ -52,13 +54,13 @@ def start_backend(model: NTM, threads: int | None = None) -> str:
             return f"reference path on {device}"
     except BackendError as error:
         raise InputError(f"-backend {model.backend.value}: {error}") from error
-    line = "compiling the fast path: once, for 30 to 45 seconds; later runs find it on disk"
+    line = "compiling the fast path: once, for 10 to 30 seconds; later runs find it on disk"
     notice = threading.Timer(PATIENCE, print, (line,), {"file": sys.stderr, "flush": True})
     notice.start()
     from ntm import fused  # here, so that the readable path does without Numba
 
     try:
-        warm_up(model)
+        warm_up(model, training)
     finally:
         notice.cancel()
     threads = fused.use_threads(threads)

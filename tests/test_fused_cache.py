@@ -11,10 +11,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ONE_STEP = """
 import numpy as np
-from ntm.fused.controller import lstm
+from ntm.fused.probe import step
 gates, cell, new_cell, tanh_cell, hidden = (np.full(n, 0.5, np.float32) for n in (8, 2, 2, 2, 2))
-lstm(gates, cell, np.empty(0, bool), new_cell, tanh_cell, hidden)
-print(hidden[0], sum(lstm.stats.cache_hits.values()))
+step(gates, cell, np.empty(0, bool), new_cell, tanh_cell, hidden)
+print(hidden[0], sum(step.stats.cache_hits.values()))
+"""
+PROBE = """
+from ntm.fused.controller import lstm
+from ntm.fused.jit import jit_entry
+
+@jit_entry
+def step(gates, cell, cell_mask, new_cell, tanh_cell, hidden):
+    lstm(gates, cell, cell_mask, new_cell, tanh_cell, hidden)
 """
 
 
@@ -22,6 +30,7 @@ print(hidden[0], sum(lstm.stats.cache_hits.values()))
 def package(tmp_path):
     """A copy of the package with a cache of its own; calling it takes a step in a fresh process."""
     shutil.copytree(ROOT / "ntm", tmp_path / "ntm", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "ntm" / "fused" / "probe.py").write_text(PROBE)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
 
     def one_step():

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from ntm.fused.jit import jit
+from ntm.fused.jit import jit_entry
 from ntm.fused.mathlib import ONE
 
 
-@jit
+@jit_entry
 def adamw_step(weights, gradient, mean, square, decay_factor, rate, beta1, beta2, eps, bias_correction2):
     """Loshchilov & Hutter 2019, algorithm 2. Weight decay leaves `decay_factor` of a weight."""
     kind = weights.dtype.type

@@ -57,18 +57,16 @@ caching.CacheImpl._locator_classes[:0] = [
 
 
 def jit(function, counted: bool = False, **more):
-    """Compile a function with Numba: cached on disk where that can be written, without Python's global lock.
+    """Compile a function with Numba, for compiled code to call, and without Python's global lock.
 
     Unless `counted`, arrays are not reference-counted, which costs more than the arithmetic where a loop makes many
     small views; such a function can take views of the arrays that it is given, and make no array of its own. It is
     always inlined: a copy of its own would be rounded differently by the process that compiles than by those to come.
     """
     options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
-    options |= {"_nrt": counted, "noalias": not counted, "forceinline": not counted, **more}
-    try:
-        return njit(function, cache=True, **options)
-    except RuntimeError:  # Numba found no folder for its cache
-        return njit(function, **options)
+    options |= {"_nrt": counted, "noalias": not counted, "forceinline": not counted}
+    options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **more}  # they take as long to compile as a loop
+    return njit(function, **options)
 
 
 def jit_refcounted(function, **more):
@@ -79,3 +77,11 @@ def jit_refcounted(function, **more):
 def jit_inline(function):
     """Compile a function that calls BLAS and does arithmetic, within each that calls it: no copy of its own."""
     return jit_refcounted(function, inline="always")
+
+
+def jit_entry(function, **more):
+    """Compile a function for Python to call, with all that it calls; cached on disk where that can be written."""
+    try:
+        return jit(function, cache=True, no_cpython_wrapper=False, **more)
+    except RuntimeError:  # Numba found no folder for its cache
+        return jit(function, no_cpython_wrapper=False, **more)

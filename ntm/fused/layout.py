@@ -6,12 +6,12 @@ or one where no gradient is wanted.
 """
 
 import math
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
-from ntm.fused.jit import jit, jit_refcounted
+from ntm.fused.jit import jit, jit_entry, jit_refcounted
 
 GROUP = 8  # sequences: few enough to stay in cache, enough to feed a matrix product
 
@@ -160,7 +160,7 @@ def transpose(a, out):
             out[j, i] = a[i, j]
 
 
-@jit_refcounted
+@partial(jit_entry, counted=True)
 def transpose_weights(weights, s, weights_t):
     """Fill `weights_t` with the maps in `weights`, transposed."""
     maps, maps_t = unpack_weights(weights, s), unpack_transposed(weights_t, s)

@@ -4,6 +4,7 @@ A group is `GROUP` sequences that go through the matrix products together. There
 heads are numbered read heads first. A gradient carries the name of its variable with a `d_` in front.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,10 +24,10 @@ from ntm.fused.addressing import (
 from ntm.fused.blas import matmul, matmul_tn
 from ntm.fused.controller import feedforward, feedforward_backward, lstm, lstm_backward
 from ntm.fused.controls import apply_activations, apply_activations_backward, split_controls
-from ntm.fused.jit import jit, jit_inline, jit_refcounted
+from ntm.fused.jit import jit, jit_entry, jit_inline
 from ntm.fused.layout import GROUP, Sizes, State, carve_saved, row_offsets, unpack_transposed, unpack_weights
 from ntm.fused.loss import group_blur, group_loss
-from ntm.fused.mathlib import ONE
+from ntm.fused.mathlib import ONE, copy
 from ntm.fused.memory import memory_backward, read, read_write_backward, write
 
 
@@ -188,35 +189,32 @@ def memory_step_backward(blur_cost, saved, t, d, r):
         apply_activations_backward(c, d_c)
 
 
-@jit_refcounted
+@jit
 def load_state(first, s, start, saved):
     """Copy a group's initial state, of which each part may be one for all sequences, into slot 0."""
     reads_at, output_at = row_offsets(s)
     for g in range(saved.controller_input.shape[1]):
-        b = first + g
-        saved.memory[0, g] = start.memory[b % len(start.memory)]
-        saved.weighting[0, g] = start.weighting[b % len(start.weighting)]
-        saved.cell[0, g] = start.cell[b % len(start.cell)]
-        hidden = start.hidden[b % len(start.hidden)]
-        saved.controller_input[0, g, output_at : output_at + len(hidden)] = hidden
-        reads = start.reads[b % len(start.reads)].reshape(output_at - reads_at)
-        saved.controller_input[0, g, reads_at:output_at] = reads
-    saved.controller_input[:, :, -1] = 1
+        b, row = first + g, saved.controller_input[0, g]
+        copy_columns(start.memory[b % len(start.memory)], saved.memory[0, g])
+        copy_columns(start.weighting[b % len(start.weighting)], saved.weighting[0, g])
+        copy(start.cell[b % len(start.cell)], saved.cell[0, g])
+        copy(start.hidden[b % len(start.hidden)], row[output_at:])
+        copy(start.reads[b % len(start.reads)].reshape(output_at - reads_at), row[reads_at:])
+        for slot in range(saved.controller_input.shape[0]):
+            saved.controller_input[slot, g, saved.controller_input.shape[2] - 1] = ONE
 
 
-@jit_refcounted
+@jit
 def store_state(first, s, slot, saved, end):
     """Copy a group's final state from its slot to its rows of `end`, the batch's."""
     reads_at, output_at = row_offsets(s)
     for g in range(saved.controller_input.shape[1]):
-        b = first + g
-        end.memory[b], end.weighting[b], end.cell[b] = (
-            saved.memory[slot, g],
-            saved.weighting[slot, g],
-            saved.cell[slot, g],
-        )
-        end.hidden[b] = saved.controller_input[slot, g, output_at : output_at + end.hidden.shape[1]]
-        end.reads[b].reshape(output_at - reads_at)[:] = saved.controller_input[slot, g, reads_at:output_at]
+        b, row = first + g, saved.controller_input[slot, g]
+        copy_columns(saved.memory[slot, g], end.memory[b])
+        copy_columns(saved.weighting[slot, g], end.weighting[b])
+        copy(saved.cell[slot, g], end.cell[b])
+        copy(row[output_at : output_at + end.hidden.shape[1]], end.hidden[b])
+        copy(row[reads_at:output_at], end.reads[b].reshape(output_at - reads_at))
 
 
 @jit_inline
@@ -278,7 +276,7 @@ def backward_group(first, args, weights_t, saved, d, d_inputs, accumulate, d_p):
     matmul_tn(after[:, reads_at:], saved.d_logits.reshape(count, d_p.output.shape[1]), accumulate, d_p.output)
 
 
-@jit_refcounted
+@partial(jit_entry, counted=True)
 def groups_forward(first, last, args, buffers, save_for_backward, end):
     """Overwrite logits and final states. To save for backward, there is a buffer for each group, else a single one."""
     steps, group, rows = len(args.inputs), min(GROUP, last - first), args.start.memory.shape[2]
@@ -289,7 +287,7 @@ def groups_forward(first, last, args, buffers, save_for_backward, end):
         store_state(b, args.sizes, forward_group(b, args, p, saved), saved, end)
 
 
-@jit_refcounted
+@partial(jit_entry, counted=True)
 def groups_backward(first, last, args, buffers, d_logits, d_end, d_start, d_inputs, d_weights):
     """Go back from the gradients of logits and final states: overwrites those of initial states, inputs and maps."""
     steps, group, rows = len(args.inputs), min(GROUP, last - first), args.start.memory.shape[2]
@@ -298,21 +296,26 @@ def groups_backward(first, last, args, buffers, d_logits, d_end, d_start, d_inpu
     for i in range(len(buffers) - 1, -1, -1):  # what the last one left may still be in cache
         saved, d = carve_saved(buffers[i], steps, group, rows, args.sizes, True)
         b, reads_size, cells = first + i * group, args.sizes.num_read_heads * args.sizes.width, d.cell.shape[1]
-        saved.d_logits[:], saved.d_gates[:] = d_logits[:, b : b + group], saved.gates
+        for t in range(steps):
+            copy_columns(d_logits[t, b : b + group], saved.d_logits[t])
+            copy_columns(saved.gates[t], saved.d_gates[t])
+        d.answer[:] = 0
         for g in range(group):
-            d.memory[g], d.weighting[g], d.cell[g] = d_end.memory[b + g], d_end.weighting[b + g], d_end.cell[b + g]
-            d.answer[g, :reads_size] = d_end.reads[b + g].reshape(reads_size)
-            d.answer[g, reads_size:] = 0
-            d.answer[g, reads_size : reads_size + cells] = d_end.hidden[b + g]
+            copy_columns(d_end.memory[b + g], d.memory[g])
+            copy_columns(d_end.weighting[b + g], d.weighting[g])
+            copy(d_end.cell[b + g], d.cell[g])
+            copy(d_end.reads[b + g].reshape(reads_size), d.answer[g])
+            copy(d_end.hidden[b + g], d.answer[g, reads_size:])
         backward_group(b, args, weights_t, saved, d, d_inputs, i < len(buffers) - 1, d_p)
         for g in range(group):
-            d_start.memory[b + g], d_start.weighting[b + g] = d.memory[g], d.weighting[g]
-            d_start.reads[b + g].reshape(reads_size)[:] = d.answer[g, :reads_size]
-            d_start.hidden[b + g] = d.answer[g, reads_size : reads_size + cells]
-            d_start.cell[b + g] = d.cell[g]
+            copy_columns(d.memory[g], d_start.memory[b + g])
+            copy_columns(d.weighting[g], d_start.weighting[b + g])
+            copy(d.cell[g], d_start.cell[b + g])
+            copy(d.answer[g, :reads_size], d_start.reads[b + g].reshape(reads_size))
+            copy(d.answer[g, reads_size : reads_size + cells], d_start.hidden[b + g])
 
 
-@jit_refcounted
+@partial(jit_entry, counted=True)
 def groups_forward_backward(first, last, args, loss_args, buffer, accumulate, d_weights):
     """Each group forward, through the loss and back; returns the loss.
 

@@ -8,5 +8,5 @@ from ntm import NTM
 
 torch.set_num_threads(1)  # threads do not survive a fork
 model = NTM(5, 3, 8, 12, 6)
-warm_up(model)
+warm_up(model, training=True)
 torch.optim.AdamW(model.parameters())  # imports a second's worth of torch
