@@ -14,8 +14,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +45,6 @@ ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "blur cost": "-blur_cost 0",
     "cell dropout": "-cell_dropout 0",
     "uneven sequences": "-uneven 0",
-    "short tapes": "-full_tape",
     "the curriculum": "-curriculum 0",
     "weight decay": "-weight_decay 0",
     "clipping": "-clip_typical 0",
@@ -78,10 +79,31 @@ def train(job: Job) -> Path:
     command = [sys.executable, "train.py", *flags, "-output", output]
     if (job.folder / "runs" / wanted.name / "checkpoint.pt").exists():
         command.append("-resume")
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if done.returncode:
-        raise InputError(f"{job.name}, seed {job.seed}: {done.stderr.strip()}")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    _running.append(process)
+    error = process.communicate()[1]
+    _running.remove(process)
+    if process.returncode:
+        raise InputError(f"{job.name}, seed {job.seed}: {error.strip()}")
     return saved
+
+
+_running: list[subprocess.Popen] = []  # the train.py that this worker has started
+
+
+def die_with_the_parent() -> None:
+    """End a worker, and the train.py that it has started, when reproduce.py ends in whatever way."""
+
+    def watch() -> None:
+        wait([parent_process().sentinel])
+        for process in _running:
+            process.terminate()  # which saves a checkpoint
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def count_wrong(model: Machine, configuration: Configuration, sequences: int, long_sequences: int) -> dict[str, int]:
@@ -148,7 +170,7 @@ def read_head(model: Machine, configuration: Configuration) -> dict[str, float]:
 def run_all(jobs: list[Job], processes: int) -> list[dict]:
     """Do all jobs, several at a time, and say how each ended; results in the jobs' order."""
     results = {}
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=die_with_the_parent) as pool:
         futures = {pool.submit(train_and_score, job): job for job in jobs}
         for future in tqdm(as_completed(futures), total=len(jobs), unit="run"):
             job, result = futures[future], future.result()
@@ -220,7 +242,7 @@ def main() -> None:
     parser.add("jobs", type=number(int, 1, 256), default=2, help="runs at a time, each on one thread")
     parser.add("table", metavar="FILE", help="where the results go (default: log/seeds.json or its like)")
     parser.add("ship", action="store_true", help="copy the runs of the first seed to saved_model/, runs/ and log/")
-    parser.add("flags", default="", help="more flags for train.py, in one word: '-full_tape -lr 1e-4'")
+    parser.add("flags", default="", help="more flags for train.py, in one word: '-dirt 1 -lr 1e-3'")
     options = parser.parse_args()
     names = options.configs.split(",") if options.configs else list(NINE)
     if not set(names) <= set(NAMES):

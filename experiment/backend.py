@@ -5,11 +5,13 @@ import threading
 from copy import deepcopy
 
 import torch
+from torch import Tensor
 
 from experiment.errors import InputError
-from ntm import BackendError
+from ntm import Backend, BackendError
 from ntm.machine import Machine
 
+DIFFERENCE = 1e-3  # between the paths, relative: a thousand times their rounding
 PATIENCE = 1.5  # seconds before a user is told what takes so long
 
 
@@ -28,14 +30,36 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def first_step(model: Machine, backend: Backend, training: bool) -> Tensor:
+    """Take one small batch through a copy of a model; returns what it answers, or, in training, all its gradients."""
+    model, source = deepcopy(model), torch.Generator().manual_seed(0)
+    model.backend, like = backend, next(model.parameters())
+    inputs, memory = (
+        torch.randn(*shape, generator=source).to(like)
+        for shape in ((3, 2, model.input_size), (2, 5, model.heads.memory_unit_size))
+    )
+    if not training:
+        with torch.no_grad():
+            return model(inputs, model.initial_state(2, 5)._replace(memory=memory))[0]
+    weights, outputs = model.flatten_parameters(), model.output_proj.out_features
+    model.forward_backward(inputs, inputs.new_ones(3, 2, outputs), inputs.new_ones(3, 2), memory, blur_cost=0.1)
+    return weights.grad
+
+
 def warm_up(model: Machine, training: bool) -> None:
-    """Compile what a command needs of the fast path, or load it from the cache, by taking a step."""
-    model = deepcopy(model)  # which gets the gradients
-    inputs = next(model.parameters()).new_zeros(1, 1, model.input_size)
-    with torch.no_grad():
-        logits, _ = model(inputs)
-    if training:
-        model.forward_backward(inputs, torch.zeros_like(logits), torch.ones_like(logits[..., 0]))
+    """Compile what a command needs of the fast path, or load it from the cache, and hold it against the readable path.
+
+    Raises:
+        InputError: the two give different numbers.
+    """
+    for back in (False, True)[: 1 + training]:
+        readable, fused = (first_step(model, backend, back) for backend in (Backend.REFERENCE, Backend.FUSED))
+        if not (fused - readable).norm() <= DIFFERENCE * readable.norm():
+            what = "gradients" if back else "answers"
+            raise InputError(
+                f"the fast path gives other {what} than ntm/ntm.py on one small batch: ntm/ or ntm/fused/ was changed, "
+                "and not the other; -backend reference takes ntm/ntm.py's"
+            )
 
 
 def start_backend(model: Machine, training: bool = False, threads: int | None = None) -> str:

@@ -25,12 +25,13 @@ def missing_packages() -> list[str]:
     return [name for name in ("numba", "scipy", "threadpoolctl") if importlib.util.find_spec(name) is None]
 
 
-def changed_part(module: nn.Module, stock: type[nn.Module]) -> str | None:
+def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> str | None:
     """Say in which way a module computes something else than its class in this package may; None where in none.
 
     Args:
         module: the module; a subclass will do that overrides no method of the class.
         stock: the class that the fused path computes.
+        map_name: its linear map.
     """
     kind, own = type(module), vars(module)
     if not isinstance(module, stock):
@@ -38,10 +39,10 @@ def changed_part(module: nn.Module, stock: type[nn.Module]) -> str | None:
     for name, method in vars(stock).items():
         if callable(method) and name != "__init__" and (name in own or getattr(kind, name) is not method):
             return f"has a {name} of its own"
-    for child_name, child in module.named_children():
-        if isinstance(child, nn.Linear) and (type(child) is not nn.Linear or "forward" in vars(child)):
-            return f"has a {child_name} that is a {type(child).__name__} of its own"
-    for child_name, child in (("", module), *module.named_children()):
-        if child._forward_hooks or child._forward_pre_hooks or child._backward_hooks or child._backward_pre_hooks:
-            return f"has hooks on {child_name or 'itself'} (as pruning puts there)"
+    linear = getattr(module, map_name)
+    if type(linear) is not nn.Linear or "forward" in vars(linear):
+        return f"has a {map_name} that is a {type(linear).__name__} of its own"
+    for name, part in (("itself", module), (map_name, linear)):
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return f"has hooks on {name} (pruning puts some there, too)"
     return None

@@ -227,9 +227,13 @@ class NTM(Machine):
             return f"the fused path needs {' and '.join(missing)}: pip install {' '.join(missing)}"
         controller, heads = self.controller, self.heads
         kind = FeedForwardController if isinstance(controller, FeedForwardController) else LSTMController
-        parts = {"NTM": (self, NTM), "controller": (controller, kind), "heads": (heads, Heads)}
-        for name, (module, stock) in parts.items():
-            change = changed_part(module, stock)
+        map_name = "hidden_proj" if kind is FeedForwardController else "gate_proj"
+        for name, part in {
+            "NTM": (self, NTM, "output_proj"),
+            "controller": (controller, kind, map_name),
+            "heads": (heads, Heads, "control_proj"),
+        }.items():
+            change = changed_part(*part)
             if change:
                 return f"the fused path computes the stock machine, and this one's {name} {change}"
         if (

@@ -93,10 +93,7 @@ def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
     drawn = [draw(Recipe(batch_size=1)) for _ in range(2000)]
     lengths, rows = (sorted(set(values)) for values in zip(*drawn, strict=True))
     assert lengths == list(range(data.min_seq_len, data.max_seq_len + 1))
-    assert rows[0] == data.min_seq_len + 2
-    assert 120 < rows[-1] <= 128
-    assert all(r >= n + 2 for n, r in drawn)
-    assert {draw(Recipe(batch_size=1, full_tape=True))[1] for _ in range(100)} == {128}
+    assert rows == [128]
 
 
 @pytest.mark.parametrize("uneven", [0.0, 0.5, 1.0])

@@ -1,0 +1,172 @@
+"""Which path runs a model: the fast one takes the stock machine alone, and says why it declines another."""
+
+import pytest
+import torch
+from conftest import lively_model
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+from ntm import NTM, Backend, BackendError, LSTMBaseline
+from ntm.controller import LSTMController
+from ntm.heads import Heads
+
+
+class OwnStep(NTM):
+    def step_with_controls(self, x, state, cell_mask=None):
+        logits, state, controls = super().step_with_controls(x, state, cell_mask)
+        return 2 * logits, state, controls
+
+
+class OwnStart(NTM):
+    def initial_state(self, batch_size, memory_units=None):
+        state = super().initial_state(batch_size, memory_units)
+        return state._replace(reads=state.reads + 1)
+
+
+class Counter(nn.Module):
+    """A controller of one's own: it knows nothing of masks, and its state is a number."""
+
+    def __init__(self, input_size, output_size):
+        super().__init__()
+        self.output_size = output_size
+        self.proj = nn.Linear(input_size + 1, output_size)
+
+    def initial_state(self, batch_size):
+        return torch.zeros(batch_size, 1, dtype=torch.float64)
+
+    def forward(self, x, state):
+        return torch.tanh(self.proj(torch.cat((x, state), -1))), state + 1
+
+
+class OwnController(LSTMController):
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        return 2 * output, state
+
+
+class OwnHeads(Heads):
+    def controls(self, hidden):
+        controls = super().controls(hidden)
+        return controls._replace(interpolation_gate=0 * controls.interpolation_gate)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def put(model, name, value):
+    setattr(model, name, value.double() if isinstance(value, nn.Module) else value)
+
+
+def five_shifts(model):
+    model.heads.control_proj = nn.Linear(6, model.heads.control_proj.out_features + 4).double()
+
+
+CHANGES = {
+    "a controller of one's own": (lambda m: put(m, "controller", Counter(10, 6)), "controller is a Counter"),
+    "a controller's own step": (
+        lambda m: put(m, "controller", OwnController(10, 6)),
+        "controller has a forward of its",
+    ),
+    "heads of one's own": (lambda m: put(m, "heads", OwnHeads(6, 5, 1, 1)), "heads has a controls of its own"),
+    "a step put in": (lambda m: put(m, "step", lambda *a: NTM.step(m, *a)), "NTM has a step of its own"),
+    "a hook": (lambda m: m.heads.register_forward_hook(lambda *a: None), "heads has hooks on itself"),
+    "a hook before": (
+        lambda m: m.controller.register_forward_pre_hook(lambda *a: None),
+        "controller has hooks on itself",
+    ),
+    "pruning": (lambda m: prune.l1_unstructured(m.controller.gate_proj, "weight", 0.5), "hooks on gate_proj"),
+    "a parametrised map": (
+        lambda m: parametrize.register_parametrization(m.output_proj, "weight", Doubled()),
+        "output_proj that is a ParametrizedLinear",
+    ),
+    "another map": (
+        lambda m: put(m, "output_proj", nn.Sequential(nn.Linear(11, 4), nn.Linear(4, 3))),
+        "output_proj that is a Sequential",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_machine_that_is_not_stock_runs_on_the_readable_path_and_says_why(change):
+    model, (make, why) = lively_model(), CHANGES[change]
+    make(model)
+    assert why in model.why_not_fused()
+    inputs, targets, mask = torch.rand(4, 2, 5).double(), torch.ones(4, 2, 3).double(), torch.ones(4, 2).double()
+    found = []
+    for model.backend in (Backend.REFERENCE, Backend.AUTO):
+        model.zero_grad()
+        loss, logits = model.forward_backward(inputs, targets, mask)
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        found.append((torch.tensor(loss), logits, model(inputs)[0], *gradients))
+    for theirs, ours in zip(*found, strict=True):
+        assert torch.equal(theirs, ours)
+    model.backend = Backend.FUSED
+    for call in (lambda: model(inputs), lambda: model.forward_backward(inputs, targets, mask)):
+        with pytest.raises(BackendError, match="stock machine"):
+            call()
+
+
+@pytest.mark.parametrize(("kind", "why"), [(OwnStep, "step_with_controls"), (OwnStart, "initial_state")])
+def test_a_subclass_that_overrides_a_method_is_declined(kind, why):
+    assert f"NTM has a {why} of its own" in kind(5, 3, 6, 7, 5).why_not_fused()
+
+
+def test_a_subclass_that_overrides_nothing_runs_on_the_fast_path():
+    class Named(NTM):
+        def describe(self):
+            return "mine"
+
+    assert Named(5, 3, 6, 7, 5).why_not_fused() is None
+
+
+@pytest.mark.parametrize(
+    "heads", [Heads(6, 5, num_read=2, num_write=1), Heads(6, 5, num_read=1, num_write=2)], ids=["2 1", "1 2"]
+)
+def test_a_read_head_without_a_write_head_is_declined(heads):
+    model = lively_model()
+    model.heads = heads.double()
+    assert "a write head for each read head" in model.why_not_fused()
+
+
+def test_more_shifts_than_three_are_declined():
+    model = lively_model()
+    five_shifts(model)
+    assert "three shifts" in model.why_not_fused()
+
+
+def test_a_changed_equation_stops_a_run_before_its_first_step(repository):
+    path = repository.folder / "ntm" / "addressing.py"
+    source = path.read_text()
+    assert source.count("torch.softmax(") > 0
+    try:
+        path.write_text(source.replace("torch.softmax(", "torch.softmax(0.5 * "))
+        for command in (("train.py", "-output", "changed"), ("evaluate.py", "-saved_model", trained(repository))):
+            done = repository.run(*command, code=2)
+            assert "the fast path gives other" in done.stderr
+            assert "Traceback" not in done.stderr
+        assert not (repository.folder / "changed" / "saved_model").exists()
+        repository.run("train.py", "-backend", "reference", "-num_iters", 1, "-output", "changed_readable")
+    finally:
+        path.write_text(source)
+
+
+def trained(repository):
+    """A model with weights large enough for eq. 5 to matter."""
+    from experiment import checkpoint
+    from experiment.configuration import Recipe, load_configuration
+
+    configuration = load_configuration("m1d1", Recipe())
+    model = configuration.make_model()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    contents = {"configuration": configuration.as_dict(), "model": model.state_dict()}
+    checkpoint.save(repository.folder / "lively.pt", contents)
+    return "lively.pt"
+
+
+def test_the_baseline_has_no_fast_path():
+    model = LSTMBaseline(5, 3, 4, 1, backend=Backend.FUSED)
+    with pytest.raises(BackendError, match="none for a LSTMBaseline"):
+        model(torch.rand(2, 1, 5))
