@@ -141,7 +141,7 @@ def _to(device: torch.device | str, part: Any) -> Any:
 
 
 def _renamed(name: str) -> str:
-    """What a weight of a file of any format is called in this one."""
+    """What a weight of a file of format 3 is called since."""
     for old, new in RENAMED.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
@@ -159,7 +159,10 @@ def restore(contents: dict[str, Any], path: Path, backend: Backend = Backend.AUT
     configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
     model = configuration.make_model(backend)
     try:
-        model.load_state_dict({_renamed(name): weight for name, weight in contents["model"].items()})
+        weights = contents["model"]
+        if contents["format"] in OLDER_FORMATS:
+            weights = {_renamed(name): weight for name, weight in weights.items()}
+        model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: its weights do not fit its configuration") from error
     if not all(parameter.isfinite().all() for parameter in model.parameters()):

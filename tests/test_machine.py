@@ -7,7 +7,7 @@ import torch
 from conftest import flat, lively_model, lively_state, nested
 from torch.autograd import gradcheck
 
-from experiment.configuration import NAMES, Recipe, load_configuration
+from experiment.configuration import Recipe, load_configuration
 from ntm import NTM, Backend, BackendError
 from ntm.addressing import blur
 from tasks import Batch, Reverse
@@ -88,7 +88,7 @@ def test_a_batch_of_16_is_16_batches_of_one(backend):
     torch.testing.assert_close(together, alone)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("d1")])
+@pytest.mark.parametrize("name", ["m1d1", "m2d1", "m3d1", "f1d1"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_parameter_gets_a_gradient(name, backend):
     configuration = load_configuration(name, Recipe())

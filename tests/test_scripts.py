@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_configuration import GOOD
 
 from experiment.checkpoint import load, load_model, save
-from experiment.configuration import NAMES, ROOT, Recipe
+from experiment.configuration import NINE, ROOT, Recipe
 from experiment.errors import InputError
 from experiment.page import page
 from ntm import Backend
@@ -33,6 +33,9 @@ def curves(folder, name):
         for tag in events.Tags()["scalars"]:
             points[curve, tag] = [(event.step, event.value) for event in events.Scalars(tag)]
     return points
+
+
+SOME = (*NINE, "f1d1", "l1d1")
 
 
 @pytest.fixture(scope="session")
@@ -54,17 +57,17 @@ def evaluated(repository):
         return repository.run("evaluate.py", "-config", name, "-num_sequences", 5, "-lengths", "1,3").stdout
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(NAMES, pool.map(train_and_evaluate, NAMES), strict=True))
+        return dict(zip(SOME, pool.map(train_and_evaluate, SOME), strict=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_each_configuration_trains_saves_and_evaluates(repository, evaluated, name):
     saved = repository.folder / "saved_model" / f"reverse_{name}.pt"
     model, configuration = load_model(saved)
     assert not model.training
     assert configuration.name == name
     assert configuration.recipe.num_iters == 50
-    assert re.search(r"^ +3 +128 +5 ", evaluated[name], re.MULTILINE)
+    assert re.search(r"^ +3 +(128|-) +5 ", evaluated[name], re.MULTILINE)
 
 
 def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):

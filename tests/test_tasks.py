@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiment.configuration import NAMES, Recipe, load_configuration
+from experiment.configuration import NINE, Recipe, load_configuration
 from experiment.scoring import generator, sample_lengths, score, spread_lengths, summarise
 from experiment.training import (
     Clipper,
@@ -81,7 +81,7 @@ def test_scoring_counts_only_what_the_mask_marks():
     assert task.wrong_bits(noise, batch).tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NINE)
 def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
     source, data = generator(0, 0), load_configuration(name, Recipe()).data
 
@@ -159,6 +159,15 @@ def test_an_iteration_follows_from_its_generator_alone():
         assert torch.equal(one, two)
     assert not torch.equal(first.memory[:, :2], other.memory[:, :2])
     assert draw_iteration(load_configuration("m1d1", Recipe(cell_dropout=0)), 9, generator(1, 0)).cell_mask is None
+
+
+def test_an_iteration_draws_what_the_network_has():
+    batch, memory, cell_mask = draw_iteration(load_configuration("f1d1", Recipe()), 9, generator(1, 0))
+    assert memory.shape == (16, 128, 20)
+    assert cell_mask is None
+    batch, *nothing = draw_iteration(load_configuration("l1d1", Recipe()), 9, generator(1, 0))
+    assert batch.inputs.shape[1:] == (16, 10)
+    assert nothing == [None, None]
 
 
 def test_spread_lengths_has_both_ends():
