@@ -45,6 +45,7 @@ ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "blur cost": "-blur_cost 0",
     "cell dropout": "-cell_dropout 0",
     "uneven sequences": "-uneven 0",
+    "short tapes": "-full_tape",
     "the curriculum": "-curriculum 0",
     "weight decay": "-weight_decay 0",
     "clipping": "-clip_typical 0",

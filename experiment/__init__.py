@@ -1,1 +1,1 @@
-"""What both scripts need: configuration, scoring, checkpoints, the run's log and curves, plots."""
+"""What the scripts share."""

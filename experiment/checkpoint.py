@@ -14,7 +14,8 @@ from torch import Tensor
 
 from experiment.configuration import Configuration
 from experiment.errors import InputError
-from ntm import NTM, Backend
+from ntm import Backend
+from ntm.machine import Machine
 
 FORMAT = 4
 OLDER_FORMATS = (3,)  # finished models of these are read as well
@@ -148,7 +149,7 @@ def _renamed(name: str) -> str:
     return name
 
 
-def restore(contents: dict[str, Any], path: Path, backend: Backend = Backend.AUTO) -> tuple[NTM, Configuration]:
+def restore(contents: dict[str, Any], path: Path, backend: Backend = Backend.AUTO) -> tuple[Machine, Configuration]:
     """Rebuild model (on the CPU) and configuration from what `load` read.
 
     Raises:
@@ -172,7 +173,7 @@ def restore(contents: dict[str, Any], path: Path, backend: Backend = Backend.AUT
 
 def load_model(
     path: Path | str, device: torch.device | str = "cpu", backend: Backend = Backend.AUTO
-) -> tuple[NTM, Configuration]:
+) -> tuple[Machine, Configuration]:
     """Load a trained model, in eval mode, with the configuration that it was trained by.
 
     Raises:

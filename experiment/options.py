@@ -15,9 +15,12 @@ def add_recipe_flag(parser: Parser, field: dataclasses.Field) -> None:
     options = {"default": argparse.SUPPRESS, "help": field.metadata["help"]}
     if "optimizer" in field.metadata:
         options["help"] = f"{field.metadata['optimizer']}: {options['help']}"
-    options["help"] += f" (default: {field.default})"
-    limits = field.metadata.get("choices")
-    options |= {"choices": limits} if limits else {"type": number(*bounds(field))}
+    if field.type is bool:
+        options["action"] = "store_true"
+    else:
+        options["help"] += f" (default: {field.default})"
+        limits = field.metadata.get("choices")
+        options |= {"choices": limits} if limits else {"type": number(*bounds(field))}
     parser.add(field.name, **options)
 
 

@@ -48,6 +48,7 @@ class Recipe:
     blur_cost: float = setting(0.05, "what the mean blur of the weightings adds to the loss; grows from 0 to this")
     cell_dropout: float = setting(0.25, "chance that a controller cell forgets, at each step", 0, 0.999999)
     uneven: float = setting(0.5, "share of sequences with nearly empty, nearly full or repeated vectors", 0, 1)
+    full_tape: bool = setting(False, "always train on all rows of memory")
     curriculum: float = setting(0.5, "share of iterations in which lengths grow", 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""One run: that it is alone in its folder, where it stands, how it is stopped, and what it says at its end."""
+"""One run: its lock, its state, its interrupt flag, and what it says at its end."""
 
 import math
 import shlex
@@ -14,7 +14,7 @@ from experiment.configuration import Configuration
 from experiment.errors import InputError
 from experiment.scoring import BATCHES, Score, stream_seed
 from experiment.training import Clipper
-from ntm import NTM
+from ntm.machine import Machine
 
 LEARNED = 0.95  # the share of right sequences in the held-out set below which a run says that it has not learned
 
@@ -69,7 +69,12 @@ class TrainState:
     """
 
     def __init__(
-        self, configuration: Configuration, model: NTM, optimizer: torch.optim.Optimizer, clipper: Clipper, path: Path
+        self,
+        configuration: Configuration,
+        model: Machine,
+        optimizer: torch.optim.Optimizer,
+        clipper: Clipper,
+        path: Path,
     ) -> None:
         self.configuration, self.model, self.optimizer, self.clipper = configuration, model, optimizer, clipper
         self.path = path

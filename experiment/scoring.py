@@ -1,4 +1,4 @@
-"""Unroll and score: the one loop over test sequences, and one sequence looked at closely."""
+"""Scores over test batches, and one sequence traced step by step."""
 
 import math
 from typing import NamedTuple

@@ -12,6 +12,7 @@ from experiment.scoring import dirty_memory
 from ntm.memory import INITIAL_VALUE
 from tasks import Batch
 
+SPARE_ROWS = 2  # the tightest tape has this many rows more than a batch's sequences have vectors
 FIRST_LENGTH = 10  # where the curriculum begins: from shorter ones, the machine may put two vectors on one row
 
 
@@ -61,6 +62,23 @@ def longest_length(recipe: Recipe, data: Data, step: int) -> int:
     return round(first + (data.max_seq_len - first) * step / growing)
 
 
+def draw_rows(recipe: Recipe, length: int, longest: int, memory_units: int, source: torch.Generator) -> int:
+    """Draw how many rows of memory a batch gets.
+
+    A tape hardly longer than the sequence punishes a machine that wanders, or that parks its write head on whatever
+    rows are blank; longer ones keep content addressing honest. So half the batches get the tightest tape, the others
+    one between that of the longest sequence and the configured memory, uniform in the logarithm. No weight depends on
+    the number of rows.
+    """
+    tight, where = torch.rand(2, generator=source).tolist()
+    if recipe.full_tape:
+        return memory_units
+    if tight < 0.5:
+        return min(length + SPARE_ROWS, memory_units)
+    shortest = min(longest + SPARE_ROWS, memory_units)
+    return round(shortest * (memory_units / shortest) ** where)
+
+
 def draw_memory(recipe: Recipe, rows: int, width: int, source: torch.Generator) -> Tensor:
     """Draw M_0 of a batch, (B, N, M): a share `dirty` of its sequences begins on a dirty memory, the others on a blank.
 
@@ -104,10 +122,12 @@ def draw_iteration(configuration: Configuration, step: int, source: torch.Genera
     recipe, data, network = configuration.recipe, configuration.data, configuration.network
     longest = longest_length(recipe, data, step)
     length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
+    has_memory = isinstance(network, Network)
+    rows = draw_rows(recipe, length, longest, network.memory_units, source) if has_memory else 0
     batch = configuration.make_task().sample(recipe.batch_size, length, source, recipe.uneven)
-    if not isinstance(network, Network):
+    if not has_memory:
         return Iteration(batch, None, None)
-    memory = draw_memory(recipe, network.memory_units, network.memory_unit_size, source)
+    memory = draw_memory(recipe, rows, network.memory_unit_size, source)
     cells = *batch.inputs.shape[:2], network.controller_size
     forgets = recipe.cell_dropout > 0 and network.controller == "lstm"
     return Iteration(batch, memory, draw_mask(1 - recipe.cell_dropout, cells, source) if forgets else None)

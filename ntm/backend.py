@@ -26,7 +26,7 @@ def missing_packages() -> list[str]:
 
 
 def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> str | None:
-    """Say in which way a module computes something else than its class in this package may; None where in none.
+    """Return a phrase that says how a module differs from a class of this package, or None where it does not.
 
     Args:
         module: the module; a subclass will do that overrides no method of the class.

@@ -1,4 +1,4 @@
-"""The LSTM alone (Graves et al. 2014, Table 3): what the NTM is, but for the memory."""
+"""The LSTM alone (Graves et al. 2014, Table 3): layers of cells, and no memory beside."""
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class LSTMBaseline(Machine):
             ValueError: there is a memory or a mask.
         """
         if memory is not None or cell_mask is not None:
-            raise ValueError("an LSTM alone has no memory, and makes no cell forget: leave memory and cell_mask away")
+            raise ValueError("an LSTM alone has no memory and no cell dropout: leave memory and cell_mask away")
         logits, _ = self(inputs)
         loss = cross_entropy(logits, targets, mask)
         loss.backward()

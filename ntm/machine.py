@@ -15,14 +15,14 @@ def packed_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def pack_parameters(parameters: list[Tensor], transposed: tuple[int, ...] = TRANSPOSED) -> Tensor:
-    """Copy parameters into one tensor, some of them by columns: as the fused path multiplies the weights of a map."""
+    """Copy parameters into one tensor, those in `transposed` column by column, as the fused path multiplies them."""
     return torch.cat(
         [(p.t() if i in transposed and p.dim() == 2 else p).detach().flatten() for i, p in enumerate(parameters)]
     )
 
 
 def unpack_parameters(flat: Tensor, parameters: list[Tensor], transposed: tuple[int, ...] = TRANSPOSED) -> list[Tensor]:
-    """Views of a tensor that is laid out in that way, in the shapes of the parameters."""
+    """Views of a tensor that `pack_parameters` laid out, in the shapes of the parameters."""
     parts = flat.split([p.numel() for p in parameters])
     pairs = enumerate(zip(parts, parameters, strict=True))
     return [
@@ -35,7 +35,7 @@ class Machine(nn.Module):
     """A model that takes whole sequences, (T, B, input_size), and answers them.
 
     Attributes:
-        backend: which code runs it; the numbers are the same.
+        backend: which path computes it; they agree to within rounding.
         flat_parameters: all parameters as one tensor, after `flatten_parameters`.
         transposed: which of `packed_parameters` lie there by columns.
     """
@@ -59,8 +59,9 @@ class Machine(nn.Module):
         take longer to start on.
 
         Returns:
-            All parameters as one, with `grad`, which is 0. Zero that in place, lest the parameters get others. What
-            gives them other tensors, as `to`, `deepcopy` or `load_state_dict(assign=True)`, wants this called again.
+            All parameters as one, with `grad`, which is 0. Zero that in place: `zero_grad(set_to_none=True)` would part
+            it from the parameters' gradients. Call this again after `to`, `deepcopy` or `load_state_dict(assign=True)`,
+            which give the parameters other tensors.
         """
         parameters = packed_parameters(self)
         self.flat_parameters = flat = pack_parameters(parameters, self.transposed).requires_grad_()

@@ -14,7 +14,7 @@ def initial_memory(batch_size: int, memory_units: int, memory_unit_size: int, li
 
 
 def read(memory: Tensor, weighting: Tensor) -> Tensor:
-    """Read a blend of rows (eq. 2): `r_t = sum_i w_t(i) M_t(i)`.
+    """Read a blend of rows (eq. 2): `r_t = sum_i w_t(i) M_{t-1}(i)`: heads read before they write.
 
     Args:
         memory: (B, N, M).

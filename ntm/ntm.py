@@ -42,7 +42,7 @@ class NTM(Machine):
         memory_unit_size: width of a row, M.
         num_heads: this many read heads and as many write heads.
         controller: one of `CONTROLLERS`.
-        backend: which code runs `forward`; the numbers are the same.
+        backend: which path computes forward and backward; they agree to within rounding.
     """
 
     transposed = TRANSPOSED
@@ -107,7 +107,7 @@ class NTM(Machine):
     ) -> tuple[Tensor, NTMState, Controls]:
         """Take one step as `step` does, and give the heads' controls as well, for pictures."""
         controller_input = torch.cat((x, state.reads.flatten(1)), dim=-1)
-        mask = () if cell_mask is None else (cell_mask,)  # a controller of one's own need not know of it
+        mask = () if cell_mask is None else (cell_mask,)  # a custom controller need not take a mask
         output, controller = self.controller(controller_input, state.controller, *mask)
         reading, writing, controls = self.heads(output, state.memory, state.weighting)
         reads = read(state.memory, reading)
@@ -215,7 +215,9 @@ class NTM(Machine):
     def why_not_fused(self) -> str | None:
         """Say in one phrase why this model cannot run on the fused path; None where it can.
 
-        That path has the equations written down once more. So it declines a model of which any part is not stock.
+        That path has the equations of this package written down once more. So it declines a model of which a class,
+        method, map or hook is not this package's. An equation that was edited it cannot see: `experiment.backend`
+        compares numbers.
         """
         parameter = self.initial_reads
         if parameter.device.type != "cpu":

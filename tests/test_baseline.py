@@ -75,7 +75,7 @@ def test_what_it_has_not_is_refused():
     )
     with pytest.raises(ValueError, match="no memory"):
         model.forward_backward(*batch, memory=torch.zeros(1, 4, 5))
-    with pytest.raises(ValueError, match="no cell forget"):
+    with pytest.raises(ValueError, match="no cell dropout"):
         model.forward_backward(*batch, cell_mask=torch.ones(2, 1, 4, dtype=torch.bool))
 
 

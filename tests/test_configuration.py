@@ -111,7 +111,7 @@ def test_a_recipe_is_a_file_and_what_is_given_overrides_it():
         ({"eps": float("inf")}, "eps"),
         ({"dirty": 1.01}, "dirty is 1.01; allowed is a number of at least 0 and at most 1"),
         ({"num_iters": 10**400}, "num_iters"),
-        ({"optimizer": True}, "'optimizer' must be a string"),
+        ({"full_tape": 1}, "'full_tape' must be true or false"),
         ({"lr_schedule": "linear"}, "cosine, constant"),
         ({"optimizer": "sgd"}, "adam, rmsprop"),
         ({"weaning": 0.75}, "unknown key 'weaning'"),

@@ -93,7 +93,10 @@ def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
     drawn = [draw(Recipe(batch_size=1)) for _ in range(2000)]
     lengths, rows = (sorted(set(values)) for values in zip(*drawn, strict=True))
     assert lengths == list(range(data.min_seq_len, data.max_seq_len + 1))
-    assert rows == [128]
+    assert rows[0] == data.min_seq_len + 2
+    assert 120 < rows[-1] <= 128
+    assert all(r >= n + 2 for n, r in drawn)
+    assert {draw(Recipe(batch_size=1, full_tape=True))[1] for _ in range(100)} == {128}
 
 
 @pytest.mark.parametrize("uneven", [0.0, 0.5, 1.0])
@@ -163,7 +166,7 @@ def test_an_iteration_follows_from_its_generator_alone():
 
 def test_an_iteration_draws_what_the_network_has():
     batch, memory, cell_mask = draw_iteration(load_configuration("f1d1", Recipe()), 9, generator(1, 0))
-    assert memory.shape == (16, 128, 20)
+    assert memory.shape[::2] == (16, 20)
     assert cell_mask is None
     batch, *nothing = draw_iteration(load_configuration("l1d1", Recipe()), 9, generator(1, 0))
     assert batch.inputs.shape[1:] == (16, 10)

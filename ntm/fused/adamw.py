@@ -1,4 +1,4 @@
-"""AdamW in one compiled pass over flat weights: what PyTorch's takes to start is noticed beside the fast path."""
+"""AdamW in one compiled pass over flat weights: PyTorch's has an overhead comparable to a fused step."""
 
 import numpy as np
 import torch

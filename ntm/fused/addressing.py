@@ -82,8 +82,8 @@ def interpolate(content, previous, gate, gated):
 
 @jit
 def interpolate_backward(content, previous, gate, d_gated, d_content, d_previous):
-    """Overwrites `d_content` and `d_previous`; returns d_gate."""
-    d_gate = gate - gate
+    """Gradient of eq. 7. Overwrites `d_content` and `d_previous`; returns d_gate."""
+    d_gate = gate - gate  # 0 of its type
     for n in range(d_gated.shape[0]):
         d_gate += d_gated[n] * (content[n] - previous[n])
         d_content[n] = gate * d_gated[n]
@@ -104,7 +104,7 @@ def shift(gated, s, shifted):
 
 @jit
 def shift_backward(gated, s, d_shifted, d_gated, d_s):
-    """Overwrites `d_gated` and `d_s`. The convolution with the mirrored shifts."""
+    """Gradient of eq. 8, the convolution with the mirrored shifts. Overwrites `d_gated` and `d_s`."""
     back, stay, forward, last = s[0], s[1], s[2], gated.shape[0] - 1
     for i in range(1, last):
         d_gated[i] = back * d_shifted[i - 1] + stay * d_shifted[i] + forward * d_shifted[i + 1]
@@ -126,7 +126,7 @@ def sharpen(shifted, sharpening, log_shifted, weighting):
 
 @jit
 def sharpen_backward(shifted, sharpening, log_shifted, weighting, d_weighting, d_shifted):
-    """Overwrites `d_shifted`; returns d_sharpening."""
+    """Gradient of eq. 9. Overwrites `d_shifted`; returns d_sharpening."""
     mean = dot(d_weighting, weighting)
     d_sharpening = mean - mean
     for n in range(shifted.shape[0]):
@@ -144,6 +144,6 @@ def blur(weighting):
 
 @jit
 def blur_backward(weighting, d_blur, d_weighting):
-    """Accumulates into `d_weighting`."""
+    """Gradient of `blur`. Accumulates into `d_weighting`."""
     for n in range(weighting.shape[0]):
         d_weighting[n] -= TWO * d_blur * weighting[n]

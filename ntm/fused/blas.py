@@ -16,10 +16,11 @@ from ntm.fused.jit import jit
 
 
 def _find_blas() -> Callable[[int], int]:
-    """Tell compiled code where a BLAS is: PyTorch's MKL, or SciPy's, half as fast where matrices have few rows.
+    """Register sgemm and dgemm: those of PyTorch's MKL, or SciPy's, half as fast where matrices have few rows.
 
     Returns:
-        What sets the number of threads that this thread's products take; it gives back what it was, or 0 for all.
+        A function that sets how many threads BLAS uses for this thread's products, and returns the number before, or 0
+        for the default.
     """
     try:
         pytorch = ctypes.CDLL(torch._C.__file__)
@@ -28,7 +29,7 @@ def _find_blas() -> Callable[[int], int]:
     except (AttributeError, OSError):  # PyTorch has another BLAS, or keeps it to itself
         addresses = [get_cython_function_address("scipy.linalg.cython_blas", name) for name in ("sgemm", "dgemm")]
         threadpool_limits(limits=1, user_api="blas")  # of NumPy's and SciPy's products in the whole process
-        limit = int
+        limit = int  # does nothing: the limit is set
     for name, address in zip(("ntm_sgemm", "ntm_dgemm"), addresses, strict=True):
         llvmlite.binding.add_symbol(name, address)
     return limit

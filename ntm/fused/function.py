@@ -53,7 +53,7 @@ def packed_weights(parameters: list[Tensor], flat: Tensor | None) -> np.ndarray:
 
 
 def unpacked_gradients(parameters: list[Tensor], flat: np.ndarray) -> list[Tensor]:
-    """Flat gradients in the shapes of the parameters; copies where these do not lie by columns themselves."""
+    """Flat gradients in the shapes of the parameters; copied unless the parameter is itself a transposed view."""
     pieces = unpack_parameters(torch.from_numpy(flat), parameters)
     return [d.contiguous() if p.is_contiguous() else d for d, p in zip(pieces, parameters, strict=True)]
 
@@ -62,7 +62,7 @@ def make_unroll_args(
     weights: np.ndarray,
     s: Sizes,
     inputs: Tensor,
-    start: State,
+    initial: State,
     cell_mask: Tensor | None = None,
     blur_cost: float = 0.0,
 ) -> UnrollArgs:
@@ -72,22 +72,22 @@ def make_unroll_args(
         weights: all parameters, packed.
         s: its sizes.
         inputs: (T, B, input_size).
-        start: the initial state, each part of the batch or one for all, as arrays, its memory [M][N].
+        initial: the initial state, each part of the batch or one for all, as arrays, its memory [M][N].
         cell_mask, blur_cost: as in `NTM.forward_backward`.
 
     Raises:
         TypeError: inputs, state and weights are not all of one floating-point type on the CPU, or the mask is not bool.
         ValueError: inputs, state or mask do not have the model's shapes, or there is no step, or a mask but no cell.
     """
-    (steps, batch, width), array, kind = inputs.shape, _flat(inputs), weights.dtype
-    if any(x.dtype != kind for x in (array, *start)):
-        raise TypeError(f"the fused path needs inputs and state in {kind}, as the weights are")
-    rows, heads = start.memory.shape[2], 2 * s.num_read_heads
+    (steps, batch, width), array, dtype = inputs.shape, _flat(inputs), weights.dtype
+    if any(x.dtype != dtype for x in (array, *initial)):
+        raise TypeError(f"the fused path needs inputs and state in {dtype}, as the weights are")
+    rows, heads = initial.memory.shape[2], 2 * s.num_read_heads
     cells = state_cells.py_func(s)
     shapes = [(s.width, rows), (heads, rows), (s.num_read_heads, s.width), (cells,), (cells,)]
-    if width != s.inputs or [part.shape[1:] for part in start] != shapes:
+    if width != s.inputs or [part.shape[1:] for part in initial] != shapes:
         raise ValueError(f"this model takes {s.inputs} inputs a step, and a state of shapes {shapes} a sequence")
-    if not steps or not {len(part) for part in start} <= {1, batch}:
+    if not steps or not {len(part) for part in initial} <= {1, batch}:
         raise ValueError(
             f"at least one step, and a state of {batch} sequences or one for all: {steps} steps were given"
         )
@@ -100,12 +100,12 @@ def make_unroll_args(
     return UnrollArgs(
         inputs=array,
         cell_mask=np.empty((steps, batch, 0), bool) if cell_mask is None else _flat(cell_mask),
-        start=start,
+        initial_state=initial,
         weights=weights,
-        weights_t=weights[:0],
+        weights_transposed=weights[:0],
         sizes=s,
-        blur_cost=kind.type(blur_cost / (heads * max(1, batch * steps))),
-        logits=np.empty((steps, batch, s.outputs), kind),
+        blur_weight=dtype.type(blur_cost / (heads * max(1, batch * steps))),
+        logits=np.empty((steps, batch, s.outputs), dtype),
     )
 
 
@@ -123,13 +123,13 @@ def make_loss_args(args: UnrollArgs, targets: Tensor, mask: Tensor) -> LossArgs:
     Raises:
         ValueError: targets or mask do not fit, or no step counts.
     """
-    wanted, counted, shape, kind = _flat(targets), _flat(mask), args.logits.shape, args.logits.dtype
-    if wanted.shape != shape or counted.shape != shape[:2] or not wanted.dtype == counted.dtype == kind:
-        raise ValueError(f"targets and mask must be {shape} and {shape[:2]}, in {kind}")
+    wanted, counted, shape, dtype = _flat(targets), _flat(mask), args.logits.shape, args.logits.dtype
+    if wanted.shape != shape or counted.shape != shape[:2] or not wanted.dtype == counted.dtype == dtype:
+        raise ValueError(f"targets and mask must be {shape} and {shape[:2]}, in {dtype}")
     steps = counted.sum()
     if steps == 0:
         raise ValueError("no step counts: the mask is 0 everywhere")
-    return LossArgs(wanted, counted, kind.type(1 / (steps * shape[2])))
+    return LossArgs(wanted, counted, dtype.type(1 / (steps * shape[2])))
 
 
 class Unroll(torch.autograd.Function):
@@ -138,15 +138,18 @@ class Unroll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, args, save_for_backward, inputs, memory, weighting, reads, hidden, cell, *parameters):
         """Return logits and the final state's five tensors."""
-        (steps, batch, _), rows, kind = inputs.shape, args.start.memory.shape[2], args.logits.dtype
-        end, shard_ranges = State(*(np.empty((batch, *part.shape[1:]), kind) for part in args.start)), shards(batch)
+        (steps, batch, _), rows, dtype = inputs.shape, args.initial_state.memory.shape[2], args.logits.dtype
+        final, shard_ranges = (
+            State(*(np.empty((batch, *part.shape[1:]), dtype) for part in args.initial_state)),
+            shards(batch),
+        )
         slots = steps if save_for_backward else 1
         needed = [workspace_size(slots, min(GROUP, b - a), rows, args.sizes, True) for a, b in shard_ranges]
         groups = [(b - a) // min(GROUP, b - a) if save_for_backward else 1 for a, b in shard_ranges]
-        workspace = Workspace([n * count for n, count in zip(groups, needed, strict=True)], kind)
+        workspace = Workspace([n * count for n, count in zip(groups, needed, strict=True)], dtype)
         buffers = [array.reshape(-1, count) for array, count in zip(workspace.arrays, needed, strict=True)]
         jobs = [
-            partial(groups_forward, a, b, args, each, save_for_backward, end)
+            partial(groups_forward, a, b, args, each, save_for_backward, final)
             for (a, b), each in zip(shard_ranges, buffers, strict=True)
         ]
         run_parallel(jobs)
@@ -154,39 +157,39 @@ class Unroll(torch.autograd.Function):
             ctx.save_for_backward(*parameters)  # so that PyTorch notices a weight that changes before backward
             ctx.args, ctx.workspace, ctx.kept = args, workspace, list(zip(shard_ranges, buffers, strict=True))
             ctx.set_materialize_grads(False)
-        return tuple(map(torch.from_numpy, (args.logits, *swap_memory_axes(end))))
+        return tuple(map(torch.from_numpy, (args.logits, *swap_memory_axes(final))))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, d_logits, *d_end):
+    def backward(ctx, d_logits, *d_final):
         """Return a gradient for each argument of `forward`."""
-        parameters, args, needed, kind = ctx.saved_tensors, ctx.args, ctx.needs_input_grad, ctx.args.logits.dtype
+        parameters, args, needed, dtype = ctx.saved_tensors, ctx.args, ctx.needs_input_grad, ctx.args.logits.dtype
         batch, count = args.inputs.shape[1], args.weights.size
-        workspace = Workspace([count] * (1 + len(ctx.kept)), kind)
-        weights_t, *d_parts = workspace.arrays
-        transpose_weights(args.weights, args.sizes, weights_t)
-        args = args._replace(weights_t=weights_t)
+        workspace = Workspace([count] * (1 + len(ctx.kept)), dtype)
+        weights_transposed, *d_parts = workspace.arrays
+        transpose_weights(args.weights, args.sizes, weights_transposed)
+        args = args._replace(weights_transposed=weights_transposed)
         d_logits = np.zeros_like(args.logits) if d_logits is None else _flat(d_logits)
-        d_start = State(*(np.empty((batch, *part.shape[1:]), kind) for part in args.start))
-        d_end = swap_memory_axes(State(*d_end))
-        d_end = State(*(np.zeros_like(z) if d is None else _flat(d) for d, z in zip(d_end, d_start, strict=True)))
-        d_inputs = np.empty(args.inputs.shape if needed[2] else (0, 0, 0), kind)
+        d_initial = State(*(np.empty((batch, *part.shape[1:]), dtype) for part in args.initial_state))
+        d_final = swap_memory_axes(State(*d_final))
+        d_final = State(*(np.zeros_like(z) if d is None else _flat(d) for d, z in zip(d_final, d_initial, strict=True)))
+        d_inputs = np.empty(args.inputs.shape if needed[2] else (0, 0, 0), dtype)
         jobs = [
-            partial(groups_backward, a, b, args, buffers, d_logits, d_end, d_start, d_inputs, d_part)
+            partial(groups_backward, a, b, args, buffers, d_logits, d_final, d_initial, d_inputs, d_part)
             for ((a, b), buffers), d_part in zip(ctx.kept, d_parts, strict=True)
         ]
         run_parallel(jobs)
-        d_start = swap_memory_axes(State(*map(torch.from_numpy, d_start)))
-        shared = (len(part) < batch for part in args.start)
-        d_start = [d.sum(0, keepdim=True) if one else d for d, one in zip(d_start, shared, strict=True)]
-        d_weights = unpacked_gradients(parameters, sum(d_parts, np.zeros(count, kind)))
-        return None, None, torch.from_numpy(d_inputs) if needed[2] else None, *d_start, *d_weights
+        d_initial = swap_memory_axes(State(*map(torch.from_numpy, d_initial)))
+        shared = (len(part) < batch for part in args.initial_state)
+        d_initial = [d.sum(0, keepdim=True) if one else d for d, one in zip(d_initial, shared, strict=True)]
+        d_weights = unpacked_gradients(parameters, sum(d_parts, np.zeros(count, dtype)))
+        return None, None, torch.from_numpy(d_inputs) if needed[2] else None, *d_initial, *d_weights
 
 
 def unroll(
     parameters: list[Tensor], flat: Tensor | None, inputs: Tensor, state: NTMState, cell_mask: Tensor | None = None
 ) -> tuple[Tensor, NTMState]:
-    """Compute what `NTM.unroll` computes, faster. Twice differentiable it is not.
+    """Compute what `NTM.unroll` computes, faster. Not twice differentiable.
 
     Args:
         parameters: `packed_parameters`.
@@ -200,21 +203,21 @@ def unroll(
     save_for_backward = torch.is_grad_enabled() and any(
         x.requires_grad for x in (inputs, *flat_state(state), *parameters)
     )
-    if save_for_backward:  # a copy: they may change before backward
+    if save_for_backward:  # a copy, since the weights may change before backward
         flat = None
-    weights, start = packed_weights(parameters, flat), state_arrays(state)
-    args = make_unroll_args(weights, make_sizes(parameters), inputs.detach(), start, cell_mask)
-    logits, *end = Unroll.apply(args, save_for_backward, inputs, *flat_state(state), *parameters)
-    return logits, NTMState(*end[:3], LSTMState(*end[3:]) if args.sizes.lstm else ())
+    weights, initial = packed_weights(parameters, flat), state_arrays(state)
+    args = make_unroll_args(weights, make_sizes(parameters), inputs.detach(), initial, cell_mask)
+    logits, *final = Unroll.apply(args, save_for_backward, inputs, *flat_state(state), *parameters)
+    return logits, NTMState(*final[:3], LSTMState(*final[3:]) if args.sizes.lstm else ())
 
 
 def loss_and_gradients(args: UnrollArgs, loss_args: LossArgs, gradients: np.ndarray) -> float:
     """Forward and back, each group while it is in cache: returns the loss, accumulates into the flat gradients."""
-    count, shard_ranges, rows = gradients.size, shards(args.inputs.shape[1]), args.start.memory.shape[2]
+    count, shard_ranges, rows = gradients.size, shards(args.inputs.shape[1]), args.initial_state.memory.shape[2]
     workspace = Workspace([count] * len(shard_ranges), gradients.dtype)
-    weights_t, *sums = workspace.arrays
-    transpose_weights(args.weights, args.sizes, weights_t)
-    args = args._replace(weights_t=weights_t)
+    weights_transposed, *sums = workspace.arrays
+    transpose_weights(args.weights, args.sizes, weights_transposed)
+    args = args._replace(weights_transposed=weights_transposed)
 
     def shard(first: int, last: int, accumulate: bool, into: np.ndarray) -> float:
         needed = workspace_size(len(args.inputs), min(GROUP, last - first), rows, args.sizes, False)
@@ -232,9 +235,9 @@ def loss_and_gradients(args: UnrollArgs, loss_args: LossArgs, gradients: np.ndar
 def learned_initial_state(weights: np.ndarray, s: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The initial reads, hidden state and cell in flat weights, one for all sequences: views."""
     cells = state_cells.py_func(s)
-    hidden_at, cell_at = len(weights) - 2 * cells, len(weights) - cells
-    reads = weights[hidden_at - s.num_read_heads * s.width : hidden_at].reshape(1, s.num_read_heads, s.width)
-    return reads, weights[None, hidden_at:cell_at], weights[None, cell_at:]
+    hidden_offset, cell_offset = len(weights) - 2 * cells, len(weights) - cells
+    reads = weights[hidden_offset - s.num_read_heads * s.width : hidden_offset].reshape(1, s.num_read_heads, s.width)
+    return reads, weights[None, hidden_offset:cell_offset], weights[None, cell_offset:]
 
 
 def forward_backward(
@@ -260,8 +263,8 @@ def forward_backward(
     """
     weights, sizes = packed_weights(parameters, flat), make_sizes(parameters)
     memory, weighting = state_arrays(state)[:2]
-    start = State(memory, weighting, *learned_initial_state(weights, sizes))
-    args = make_unroll_args(weights, sizes, inputs, start, cell_mask, blur_cost)
+    initial = State(memory, weighting, *learned_initial_state(weights, sizes))
+    args = make_unroll_args(weights, sizes, inputs, initial, cell_mask, blur_cost)
     loss_args = make_loss_args(args, targets, mask)
     wanted = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
     if len(wanted) == len(parameters) and flat is not None and flat.grad is not None:

@@ -35,7 +35,7 @@ def folder_stamp() -> bytes:
 
 
 class FolderStamp:
-    """Makes a locator of Numba's cache answer for this folder's files alone, and stamp them with the whole folder.
+    """A locator of Numba's cache for this folder's files alone; its stamp is a digest of all of them.
 
     Numba itself stamps a compiled function with its own file, and would serve it after a change of what it calls.
     """
@@ -56,22 +56,22 @@ caching.CacheImpl._locator_classes[:0] = [
 ]
 
 
-def jit(function, counted: bool = False, **more):
+def jit(function, refcounted: bool = False, **more):
     """Compile a function with Numba, for compiled code to call, and without Python's global lock.
 
-    Unless `counted`, arrays are not reference-counted, which costs more than the arithmetic where a loop makes many
-    small views; such a function can take views of the arrays that it is given, and make no array of its own. It is
+    Unless `refcounted`, arrays are not reference-counted, which costs more than the arithmetic where a loop makes many
+    small views; such a function may take views of its arguments, and must not allocate. It is
     always inlined: a copy of its own would be rounded differently by the process that compiles than by those to come.
     """
     options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
-    options |= {"_nrt": counted, "noalias": not counted, "forceinline": not counted}
+    options |= {"_nrt": refcounted, "noalias": not refcounted, "forceinline": not refcounted}
     options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **more}  # they take as long to compile as a loop
     return njit(function, **options)
 
 
 def jit_refcounted(function, **more):
     """Compile a function that calls BLAS or makes arrays. It leaves arithmetic on floats to others: see above."""
-    return jit(function, counted=True, **more)
+    return jit(function, refcounted=True, **more)
 
 
 def jit_inline(function):

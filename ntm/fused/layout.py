@@ -40,14 +40,14 @@ class State(NamedTuple):
 class Weights(NamedTuple):
     """All parameters, or their gradients, as `NTM.flatten_parameters` lays them out.
 
-    A row of `controller_input` is input, last reads, last controller output and a 1. Each map takes a stretch of it;
-    its last row is its bias.
+    A row of `controller_input` is input, last reads, last controller output and a 1. Each map multiplies a contiguous
+    slice of it; its last row is its bias.
     """
 
     gates: np.ndarray  # (I + R M + C + 1, 4 C); of a feed-forward controller (I + R M + 1, C)
     controls: np.ndarray  # (C + 1, P)
     output: np.ndarray  # (R M + C + 1, O)
-    reads: np.ndarray  # (R M), and where the machine starts:
+    reads: np.ndarray  # (R M), the learned initial reads
     hidden: np.ndarray  # (C), or (0)
     cell: np.ndarray  # (C), or (0)
 
@@ -61,7 +61,7 @@ class TransposedWeights(NamedTuple):
 
 
 class SavedForBackward(NamedTuple):
-    """What a group of G sequences leaves behind, by time slot. Carried values have a slot more, for the step before.
+    """What G sequences leave behind, by time slot. Carried values have one slot more, for the initial state.
 
     A feed-forward controller has C gates, its units, and no cell: the arrays of cells are empty.
     """
@@ -89,7 +89,7 @@ class StateGrads(NamedTuple):
     memory: np.ndarray  # (G, M, N)
     weighting: np.ndarray  # (G, H, N)
     cell: np.ndarray  # (G, C)
-    answer: np.ndarray  # (G, R M + C): reads, controller output
+    reads_and_output: np.ndarray  # (G, R M + C): reads, controller output
 
 
 @jit_refcounted
@@ -130,9 +130,9 @@ def unpack_weights(flat, s):
     gates, at = carve(flat, 0, gates_shape)
     controls, at = carve(flat, at, controls_shape)
     output, at = carve(flat, at, output_shape)
-    hidden_at = at + s.num_read_heads * s.width
-    cell_at = hidden_at + state_cells(s)
-    return Weights(gates, controls, output, flat[at:hidden_at], flat[hidden_at:cell_at], flat[cell_at:])
+    hidden_offset = at + s.num_read_heads * s.width
+    cell_offset = hidden_offset + state_cells(s)
+    return Weights(gates, controls, output, flat[at:hidden_offset], flat[hidden_offset:cell_offset], flat[cell_offset:])
 
 
 @jit_refcounted
@@ -147,7 +147,7 @@ def unpack_transposed(flat, s):
 
 @jit
 def transpose(a, out):
-    """Eight columns at a time: a cache line of eight rows is filled while it is at hand."""
+    """Transpose `a` into `out`, eight columns at a time: each fills a cache line of `out` further."""
     rows, columns = a.shape
     for j in range(0, columns - 7, 8):
         for i in range(rows):
@@ -160,10 +160,10 @@ def transpose(a, out):
             out[j, i] = a[i, j]
 
 
-@partial(jit_entry, counted=True)
-def transpose_weights(weights, s, weights_t):
-    """Fill `weights_t` with the maps in `weights`, transposed."""
-    maps, maps_t = unpack_weights(weights, s), unpack_transposed(weights_t, s)
+@partial(jit_entry, refcounted=True)
+def transpose_weights(weights, s, weights_transposed):
+    """Fill `weights_transposed` with the maps in `weights`, transposed."""
+    maps, maps_t = unpack_weights(weights, s), unpack_transposed(weights_transposed, s)
     transpose(maps.gates, maps_t.gates)
     transpose(maps.controls, maps_t.controls)
     transpose(maps.output, maps_t.output)
@@ -172,7 +172,7 @@ def transpose_weights(weights, s, weights_t):
 @jit_refcounted
 def saved_shapes(slots, group, rows, s, retain_activations):
     """The shapes of `SavedForBackward` and `StateGrads`; `retain_activations` where backward may be called again."""
-    heads, answer = 2 * s.num_read_heads, s.num_read_heads * s.width + s.cells
+    heads, reads_and_output = 2 * s.num_read_heads, s.num_read_heads * s.width + s.cells
     controls = s.num_read_heads * (4 * s.width + 12)
     by_head = slots, group, heads, rows
     cells, gates = (s.cells, 4 * s.cells) if s.lstm else (0, s.cells)
@@ -180,7 +180,7 @@ def saved_shapes(slots, group, rows, s, retain_activations):
         memory=(slots + 1, group, s.width, rows),
         weighting=(slots + 1, group, heads, rows),
         cell=(slots + 1, group, cells),
-        controller_input=(slots + 1, group, s.inputs + answer + 1),
+        controller_input=(slots + 1, group, s.inputs + reads_and_output + 1),
         gates=(slots, group, gates),
         tanh_cell=(slots, group, cells),
         controls=(slots, group, controls),
@@ -193,7 +193,7 @@ def saved_shapes(slots, group, rows, s, retain_activations):
         d_gates=(slots if retain_activations else 0, group, gates),
         d_controls=(slots, group, controls),
     )
-    return saved, StateGrads((group, s.width, rows), (group, heads, rows), (group, cells), (group, answer))
+    return saved, StateGrads((group, s.width, rows), (group, heads, rows), (group, cells), (group, reads_and_output))
 
 
 @jit_refcounted
@@ -218,7 +218,7 @@ def carve_saved(buffer, slots, group, rows, s, retain_activations):
     d_memory, at = carve(buffer, align_up(at), d_shapes.memory)
     d_weighting, at = carve(buffer, align_up(at), d_shapes.weighting)
     d_cell, at = carve(buffer, align_up(at), d_shapes.cell)
-    d_answer, at = carve(buffer, align_up(at), d_shapes.answer)
+    d_answer, at = carve(buffer, align_up(at), d_shapes.reads_and_output)
     carried = memory, weighting, cell, controller_input
     addressing = inverse_norm, similarity, content, shifted, log_shifted
     gradients = d_logits, d_gates if retain_activations else gates, d_controls
@@ -234,6 +234,6 @@ def workspace_size(*arguments) -> int:
 
 
 @jit
-def row_offsets(s):
+def input_offsets(s):
     """Where the reads begin in a row of `controller_input`, and where the controller's output does."""
     return s.inputs, s.inputs + s.num_read_heads * s.width

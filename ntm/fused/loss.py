@@ -1,4 +1,4 @@
-"""The loss of a group of sequences: binary cross-entropy (tasks/task.py), and what blur costs."""
+"""The loss of a group of sequences: binary cross-entropy (ntm/loss.py), and the cost of blur."""
 
 from typing import NamedTuple
 
@@ -10,11 +10,11 @@ from ntm.fused.mathlib import sigmoid, softplus
 
 
 class LossArgs(NamedTuple):
-    """What a run is to answer."""
+    """Targets, mask and scale of the loss."""
 
     targets: np.ndarray  # (T, B, O)
     mask: np.ndarray  # (T, B)
-    bit_weight: np.floating  # what each bit of a step that counts is of the loss
+    bit_weight: np.floating  # 1 / the number of bits that count
 
 
 @jit
@@ -26,19 +26,19 @@ def cross_entropy(logits, targets, bit_weight, loss, d_logits):
 
 
 @jit
-def group_loss(first, logits, loss_args, saved, bit_weight, bit_loss):
-    """The group's part of the loss; fills `saved.d_logits`. All bits of a step are a vector, of all its sequences.
+def group_loss(first, logits, loss_args, saved, bit_weights, bit_loss):
+    """The group's part of the loss; fills `saved.d_logits`. All bits of a step are taken as one vector.
 
-    `bit_weight` (G, O) and `bit_loss` (G * O) are scratch.
+    `bit_weights` (G, O) and `bit_loss` (G * O) are scratch.
     """
     steps, group, bits = saved.d_logits.shape
     last, count, total = first + group, group * bits, 0.0
     for t in range(steps):
         for g in range(group):
             for j in range(bits):
-                bit_weight[g, j] = loss_args.bit_weight * loss_args.mask[t, first + g]
-        answer, target = logits[t, first:last].reshape(count), loss_args.targets[t, first:last].reshape(count)
-        cross_entropy(answer, target, bit_weight.reshape(count), bit_loss, saved.d_logits[t].reshape(count))
+                bit_weights[g, j] = loss_args.bit_weight * loss_args.mask[t, first + g]
+        z, target = logits[t, first:last].reshape(count), loss_args.targets[t, first:last].reshape(count)
+        cross_entropy(z, target, bit_weights.reshape(count), bit_loss, saved.d_logits[t].reshape(count))
         for j in range(count):
             total += bit_loss[j]
     return total

@@ -83,7 +83,7 @@ def _float_to_ordered_int(x):
 
 
 def ordered_int_to_float(x):
-    """The way back from `order`, in compiled code only."""
+    """The inverse of `float_to_ordered_int`, in compiled code only."""
 
 
 @overload(ordered_int_to_float)
@@ -121,6 +121,30 @@ def dot(a, b):
 def copy(a, out):
     for n in range(a.shape[0]):
         out[n] = a[n]
+
+
+@jit
+def copy_matrix(a, out):
+    """Copy a matrix into the first columns of another."""
+    for g in range(a.shape[0]):
+        for j in range(a.shape[1]):
+            out[g, j] = a[g, j]
+
+
+@jit
+def broadcast_row(row, out):
+    """Copy a vector into each row of a matrix."""
+    for g in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[g, j] = row[j]
+
+
+@jit
+def accumulate_rows(a, total):
+    """Add each row of a matrix to a vector."""
+    for g in range(a.shape[0]):
+        for j in range(a.shape[1]):
+            total[j] += a[g, j]
 
 
 @jit

@@ -54,32 +54,32 @@ def head_backward(
         erase_m, erase_p = erase[m], erase[p]
         add_m, add_p = add[m], add[p]
         d_read_m, d_read_p = d_reads[m], d_reads[p]
-        row, row_p = memory[m], memory[p]
-        row_before, row_before_p = memory_before_erase[m], memory_before_erase[p]
-        d_row, d_row_p = d_memory[m], d_memory[p]
+        column, column_p = memory[m], memory[p]
+        column_before, column_before_p = memory_before_erase[m], memory_before_erase[p]
+        d_column, d_column_p = d_memory[m], d_memory[p]
         d_add_m = d_erased_m = d_add_p = d_erased_p = zero
         for n in range(rows):
-            d_written = d_row[n] * write_weighting[n]
-            d_written_p = d_row_p[n] * write_weighting[n]
+            d_written = d_column[n] * write_weighting[n]
+            d_written_p = d_column_p[n] * write_weighting[n]
             d_add_m += d_written
-            d_erased_m += d_written * row_before[n]
+            d_erased_m += d_written * column_before[n]
             d_add_p += d_written_p
-            d_erased_p += d_written_p * row_before_p[n]
-            d_write_weighting[n] += d_row[n] * (add_m - erase_m * row_before[n]) + d_row_p[n] * (
-                add_p - erase_p * row_before_p[n]
+            d_erased_p += d_written_p * column_before_p[n]
+            d_write_weighting[n] += d_column[n] * (add_m - erase_m * column_before[n]) + d_column_p[n] * (
+                add_p - erase_p * column_before_p[n]
             )
-            d_read_weighting[n] += d_read_m * row[n] + d_read_p * row_p[n]
+            d_read_weighting[n] += d_read_m * column[n] + d_read_p * column_p[n]
         d_add[m], d_add[p] = d_add_m, d_add_p
         d_erase[m], d_erase[p] = -d_erased_m, -d_erased_p
     for m in range(width - width % 2, width):
         d_add_m = d_erased_m = zero
-        row, row_before, d_row = memory[m], memory_before_erase[m], d_memory[m]
+        column, column_before, d_column = memory[m], memory_before_erase[m], d_memory[m]
         for n in range(rows):
-            d_written = d_row[n] * write_weighting[n]
+            d_written = d_column[n] * write_weighting[n]
             d_add_m += d_written
-            d_erased_m += d_written * row_before[n]
-            d_write_weighting[n] += d_row[n] * (add[m] - erase[m] * row_before[n])
-            d_read_weighting[n] += d_reads[m] * row[n]
+            d_erased_m += d_written * column_before[n]
+            d_write_weighting[n] += d_column[n] * (add[m] - erase[m] * column_before[n])
+            d_read_weighting[n] += d_reads[m] * column[n]
         d_add[m] = d_add_m
         d_erase[m] = -d_erased_m
 
@@ -137,22 +137,22 @@ def memory_backward(memory, weighting, erase, keys, d_reads, d_dot, row_norm_gra
         erases = memory.dtype.type(h == 0)
         for m in range(0, width - 1, 2):
             p = m + 1
-            row, row_p, d_row, d_row_p = memory[m], memory[p], d_memory[m], d_memory[p]
+            column, column_p, d_column, d_column_p = memory[m], memory[p], d_memory[m], d_memory[p]
             k_m, j_m, e_m, r_m = key_read[m], key_write[m], e[m] * erases, d_read[m]
             k_p, j_p, e_p, r_p = key_read[p], key_write[p], e[p] * erases, d_read[p]
             total_k = total_j = total_k_p = total_j_p = zero
             for n in range(rows):
-                total_k += d_dot_read[n] * row[n]
-                total_j += d_dot_write[n] * row[n]
-                total_k_p += d_dot_read[n] * row_p[n]
-                total_j_p += d_dot_write[n] * row_p[n]
-                kept = d_row[n] - d_row[n] * write_weighting[n] * e_m
-                kept_p = d_row_p[n] - d_row_p[n] * write_weighting[n] * e_p
+                total_k += d_dot_read[n] * column[n]
+                total_j += d_dot_write[n] * column[n]
+                total_k_p += d_dot_read[n] * column_p[n]
+                total_j_p += d_dot_write[n] * column_p[n]
+                kept = d_column[n] - d_column[n] * write_weighting[n] * e_m
+                kept_p = d_column_p[n] - d_column_p[n] * write_weighting[n] * e_p
                 by_read = r_m * read_weighting[n]
                 by_read_p = r_p * read_weighting[n]
-                d_row[n] = kept + by_read + d_dot_read[n] * k_m + d_dot_write[n] * j_m - row_norm_grad[n] * row[n]
-                d_row_p[n] = (
-                    kept_p + by_read_p + d_dot_read[n] * k_p + d_dot_write[n] * j_p - row_norm_grad[n] * row_p[n]
+                d_column[n] = kept + by_read + d_dot_read[n] * k_m + d_dot_write[n] * j_m - row_norm_grad[n] * column[n]
+                d_column_p[n] = (
+                    kept_p + by_read_p + d_dot_read[n] * k_p + d_dot_write[n] * j_p - row_norm_grad[n] * column_p[n]
                 )
             d_key_read[m] = total_k - key_norm_grad[h] * k_m
             d_key_write[m] = total_j - key_norm_grad[writer] * j_m
@@ -160,14 +160,14 @@ def memory_backward(memory, weighting, erase, keys, d_reads, d_dot, row_norm_gra
             d_key_write[p] = total_j_p - key_norm_grad[writer] * j_p
         for m in range(width - width % 2, width):
             total_k = total_j = zero
-            row, d_row = memory[m], d_memory[m]
+            column, d_column = memory[m], d_memory[m]
             for n in range(rows):
-                total_k += d_dot_read[n] * row[n]
-                total_j += d_dot_write[n] * row[n]
-                kept = d_row[n] - d_row[n] * write_weighting[n] * e[m] * erases
+                total_k += d_dot_read[n] * column[n]
+                total_j += d_dot_write[n] * column[n]
+                kept = d_column[n] - d_column[n] * write_weighting[n] * e[m] * erases
                 by_read = d_read[m] * read_weighting[n]
                 by_keys = d_dot_read[n] * key_read[m] + d_dot_write[n] * key_write[m]
-                d_row[n] = kept + by_read + by_keys - row_norm_grad[n] * row[n]
+                d_column[n] = kept + by_read + by_keys - row_norm_grad[n] * column[n]
             d_key_read[m] = total_k - key_norm_grad[h] * key_read[m]
             d_key_write[m] = total_j - key_norm_grad[writer] * key_write[m]
         row_norm_grad[:] = zero

@@ -12,7 +12,7 @@ import torch
 from ntm.fused.blas import set_blas_threads
 from ntm.fused.layout import GROUP, _align_up
 
-MAX_SHARDS = 16  # of a batch, and so the most threads; a constant, so that no sum depends on the number of threads
+MAX_SHARDS = 16  # of whole groups of a batch, and one more for the rest; a constant, so that no sum depends on threads
 
 
 MAX_SPARE_BYTES = 2**26  # of buffers that wait to be used again
@@ -27,16 +27,16 @@ class Workspace:
 
     Args:
         lengths: of the arrays.
-        kind: the type of their numbers.
+        dtype: the type of their numbers.
     """
 
-    def __init__(self, lengths: list[int], kind: np.dtype) -> None:
+    def __init__(self, lengths: list[int], dtype: np.dtype) -> None:
         starts = [0, *accumulate(map(_align_up, lengths))]
-        self.memory = borrow_buffer(starts[-1] * kind.itemsize)
-        numbers = self.memory[: starts[-1] * kind.itemsize].view(kind)
+        self.memory = borrow_buffer(starts[-1] * dtype.itemsize)
+        numbers = self.memory[: starts[-1] * dtype.itemsize].view(dtype)
         self.arrays = [numbers[start : start + length] for start, length in zip(starts, lengths, strict=False)]
 
-    # Its globals are arguments: at a program's end they are gone.
+    # Defaults, since module globals may be gone when the interpreter shuts down.
     def __del__(self, spare=_spare_buffers, most=MAX_SPARE_BYTES) -> None:
         if self.memory.nbytes <= most:
             spare.append(self.memory)
@@ -59,7 +59,7 @@ def borrow_buffer(needed: int) -> np.ndarray:
 
 
 class ComputeMode:
-    """While it lasts, this thread multiplies matrices alone, and takes numbers below the smallest normal one for 0.
+    """While it lasts, BLAS uses one thread, and denormal numbers are taken for 0 in this thread.
 
     Weightings and their gradients fade to such numbers everywhere, and arithmetic on them is many times slower.
     """

@@ -1,0 +1,185 @@
+"""One time step of a group of sequences: controller and memory, each forward and backward.
+
+There is a write head for each read head; heads are numbered read heads first. A gradient carries the name of its
+variable with a `d_` in front. State has a slot `before` the step and one `after` it; what backward needs of the step
+itself is in `slot`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ntm.fused.addressing import (
+    blur_backward,
+    content_weighting,
+    content_weighting_backward,
+    interpolate,
+    interpolate_backward,
+    key_memory_dots,
+    sharpen,
+    sharpen_backward,
+    shift,
+    shift_backward,
+)
+from ntm.fused.blas import matmul
+from ntm.fused.controller import feedforward, feedforward_backward, lstm, lstm_backward
+from ntm.fused.controls import apply_activations, apply_activations_backward, split_controls
+from ntm.fused.jit import jit, jit_inline
+from ntm.fused.layout import input_offsets
+from ntm.fused.mathlib import ONE, broadcast_row
+from ntm.fused.memory import memory_backward, read, read_write_backward, write
+
+
+class Scratch(NamedTuple):
+    """Arrays that one time step of one sequence uses on the way back."""
+
+    gated: np.ndarray  # (N): the value, computed again
+    d_content: np.ndarray  # (N)
+    d_gated: np.ndarray  # (N)
+    d_shifted: np.ndarray  # (N)
+    d_dot: np.ndarray  # (H, N)
+    row_norm_grad: np.ndarray  # (N), zero between uses
+    key_norm_grad: np.ndarray  # (H)
+    memory: np.ndarray  # (M, N)
+
+
+@jit_inline
+def controller_step(first, args, weights, saved, t, before, after, slot):
+    """The controller, each sequence of the group: fills the gates and, in the next row, the controller's output."""
+    gates, (_, output_offset) = saved.gates[slot], input_offsets(args.sizes)
+    if args.sizes.lstm:
+        matmul(saved.controller_input[before], weights.gates, 0, gates)
+        for g in range(len(gates)):
+            mask, output = args.cell_mask[t, first + g], saved.controller_input[after, g, output_offset:-1]
+            lstm(gates[g], saved.cell[before, g], mask, saved.cell[after, g], saved.tanh_cell[slot, g], output)
+    else:
+        broadcast_row(weights.gates[-1], gates)
+        matmul(saved.controller_input[before, :, :output_offset], weights.gates[:-1], 1, gates)
+        for g in range(len(gates)):
+            feedforward(gates[g], saved.controller_input[after, g, output_offset:-1])
+
+
+@jit_inline
+def controller_step_backward(first, args, weights_transposed, saved, t, d_state):
+    """Gradient of `controller_step`: `d_state.reads_and_output` comes in as that of step t, leaves as that of t - 1.
+
+    The gates' gradients take the place of their activations.
+    """
+    d_gates, (reads_offset, output_offset) = saved.d_gates[t], input_offsets(args.sizes)
+    for g in range(len(d_gates)):
+        d_output = d_state.reads_and_output[g, output_offset - reads_offset :]
+        if args.sizes.lstm:
+            lstm_backward(
+                d_gates[g],
+                saved.cell[t, g],
+                args.cell_mask[t, first + g],
+                saved.tanh_cell[t, g],
+                d_output,
+                d_state.cell[g],
+            )
+        else:
+            feedforward_backward(d_gates[g], d_output)
+    recurrent_width = weights_transposed.gates.shape[1] - 1 - reads_offset  # of the reads, and an LSTM's own output
+    matmul(d_gates, weights_transposed.gates[:, reads_offset:-1], 0, d_state.reads_and_output[:, :recurrent_width])
+    d_state.reads_and_output[:, recurrent_width:] = 0
+
+
+@jit
+def memory_step(sizes, saved, before, after, slot, gated):
+    """From the controls' sums to new memory, weightings and reads, each sequence of the group.
+
+    Each equation is taken for all heads before the next, so that none waits for what the stop has just written.
+    """
+    heads, width, num_read_heads = 2 * sizes.num_read_heads, sizes.width, sizes.num_read_heads
+    reads_offset, output_offset = input_offsets(sizes)
+    for g in range(saved.memory.shape[1]):
+        memory, inverse_norm = saved.memory[before, g], saved.inverse_norm[slot, g]
+        previous, weighting = saved.weighting[before, g], saved.weighting[after, g]
+        similarity, content = saved.similarity[slot, g], saved.content[slot, g]
+        shifted, log_shifted = saved.shifted[slot, g], saved.log_shifted[slot, g]
+        controls = split_controls(saved.controls[slot, g], heads, width)
+        apply_activations(controls)
+        key_memory_dots(memory, controls.key, inverse_norm, similarity)
+        for n in range(inverse_norm.shape[0]):
+            inverse_norm[n] = ONE / np.sqrt(inverse_norm[n])
+        for h in range(heads):
+            key = controls.key[h * width : (h + 1) * width]
+            content_weighting(inverse_norm, key, controls.key_strength[h], similarity[h], content[h])
+        for h in range(heads):
+            interpolate(content[h], previous[h], controls.interpolation_gate[h], gated[h])
+        for h in range(heads):
+            shift(gated[h], controls.shift_weighting[3 * h :], shifted[h])
+        for h in range(heads):
+            sharpen(shifted[h], controls.sharpening[h], log_shifted[h], weighting[h])
+        read(memory, weighting[:num_read_heads], saved.controller_input[after, g, reads_offset:output_offset])
+        write(memory, weighting[num_read_heads:], controls.erase, controls.add, saved.memory[after, g])
+
+
+@jit
+def memory_step_backward(blur_weight, saved, t, d_state, scratch):
+    """Gradient of `memory_step`; `blur_weight` is the cost of blur of one head of one sequence at one step."""
+    heads, width = saved.weighting.shape[2], saved.memory.shape[2]
+    num_read_heads = heads // 2
+    for g in range(saved.memory.shape[1]):
+        memory, inverse_norm = saved.memory[t, g], saved.inverse_norm[t, g]
+        previous, weighting = saved.weighting[t, g], saved.weighting[t + 1, g]
+        similarity, content = saved.similarity[t, g], saved.content[t, g]
+        shifted, log_shifted = saved.shifted[t, g], saved.log_shifted[t, g]
+        d_memory, d_weighting, d_reads = (
+            d_state.memory[g],
+            d_state.weighting[g],
+            d_state.reads_and_output[g, : num_read_heads * width],
+        )
+        controls = split_controls(saved.controls[t, g], heads, width)
+        d_controls = split_controls(saved.d_controls[t, g], heads, width)
+        read_write_backward(
+            memory,
+            weighting,
+            controls.erase,
+            controls.add,
+            d_reads,
+            d_memory,
+            d_weighting,
+            d_controls.erase,
+            d_controls.add,
+            scratch.memory,
+        )
+        for h in range(heads):
+            blur_backward(weighting[h], blur_weight, d_weighting[h])
+            gate, shifts, d_shifts = (
+                controls.interpolation_gate[h],
+                controls.shift_weighting[3 * h :],
+                d_controls.shift_weighting[3 * h :],
+            )
+            interpolate(content[h], previous[h], gate, scratch.gated)
+            d_controls.sharpening[h] = sharpen_backward(
+                shifted[h], controls.sharpening[h], log_shifted[h], weighting[h], d_weighting[h], scratch.d_shifted
+            )
+            shift_backward(scratch.gated, shifts, scratch.d_shifted, scratch.d_gated, d_shifts)
+            d_controls.interpolation_gate[h] = interpolate_backward(
+                content[h], previous[h], gate, scratch.d_gated, scratch.d_content, d_weighting[h]
+            )  # d_weighting[h] was dL/dw_t, and is dL/dw_{t-1} from here on
+            key = controls.key[h * width : (h + 1) * width]
+            d_controls.key_strength[h], scratch.key_norm_grad[h] = content_weighting_backward(
+                inverse_norm,
+                key,
+                controls.key_strength[h],
+                similarity[h],
+                content[h],
+                scratch.d_content,
+                scratch.d_dot[h],
+                scratch.row_norm_grad,
+            )
+        memory_backward(
+            memory,
+            weighting,
+            controls.erase,
+            controls.key,
+            d_reads,
+            scratch.d_dot,
+            scratch.row_norm_grad,
+            scratch.key_norm_grad,
+            d_memory,
+            d_controls.key,
+        )
+        apply_activations_backward(controls, d_controls)
