@@ -10,8 +10,11 @@ TRANSPOSED = 0, 2, 4  # of `packed_parameters` of an NTM: the weights of its thr
 
 def packed_parameters(model: nn.Module) -> list[nn.Parameter]:
     """List a model's parameters as `pack_parameters` wants them: each map's weight and bias, then all others."""
-    maps = [p for module in model.modules() if isinstance(module, nn.Linear) for p in module.parameters(recurse=False)]
-    return maps + [p for p in model.parameters() if not any(p is other for other in maps)]
+    maps, others = [], []
+    for module in model.modules():
+        into = maps if isinstance(module, nn.Linear) else others
+        into += [parameter for parameter in module._parameters.values() if parameter is not None]
+    return maps + others
 
 
 def pack_parameters(parameters: list[Tensor], transposed: tuple[int, ...] = TRANSPOSED) -> Tensor:
