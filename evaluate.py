@@ -9,6 +9,7 @@ prints wrong bits and exact sequences by length, and writes the table and pictur
 import argparse
 import csv
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -41,7 +42,10 @@ def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(__doc__)
     parser.add(
-        "config", default="m1d1", metavar="NAME", help=f"one of {', '.join(NAMES)}; or all: the nine of m1, m2, m3"
+        "config",
+        default="m1d1",
+        metavar="NAME",
+        help=f"one of {', '.join(NAMES)}; all: the nine of m1, m2, m3; m1d1-2: the second run of m1d1",
     )
     parser.add("saved_model", type=Path, metavar="PATH", help="the model (default: saved_model/reverse_<config>.pt)")
     parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/ and log/ (default: here)")
@@ -63,7 +67,7 @@ def parse_options() -> argparse.Namespace:
     parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: cuda if there is one")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     options = parser.parse_args()
-    if options.config not in (*NAMES, "all"):
+    if options.config != "all" and re.sub(r"-\d+$", "", options.config) not in NAMES:
         raise InputError(f"-config {options.config}: no such configuration; choose one of {', '.join(NAMES)}, or all")
     for flag in ("saved_model", "input"):
         if options.config == "all" and getattr(options, flag):

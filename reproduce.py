@@ -80,6 +80,8 @@ def train(job: Job) -> Path:
     command = [sys.executable, "train.py", *flags, "-output", output]
     if (job.folder / "runs" / wanted.name / "checkpoint.pt").exists():
         command.append("-resume")
+    else:
+        command.append("-overwrite")  # of what a run left that was killed before its first checkpoint
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

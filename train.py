@@ -20,7 +20,7 @@ from experiment.backend import choose_device, start_backend
 from experiment.configuration import Configuration
 from experiment.errors import InputError, run_script
 from experiment.options import parse_options
-from experiment.run import InterruptFlag, TrainState, lock_run, shown_path, verdict
+from experiment.run import InterruptFlag, TrainState, claim_run, shown_path, verdict
 from experiment.runlog import RunLog, commit
 from experiment.scoring import (
     BATCHES,
@@ -128,11 +128,12 @@ def main() -> None:
     """One run, from top to bottom."""
     # Options, and the places of the run's files.
     options, configuration = parse_options(__doc__)
-    recipe, name = configuration.recipe, configuration.name
     device = choose_device(options.device)
-    saved_model = options.saved_model or options.output / "saved_model" / f"{configuration.title}.pt"
-    folder = options.output / "runs" / name
-    lock = lock_run(folder, options.resume)
+    wanted_name = configuration.name
+    configuration, folder, saved_model, lock = claim_run(configuration, options)
+    recipe, name = configuration.recipe, configuration.name
+    if name != wanted_name and not options.resume:
+        print(f"there is a run {wanted_name} already: this one is {name} (-overwrite replaces {wanted_name})")
 
     # Model, optimizer, and sequences that training never looks at.
     torch.manual_seed(recipe.seed)

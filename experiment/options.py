@@ -39,7 +39,10 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
     parser.add(
         "output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/, runs/ and log/ (default: here)"
     )
-    parser.add("resume", action="store_true", help="go on from the run's last checkpoint")
+    parser.add("resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
+    parser.add(
+        "overwrite", action="store_true", help="replace the run of this name, instead of calling this one <config>-2"
+    )
     parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: cuda if there is one")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     parser.add("report_every", type=number(int, 1, 10**9), default=500, help="iterations between test points")

@@ -1,10 +1,16 @@
 """One run: its lock, its state, its interrupt flag, and what it says at its end."""
 
+import argparse
+import dataclasses
+import glob
+import itertools
 import math
+import re
 import shlex
 import signal
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -39,24 +45,59 @@ class InterruptFlag:
         return self.asked
 
 
-def lock_run(folder: Path, resume: bool) -> FileLock:
-    """Make a run's folder this process's own, until it ends in whatever way.
+class Claim(NamedTuple):
+    """A run's name, which its configuration carries, and the places that are its own until the process ends."""
+
+    configuration: Configuration
+    folder: Path  # runs/<name>
+    saved_model: Path
+    lock: FileLock
+
+
+def claim_run(configuration: Configuration, options: argparse.Namespace) -> Claim:
+    """Give a run a name of its own: its configuration's, or where that is taken, the same with -2, -3 and so on.
+
+    With -overwrite it takes the plain name, whatever is there; with -resume that of the last interrupted run.
 
     Raises:
-        InputError: there is nothing to resume, or an interrupted run would be lost, or another process has the folder.
+        InputError: there is nothing to resume; -saved_model is a folder, or is there already; or another process works
+            on the run.
     """
-    path = folder / "checkpoint.pt"
-    if resume and not path.exists():
-        raise InputError(f"-resume: there is no {path}; leave -resume away to start from the beginning")
-    if not resume and path.exists():
-        raise InputError(f"{path}: an interrupted run; go on with -resume, or delete it to start anew")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise InputError(f"{folder}: another run is writing here; wait for it, or choose another -output") from error
-    return lock
+    runs, wanted, base = options.output / "runs", options.saved_model, configuration.name
+    if wanted and wanted.is_dir():
+        raise InputError(f"-saved_model {wanted}: is a folder; name a file in it")
+    if wanted and wanted.exists() and not options.overwrite:
+        raise InputError(f"-saved_model {wanted}: is there already; -overwrite replaces it")
+    if options.resume:
+        names = [path.parent.name for path in runs.glob(f"{glob.escape(base)}*/checkpoint.pt")]
+        names = [name for name in names if re.fullmatch(rf"{re.escape(base)}(-\d+)?", name)]
+        if not names:
+            raise InputError(
+                f"-resume: there is no interrupted run of {base} in {runs}; leave -resume away to begin one"
+            )
+        names = [max(names, key=lambda name: (runs / name / "checkpoint.pt").stat().st_mtime)]
+    else:
+        names = [base] if options.overwrite else (f"{base}-{n}" if n > 1 else base for n in itertools.count(1))
+    for name in names:
+        named = dataclasses.replace(configuration, name=name)
+        folder, saved_model = runs / name, options.output / "saved_model" / f"{named.title}.pt"
+        left = saved_model, options.output / "log" / f"{name}.log", *folder.rglob("*")
+        if not (options.resume or options.overwrite) and any(path.name != ".lock" and path.exists() for path in left):
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            if options.resume or options.overwrite:
+                raise InputError(
+                    f"{folder}: another run is writing here; wait for it, or choose another -output"
+                ) from error
+            continue
+        if options.overwrite and not options.resume:
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        return Claim(named, folder, wanted or saved_model, lock)
+    raise AssertionError("names never end")
 
 
 class TrainState:

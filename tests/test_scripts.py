@@ -96,7 +96,7 @@ def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
 
 def test_the_same_seed_gives_the_same_model_however_often_it_reports(repository, tiny):
     flags, _, model, _ = tiny
-    other = ("-saved_model", "elsewhere/again.pt")
+    other = ("-saved_model", "elsewhere/again.pt", "-overwrite")
     repository.run("train.py", *flags, "-report_every", 7, *other)
     again = torch.load(repository.folder / "elsewhere" / "again.pt", weights_only=True)["model"]
     assert all(torch.equal(model[name], again[name]) for name in model)
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_model_however_often_it_reports(repository,
 
 def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     flags, _, _, _ = tiny
-    flags = (*flags[:2], "-num_iters", 3000, "-report_every", 250, "-batch_size", 4)
+    flags = (*flags[:2], "-num_iters", 3000, "-report_every", 250, "-batch_size", 4, "-overwrite")
     one, other = repository.folder / "saved_model" / "one.pt", repository.folder / "saved_model" / "other.pt"
     repository.run("train.py", *flags, "-saved_model", one)
     whole = curves(repository.folder, "tiny")
@@ -151,7 +151,9 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
 
 def test_both_paths_train_alike(repository, tiny):
     flags, _, model, _ = tiny
-    done = repository.run("train.py", *flags, "-backend", "reference", "-saved_model", "elsewhere/slow.pt")
+    done = repository.run(
+        "train.py", *flags, "-backend", "reference", "-saved_model", "elsewhere/slow.pt", "-overwrite"
+    )
     assert "reference path on cpu" in done.stdout
     slow = torch.load(repository.folder / "elsewhere" / "slow.pt", weights_only=True)["model"]
     for name in model:
@@ -160,7 +162,7 @@ def test_both_paths_train_alike(repository, tiny):
 
 def test_the_papers_own_setting_learns(repository):
     flags = ("-recipe", "paper", "-num_iters", 600, "-report_every", 100)
-    repository.run("train.py", "-config", "m1d2", *flags, "-saved_model", "elsewhere/paper.pt")
+    repository.run("train.py", "-config", "m1d2", *flags, "-saved_model", "elsewhere/paper.pt", "-overwrite")
     losses = [value for _, value in curves(repository.folder, "m1d2")["train", "loss"]]
     assert losses[-1] < losses[0] - 0.005
     _, configuration = load_model(repository.folder / "elsewhere" / "paper.pt")
@@ -378,3 +380,52 @@ def test_reproduce_trains_scores_and_says_the_same_again(repository):
     assert result["seed"] == 3
     assert result["wrong_sequences"]["120"] == 1000 == result["wrong_sequences"]["120 dirty"]
     assert repository.run(*flags).stdout == first
+
+
+def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(repository, tiny):
+    flags, out = (*tiny[0][:2], "-num_iters", 3, "-batch_size", 2), repository.folder / "own"
+
+    def train(*more, code=0):
+        return repository.run("train.py", *flags, "-output", "own", *more, code=code)
+
+    def files():
+        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    assert "already" not in train().stdout
+    first = files()
+    second = train("-seed", 1)
+    assert "there is a run tiny already: this one is tiny-2" in second.stdout
+    assert "saved_model/reverse_tiny-2.pt" in second.stdout
+    assert first.items() <= files().items()
+    assert {path.name for path in (out / "runs").iterdir()} == {"tiny", "tiny-2"}
+    assert load_model(out / "saved_model" / "reverse_tiny-2.pt")[1].recipe.seed == 1
+    train("-seed", 2)
+    assert load_model(out / "saved_model" / "reverse_tiny-3.pt")[1].name == "tiny-3"
+    before = files()
+    train("-seed", 3, "-overwrite")
+    after = files()
+    assert load_model(out / "saved_model" / "reverse_tiny.pt")[1].recipe.seed == 3
+    assert {path for path in before if before[path] != after.get(path)} <= set(first)
+    error = train("-saved_model", out / "saved_model" / "reverse_tiny-2.pt", code=2).stderr
+    assert "reverse_tiny-2.pt: is there already; -overwrite replaces it" in error
+    assert "is a folder" in train("-saved_model", out, code=2).stderr
+    assert files() == after
+
+
+def test_the_last_interrupted_run_is_the_one_that_goes_on(repository, tiny):
+    flags, out = (*tiny[0][:2], "-num_iters", 50, "-batch_size", 2, "-output", "halves"), repository.folder / "halves"
+    repository.run("train.py", *flags)
+    (out / "runs" / "tiny-2").mkdir()
+    command = [sys.executable, "train.py", *map(str, flags), "-checkpoint_every", "1"]
+    command[command.index("50")] = "100000"
+    process = subprocess.Popen(command, cwd=repository.folder, stdout=subprocess.PIPE, text=True)
+    checkpoint = out / "runs" / "tiny-2" / "checkpoint.pt"
+    while process.poll() is None and not (checkpoint.exists() and load(checkpoint)["step"] > 0):
+        time.sleep(0.01)
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    done = repository.run("train.py", *command[2:], "-resume", "-num_iters", 99_999, code=2)
+    assert "runs/tiny-2/checkpoint.pt is of a run with other flags" in done.stderr
+    assert "tiny-2" in said
+    assert not (out / "runs" / "tiny" / "checkpoint.pt").exists()
