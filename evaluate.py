@@ -9,6 +9,7 @@ prints wrong bits and exact sequences by length, and writes the table and pictur
 import argparse
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -174,13 +175,17 @@ def print_table(scores: dict[int, Score], rows: int | None) -> None:
     }
     print("".join(f"{name:>{width}}" for name, width in columns.items()))
     for length, s in scores.items():
-        bits = f"{s.bits:.3f} +- {s.bits_interval:.3f}"
+        bits = f"{s.bits:.3f} +- {'-' if math.isnan(s.bits_interval) else f'{s.bits_interval:.3f}'}"
         print(f"{length:8d}{rows or '-':>7}{s.sequences:11d}{bits:>25}{s.exact:10.2%}{s.exact_low:11.2%}{s.loss:11.6f}")
 
 
 def write_files(name: str, scores: dict[int, Score], rows: int | None, options: argparse.Namespace) -> None:
     """Write a model's table as JSON and CSV into log/."""
-    table = [{"length": length, "memory_units": rows, **s._asdict()} for length, s in scores.items()]
+    table = [
+        {"length": length, "memory_units": rows}
+        | {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in s._asdict().items()}
+        for length, s in scores.items()
+    ]
     document = {"name": name, "seed": options.seed, "scores": table}
     (options.output / "log" / f"{name}_scores.json").write_text(json.dumps(document, indent=1) + "\n")
     with open(options.output / "log" / f"{name}_scores.csv", "w", newline="", encoding="utf-8") as file:

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Train every configuration with several seeds, score each model, and print the table of the README.
+"""Train every configuration with several seeds, score each model, and print the table of docs/results.md.
 
     python reproduce.py
 
 goes through nine configurations and five seeds, two runs at a time. A second call skips what is finished and goes on
-with what is not. `-ship` copies the runs of the first seed to saved_model/, runs/ and log/. `-ablations` leaves out one
-part of the recipe at a time; `-beyond` trains the configurations in configs/beyond/, for which nobody tuned it.
+with what is not. `-ship` copies the runs of the first seed to saved_model/, runs/ and log/, and draws the pictures of
+docs/. `-ablations` leaves out one part of the recipe at a time; `-beyond` trains the configurations in configs/beyond/,
+which were not used in tuning.
 """
 
 import json
@@ -38,6 +39,14 @@ LONG_LENGTH, LONG_ROWS = 1000, 1024
 DIRTY_LENGTHS, DIRT = (20, 120), 1.0  # the standard deviation of the numbers in memory that a test begins on
 SCORING_SEED = 1
 SEEDS, SOME_SEEDS = "0,1,2,3,4", "0,1,2"
+
+DRAWN = {  # by evaluate.py, and what docs/ calls it
+    "m1d1_machine.png": "m1d1_machine.png",
+    "m1d1_controls.png": "m1d1_controls.png",
+    "m1d1_memory.png": "m1d1_memory.png",
+    "all_accuracy.png": "all_accuracy.png",
+    "m1d2.html": "index.html",
+}
 
 ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "nothing: the recipe": "",
@@ -222,15 +231,19 @@ def print_table(results: list[dict], by: str) -> None:
 
 
 def ship(folder: Path) -> None:
-    """Copy the models, curves and logs of one seed to where the repository keeps its own, in place of those there."""
+    """Copy one seed to where the repository keeps its models, curves and logs; draw the pictures and the page of docs/."""
     for run in (folder / "runs").iterdir():  # its events have names of their own, and would come beside the old ones
         shutil.rmtree(ROOT / "runs" / run.name, ignore_errors=True)
     for top in ("saved_model", "runs", "log"):
         for path in (folder / top).rglob("*"):
-            if path.is_file() and path.name != ".lock" and not path.name.endswith("_reproduce.json"):
+            if path.is_file() and (top != "log" or path.suffix == ".log") and path.name != ".lock":
                 target = ROOT / top / path.relative_to(folder / top)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
+    for flags in (["-config", "all"], ["-config", "m1d2", "-page"]):
+        subprocess.run([sys.executable, "evaluate.py", *flags, "-output", str(folder)], cwd=ROOT, check=True)
+    for drawn, target in DRAWN.items():
+        shutil.copyfile(folder / "log" / drawn, ROOT / "docs" / target)
 
 
 def main() -> None:
@@ -243,8 +256,12 @@ def main() -> None:
     parser.add("beyond", action="store_true", help="train the configurations in configs/beyond/ instead of the nine")
     parser.add("output", type=Path, default=ROOT / "reproduced", help="folder for the runs (default: reproduced)")
     parser.add("jobs", type=number(int, 1, 256), default=2, help="runs at a time, each on one thread")
-    parser.add("table", metavar="FILE", help="where the results go (default: log/seeds.json or its like)")
-    parser.add("ship", action="store_true", help="copy the runs of the first seed to saved_model/, runs/ and log/")
+    parser.add(
+        "table",
+        metavar="FILE",
+        help="where the results go (default: seeds.json, ablations.json or beyond.json in -output)",
+    )
+    parser.add("ship", action="store_true", help="copy the first seed to saved_model/, runs/, log/ and docs/")
     parser.add("flags", default="", help="more flags for train.py, in one word: '-dirt 1 -lr 1e-3'")
     options = parser.parse_args()
     names = options.configs.split(",") if options.configs else list(NINE)
@@ -268,12 +285,12 @@ def main() -> None:
             for seed in seeds
             for name in names
         ]
-        table = table or "log/ablations.json"
+        table = table or folder / "ablations.json"
     else:
         if options.beyond:
             names = sorted(map(str, (CONFIGS / "beyond").glob("*.json")))
         jobs = [Job("", name, seed, folder / str(seed), more, 1000, 100) for seed in seeds for name in names]
-        table = table or ("log/beyond.json" if options.beyond else "log/seeds.json")
+        table = table or folder / ("beyond.json" if options.beyond else "seeds.json")
     results = run_all(jobs, options.jobs)
     if not options.ablations:
         results = sorted(results, key=lambda r: (r["name"], r["seed"]))
