@@ -231,7 +231,7 @@ def print_table(results: list[dict], by: str) -> None:
 
 
 def ship(folder: Path) -> None:
-    """Copy one seed to where the repository keeps its models, curves and logs; draw the pictures and the page of docs/."""
+    """Copy one seed to where the repository keeps its models, curves and logs; draw the pictures and page of docs/."""
     for run in (folder / "runs").iterdir():  # its events have names of their own, and would come beside the old ones
         shutil.rmtree(ROOT / "runs" / run.name, ignore_errors=True)
     for top in ("saved_model", "runs", "log"):

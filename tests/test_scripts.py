@@ -429,3 +429,25 @@ def test_the_last_interrupted_run_is_the_one_that_goes_on(repository, tiny):
     assert "runs/tiny-2/checkpoint.pt is of a run with other flags" in done.stderr
     assert "tiny-2" in said
     assert not (out / "runs" / "tiny" / "checkpoint.pt").exists()
+
+
+def test_the_commands_of_the_readme_leave_a_clone_as_it_was(tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git repository")
+    subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "clone"], check=True)
+    readable = ["-backend", "reference"]
+    for command in (
+        ["train.py", "-config", "m1d2", "-num_iters", "1", *readable],
+        ["evaluate.py", "-config", "m1d2", "-num_sequences", "1", "-lengths", "1,2", *readable],
+        ["evaluate.py", "-config", "m1d2-2", "-num_sequences", "2", "-lengths", "1", *readable],
+        ["evaluate.py", "-config", "m1d2", "-page"],
+        ["evaluate.py", "-config", "m1d2", "-animate", *readable],
+        ["evaluate.py", "-config", "m1d2", "-input", "docs/bits.txt", *readable],
+    ):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path / "clone", capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=tmp_path / "clone", capture_output=True, text=True)
+    assert status.stdout == status.stderr == ""
+    scores = (tmp_path / "clone" / "log" / "m1d2_scores.json").read_text()
+    assert "NaN" not in scores
+    assert '"bits_interval": null' in scores  # of a single sequence
