@@ -33,14 +33,31 @@ def package(tmp_path):
     (tmp_path / "ntm" / "fused" / "probe.py").write_text(PROBE)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
 
-    def one_step():
-        command = [sys.executable, "-c", ONE_STEP]
+    def one_step(first=""):
+        command = [sys.executable, "-c", f"{first}\n{ONE_STEP}"]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         hidden, hits = done.stdout.split()
         return float(hidden), int(hits)
 
     return one_step
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+@pytest.mark.parametrize("left", [0, 0.5, 0.99])
+def test_a_damaged_cache_costs_a_compilation_and_is_mended(package, tmp_path, kind, left):
+    before, _ = package()
+    (path,) = (tmp_path / "cache").rglob(f"probe.step-*.{kind}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(left * len(whole))])
+    assert package() == (before, 0)
+    assert package() == (before, 1)
+
+
+def test_a_full_disk_costs_what_would_have_been_kept(package):
+    value, hits = package("import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))")
+    assert (value, hits) == package("") == (value, 0)
+    assert package() == (value, 1)
 
 
 def test_a_callee_in_another_file_that_changes_is_compiled_anew(package, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -80,8 +81,35 @@ def jit_inline(function):
 
 
 def jit_entry(function, **more):
-    """Compile a function for Python to call, with all that it calls; cached on disk where that can be written."""
+    """Compile a function for Python to call, with all that it calls; cached on disk where that can be written.
+
+    A damaged or full cache costs a compilation, never a run: Numba itself would raise.
+    """
     try:
-        return jit(function, cache=True, no_cpython_wrapper=False, **more)
+        compiled = jit(function, cache=True, no_cpython_wrapper=False, **more)
     except RuntimeError:  # Numba found no folder for its cache
         return jit(function, no_cpython_wrapper=False, **more)
+    files, save = compiled._cache._cache_file, compiled._cache.save_overload
+    load_index, load_data = files._load_index, files._load_data
+
+    def load_sound_index() -> dict:
+        try:
+            return load_index()
+        except Exception:  # whatever unpickling half a file raises
+            return {}
+
+    def load_sound_data(name: str):
+        try:
+            return load_data(name)
+        except Exception as error:
+            raise OSError(f"{name}: damaged") from error  # which Numba takes for a file that is not there
+
+    def save_if_possible(signature, data) -> None:
+        try:
+            save(signature, data)
+        except OSError as error:
+            warnings.warn(f"compiled code is not kept ({error}); NUMBA_CACHE_DIR names another folder", stacklevel=1)
+
+    files._load_index, files._load_data = load_sound_index, load_sound_data
+    compiled._cache.save_overload = save_if_possible
+    return compiled
