@@ -107,7 +107,8 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
     device = model.device
     try:
         if not model.use_fused():
-            return f"reference path on {device}"
+            why = "" if model.backend is Backend.REFERENCE else f" ({model.why_not_fused()})"
+            return f"reference path on {device}{why}"
     except BackendError as error:
         raise InputError(f"-backend {model.backend.value}: {error}") from error
     compiling = Compiling(training)

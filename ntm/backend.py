@@ -1,5 +1,6 @@
 """Which code runs an unroll: the readable model, or the fast path, which computes the stock machine and no other."""
 
+import importlib
 import importlib.util
 from enum import Enum
 from functools import cache
@@ -20,9 +21,16 @@ class BackendError(RuntimeError):
 
 
 @cache
-def missing_packages() -> list[str]:
-    """What the fused path imports and this Python has not."""
-    return [name for name in ("numba", "scipy", "threadpoolctl") if importlib.util.find_spec(name) is None]
+def import_trouble() -> str | None:
+    """Say in one phrase why the fused path cannot be imported; None where it can."""
+    missing = [name for name in ("numba", "scipy", "threadpoolctl") if importlib.util.find_spec(name) is None]
+    if missing:
+        return f"the fused path needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+    try:
+        importlib.import_module("ntm.fused")
+    except Exception as error:  # Numba, for one, raises where it does not know the NumPy that is there
+        return f"the fused path cannot be imported ({error})"
+    return None
 
 
 def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> str | None:

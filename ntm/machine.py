@@ -78,7 +78,7 @@ class Machine(nn.Module):
 
     def why_not_fused(self) -> str | None:
         """Say in one phrase why this model cannot run on the fused path; None where it can."""
-        return f"there is none for a {type(self).__name__}"
+        return f"the fused path knows the NTM, and no {type(self).__name__}"
 
     def use_fused(self) -> bool:
         """Choose the path, by `backend` and by what the model is.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ntm.addressing import blur
-from ntm.backend import Backend, changed_part, missing_packages
+from ntm.backend import Backend, changed_part, import_trouble
 from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
 from ntm.heads import Controls, Heads
 from ntm.loss import cross_entropy
@@ -224,9 +224,9 @@ class NTM(Machine):
             return f"the fused path runs on the CPU, not on {parameter.device}"
         if parameter.dtype not in (torch.float32, torch.float64):
             return f"the fused path computes in float32 or float64, not {parameter.dtype}"
-        missing = missing_packages()
-        if missing:
-            return f"the fused path needs {' and '.join(missing)}: pip install {' '.join(missing)}"
+        trouble = import_trouble()
+        if trouble:
+            return trouble
         controller, heads = self.controller, self.heads
         kind = FeedForwardController if isinstance(controller, FeedForwardController) else LSTMController
         map_name = "hidden_proj" if kind is FeedForwardController else "gate_proj"

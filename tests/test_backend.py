@@ -1,5 +1,9 @@
 """Which path runs a model: the fast one takes the stock machine alone, and says why it declines another."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import lively_model
@@ -168,5 +172,29 @@ def trained(repository):
 
 def test_the_baseline_has_no_fast_path():
     model = LSTMBaseline(5, 3, 4, 1, backend=Backend.FUSED)
-    with pytest.raises(BackendError, match="none for a LSTMBaseline"):
+    with pytest.raises(BackendError, match="knows the NTM, and no LSTMBaseline"):
         model(torch.rand(2, 1, 5))
+
+
+@pytest.mark.parametrize(
+    ("broken", "why"),
+    [
+        ("raise ImportError('Numba needs NumPy 2.4 or less')", "cannot be imported (Numba needs NumPy 2.4 or less)"),
+        ("raise SystemError('initialization failed')", "cannot be imported (initialization failed)"),
+    ],
+)
+def test_numba_that_fails_to_import_means_the_readable_path_and_a_reason(repository, tmp_path, broken, why):
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text(broken)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "train.py", "-config", "m1d2", "-num_iters", "1", "-output", tmp_path / "out"]
+    done = subprocess.run(command, cwd=repository.folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert why in done.stdout
+    assert "compiling" not in done.stderr
+    done = subprocess.run(
+        [*command, "-backend", "fused"], cwd=repository.folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert why in done.stderr
+    assert done.stderr.count("\n") == 1
