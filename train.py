@@ -34,7 +34,7 @@ from experiment.scoring import (
 )
 from experiment.training import Clipper, blur_cost, draw_iteration, longest_length, make_optimizer, set_learning_rate
 from ntm import NTM, Backend
-from tasks import Batch
+from tasks import Batch, Task
 
 
 class HeldOut(NamedTuple):
@@ -128,6 +128,8 @@ def main() -> None:
     """One run, from top to bottom."""
     # Options, and the places of the run's files.
     options, configuration = parse_options(__doc__)
+    if type(configuration.make_task()).loss is not Task.loss:
+        raise InputError(f"task {configuration.data.task}: has a loss of its own, and train.py trains on Task.loss")
     device = choose_device(options.device)
     wanted_name = configuration.name
     configuration, folder, saved_model, lock = claim_run(configuration, options)

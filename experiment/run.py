@@ -10,7 +10,7 @@ import shlex
 import signal
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -100,6 +100,18 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
     raise AssertionError("names never end")
 
 
+def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name each setting of two configurations, as `Configuration.as_dict` gives them, in which they differ."""
+    found = []
+    for key, old in before.items():
+        new = now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += difference(old, new)
+        elif old != new:
+            found.append(f"{key} was {old} and is {new} now")
+    return found
+
+
 class TrainState:
     """Where a run stands: all that its checkpoint holds.
 
@@ -171,8 +183,10 @@ class TrainState:
             InputError: it is damaged, of other flags, or of an older train.py.
         """
         stored = checkpoint.load(self.path, device)
-        if Configuration.from_dict(stored["configuration"], str(self.path)) != self.configuration:
-            raise InputError(f"-resume: {self.path} is of a run with other flags; give the same flags as then")
+        before = Configuration.from_dict(stored["configuration"], str(self.path))
+        if before != self.configuration:
+            differ = "; ".join(difference(before.as_dict(), self.configuration.as_dict()))
+            raise InputError(f"-resume: {self.path} is of a run with other flags: {differ}")
         try:
             self.model.load_state_dict(stored["model"])
             self.optimizer.load_state_dict(stored["optimizer"])

@@ -20,10 +20,18 @@ CURVES = ("train", "test", "test_longer")
 
 
 def commit() -> str:
-    """Name the commit that this code is at, with a mark where files were changed since; 'unknown' outside git."""
+    """Name the commit that this code is at, with a mark where files were changed since; 'unknown' outside git.
+
+    A copy of this code within another repository is at no commit of that.
+    """
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
+            return "unknown"
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

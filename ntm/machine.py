@@ -34,6 +34,27 @@ def unpack_parameters(flat: Tensor, parameters: list[Tensor], transposed: tuple[
     ]
 
 
+class FlatParameters(torch.Tensor):
+    """All parameters of a model as one tensor, whose `grad` is always there: set to None, it becomes 0 in place.
+
+    An optimizer's `zero_grad` sets it to None, which on a plain tensor would part it from the parameters' gradients.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed from it is a plain tensor
+
+    @property
+    def grad(self) -> Tensor:
+        """The gradient of all parameters as one."""
+        return torch.Tensor.grad.__get__(self)
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is None:
+            self.grad.zero_()
+        else:
+            torch.Tensor.grad.__set__(self, value)
+
+
 class Machine(nn.Module):
     """A model that takes whole sequences, (T, B, input_size), and answers them.
 
@@ -62,12 +83,12 @@ class Machine(nn.Module):
         take longer to start on.
 
         Returns:
-            All parameters as one, with `grad`, which is 0. Zero that in place: `zero_grad(set_to_none=True)` would part
-            it from the parameters' gradients. Call this again after `to`, `deepcopy` or `load_state_dict(assign=True)`,
-            which give the parameters other tensors.
+            All parameters as one, with `grad`, which is 0. Call this again after `to`, `deepcopy` or
+            `load_state_dict(assign=True)`, which give the parameters other tensors.
         """
         parameters = packed_parameters(self)
-        self.flat_parameters = flat = pack_parameters(parameters, self.transposed).requires_grad_()
+        packed = pack_parameters(parameters, self.transposed)
+        self.flat_parameters = flat = packed.as_subclass(FlatParameters).requires_grad_()
         flat.grad = torch.zeros_like(flat)
         values, gradients = (
             unpack_parameters(packed, parameters, self.transposed) for packed in (flat.detach(), flat.grad)

@@ -75,9 +75,14 @@ class NTM(Machine):
 
         Args:
             batch_size: B.
-            memory_units: N; None for the configured number.
+            memory_units: N, at least 1; None for the configured number.
+
+        Raises:
+            ValueError: there are no rows.
         """
         rows = self.memory_units if memory_units is None else memory_units
+        if rows < 1:
+            raise ValueError(f"memory_units is {rows}; a memory has at least one row")
         heads, width = self.heads.num_read + self.heads.num_write, self.heads.memory_unit_size
         weighting = self.initial_reads.new_zeros(batch_size, heads, rows)
         weighting[..., 0] = 1

@@ -10,6 +10,7 @@ from torch.autograd import gradcheck
 from experiment.configuration import Recipe, load_configuration
 from ntm import NTM, Backend, BackendError
 from ntm.addressing import blur
+from ntm.loss import cross_entropy
 from tasks import Batch, Reverse
 
 BACKENDS = [Backend.REFERENCE, Backend.FUSED]
@@ -187,3 +188,50 @@ def test_asking_for_the_fused_path_where_it_cannot_be_had_is_an_error():
     model = lively_model(dtype=torch.float16, backend=Backend.FUSED)
     with pytest.raises(BackendError, match="float32 or float64"):
         model(torch.rand(2, 1, 5, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("order", ["before", "between"])
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_optimizer_over_flat_parameters_learns_with_a_plain_zero_grad(backend, order, at_once):
+    inputs, targets, mask = torch.rand(5, 4, 5).double(), torch.ones(5, 4, 3).double(), torch.ones(5, 4).double()
+    found = []
+    for flattened in (False, True):
+        torch.manual_seed(3)
+        model = lively_model(backend=backend)
+        optimizer = torch.optim.SGD([model.flatten_parameters()] if flattened else model.parameters(), lr=0.5)
+        for _ in range(3):
+            if at_once:
+                optimizer.zero_grad()
+                model.forward_backward(inputs, targets, mask)
+            else:
+                if order == "before":
+                    optimizer.zero_grad()
+                loss = cross_entropy(model(inputs)[0], targets, mask)
+                if order == "between":
+                    optimizer.zero_grad()
+                loss.backward()
+            optimizer.step()
+        found.append([parameter.detach() for parameter in model.parameters()])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours)
+
+
+def test_second_derivatives_are_right_or_refused():
+    model, inputs = lively_model(backend=Backend.FUSED), torch.rand(3, 2, 5, dtype=torch.float64)
+    weight = model.output_proj.weight
+    with pytest.raises(RuntimeError, match="not twice differentiable"):
+        torch.autograd.grad(model(inputs)[0].square().sum(), weight, create_graph=True)
+    model.backend = Backend.REFERENCE
+    (first,) = torch.autograd.grad(model(inputs)[0].square().sum(), weight, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), weight)
+    assert second.abs().max() > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_memory_without_rows_is_refused(backend):
+    model = lively_model(backend=backend)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="at least one row"):
+            model(torch.rand(2, 1, 5, dtype=torch.float64), memory_units=0)
+        model(torch.rand(2, 1, 5, dtype=torch.float64))

@@ -426,7 +426,9 @@ def test_the_last_interrupted_run_is_the_one_that_goes_on(repository, tiny):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     done = repository.run("train.py", *command[2:], "-resume", "-num_iters", 99_999, code=2)
-    assert "runs/tiny-2/checkpoint.pt is of a run with other flags" in done.stderr
+    assert (
+        "runs/tiny-2/checkpoint.pt is of a run with other flags: num_iters was 100000 and is 99999 now" in done.stderr
+    )
     assert "tiny-2" in said
     assert not (out / "runs" / "tiny" / "checkpoint.pt").exists()
 

@@ -5,7 +5,6 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ntm.controller import LSTMState
 from ntm.fused.layout import GROUP, Sizes, State, state_cells, transpose_weights, workspace_size
@@ -160,9 +159,12 @@ class Unroll(torch.autograd.Function):
         return tuple(map(torch.from_numpy, (args.logits, *swap_memory_axes(final))))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, d_logits, *d_final):
         """Return a gradient for each argument of `forward`."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused path is not twice differentiable: leave create_graph away, or take Backend.REFERENCE"
+            )
         parameters, args, needed, dtype = ctx.saved_tensors, ctx.args, ctx.needs_input_grad, ctx.args.logits.dtype
         batch, count = args.inputs.shape[1], args.weights.size
         workspace = Workspace([count] * (1 + len(ctx.kept)), dtype)
