@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 
 from experiment.backend import choose_device, start_backend
-from experiment.configuration import ROOT, Configuration, Recipe, load_configuration
-from experiment.errors import InputError, Parser, number, run_script
+from experiment.configuration import NINE, ROOT, Configuration, Recipe, load_configuration
+from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.runlog import processor
 from experiment.training import Clipper, draw_mask, draw_memory, make_optimizer
 from ntm import NTM, Backend
@@ -154,24 +154,23 @@ def main() -> None:
     """Measure and print."""
     parser = Parser(__doc__)
     parser.add("configs", default="m1d1,m2d1,m3d1", help="configurations to measure")
-    parser.add("batch_sizes", default="1,16,64", help="sequences a batch")
+    parser.add("batch_sizes", type=numbers(1, 10**6), default="1,16,64", help="sequences a batch")
     parser.add("length", type=number(int, 1, 100_000), default=10, help="of a sequence")
-    parser.add("threads", default="1,2", help="numbers of threads")
+    parser.add("threads", type=numbers(1, 1024), default="1,2", help="numbers of threads")
     parser.add("seconds", type=number(float, 0, 1000), default=2.0, help="time for each measurement")
     parser.add("compile", action="store_true", help="measure the readable path with torch.compile as well (slow)")
     parser.add("device", default="cpu", metavar="NAME", help="cpu or cuda")
     options = parser.parse_args()
-    device, whole = choose_device(options.device), number(int, 1, 10**6)
-    try:
-        batch_sizes, threads = ([whole(n) for n in text.split(",")] for text in (options.batch_sizes, options.threads))
-    except Exception as error:
-        raise InputError(f"-batch_sizes and -threads: {error}") from error
-    configurations = [load_configuration(name, Recipe()) for name in options.configs.split(",")]
+    device = choose_device(options.device)
+    names = options.configs.split(",")
+    if not set(names) <= set(NINE):
+        raise InputError(f"-configs {options.configs}: choose from {', '.join(NINE)}")
+    configurations = [load_configuration(name, Recipe()) for name in names]
     paths = ["reference"] + ["compiled"] * options.compile + ["fused"] * (device.type == "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     print(f"{name}, torch {torch.__version__}, length {options.length}, medians of {options.seconds:g} s each")
 
-    for n in threads:
+    for n in options.threads:
         torch.set_num_threads(n)
         peak = peak_flops(device)
         print(f"\n{n} thread{'s' * (n > 1)}; float32 matrix products at {peak / 1e9:.0f} GFLOP/s")
@@ -179,7 +178,7 @@ def main() -> None:
         columns |= {"forward ms": 12, "forward ratio": 15}
         print("".join(f"{name:{'<' if width < 0 else '>'}{abs(width)}}" for name, width in columns.items()))
         for configuration in configurations:
-            for batch_size in batch_sizes:
+            for batch_size in options.batch_sizes:
                 slow: tuple[float, float] | None = None
                 for path in paths:
                     model = configuration.make_model(Backend("reference" if path == "compiled" else path)).to(device)

@@ -21,7 +21,7 @@ from experiment.backend import choose_device, start_backend
 from experiment.bits import read_sequences
 from experiment.checkpoint import load_model
 from experiment.configuration import NAMES, NINE, ROOT, Configuration
-from experiment.errors import InputError, Parser, number, run_script
+from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.page import write_page
 from experiment.scoring import EVALUATION, Score, generator, sample_lengths, score, trace
 from ntm import NTM, Backend
@@ -32,11 +32,6 @@ LENGTHS = (20, 30, 50, 75, 100, 120)
 MISTAKES_SHOWN = 3
 SHOWN_LENGTH = 30  # of the sequence in the picture, or the longest trained length where that is less
 ANIMATED_LENGTH = 10  # likewise
-
-
-def lengths_type(text: str) -> list[int]:
-    """Read '10,20,50' as lengths."""
-    return sorted({number(int, 1, 1_000_000)(part) for part in text.split(",")})
 
 
 def parse_options() -> argparse.Namespace:
@@ -51,7 +46,10 @@ def parse_options() -> argparse.Namespace:
     parser.add("saved_model", type=Path, metavar="PATH", help="the model (default: saved_model/reverse_<config>.pt)")
     parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/ and log/ (default: here)")
     parser.add(
-        "lengths", type=lengths_type, metavar="L,L,...", help="lengths to score (default: trained ones, and up to 120)"
+        "lengths",
+        type=numbers(1, 1_000_000),
+        metavar="L,L,...",
+        help="lengths to score, as 5,10-20 (default: trained, to 120)",
     )
     parser.add("input", type=Path, metavar="FILE", help="answer these sequences instead: a vector a line, as 01101001")
     parser.add("page", action="store_true", help="write log/<config>.html instead: the model, running in a browser")

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from experiment.backend import start_backend
 from experiment.checkpoint import load, load_model, write_atomically
 from experiment.configuration import CONFIGS, NAMES, NINE, ROOT, Configuration
-from experiment.errors import InputError, Parser, number, run_script
+from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.options import parse_options
 from experiment.scoring import EVALUATION, generator, sample_lengths, score, trace
 from ntm import NTM
@@ -38,7 +38,7 @@ LENGTHS = (1, 2, 5, 10, 20, 30, 50, 64, 65, 75, 100, 120)  # with as many rows a
 LONG_LENGTH, LONG_ROWS = 1000, 1024
 DIRTY_LENGTHS, DIRT = (20, 120), 1.0  # the standard deviation of the numbers in memory that a test begins on
 SCORING_SEED = 1
-SEEDS, SOME_SEEDS = "0,1,2,3,4", "0,1,2"
+SEEDS, SOME_SEEDS = "0-4", "0-2"
 
 DRAWN = {  # by evaluate.py, and what docs/ calls it
     "m1d1_machine.png": "m1d1_machine.png",
@@ -250,7 +250,12 @@ def main() -> None:
     """Run what is missing, then print the table of all that is there."""
     parser = Parser(__doc__)
     parser.add("configs", metavar="NAME,...", help="which, as f1d1 (default: the nine of m1, m2 and m3)")
-    parser.add("seeds", metavar="N,...", help=f"which seeds (default: {SEEDS}; with -beyond: {SOME_SEEDS})")
+    parser.add(
+        "seeds",
+        type=numbers(0, 2**31),
+        metavar="N,...",
+        help=f"which seeds (default: {SEEDS}; with -beyond: {SOME_SEEDS})",
+    )
     parser.add("ablations", action="store_true", help="leave out one part of the recipe at a time")
     parser.add("variants", metavar="NAME,...", help="of -ablations, which (default: all)")
     parser.add("beyond", action="store_true", help="train the configurations in configs/beyond/ instead of the nine")
@@ -272,11 +277,7 @@ def main() -> None:
     variants = options.variants.split(",") if options.variants else list(ABLATIONS)
     if not set(variants) <= set(ABLATIONS):
         raise InputError(f"-variants {options.variants}: choose from {', '.join(ABLATIONS)}")
-    whole = number(int, 0, 2**31)
-    try:
-        seeds = [whole(text) for text in (options.seeds or (SOME_SEEDS if options.beyond else SEEDS)).split(",")]
-    except Exception as error:
-        raise InputError(f"-seeds: {error}") from error
+    seeds = options.seeds or numbers(0, 2**31)(SOME_SEEDS if options.beyond else SEEDS)
     more, table, folder = options.flags.split(), options.table, options.output
     if options.ablations:
         jobs = [

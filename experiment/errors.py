@@ -1,11 +1,15 @@
 """Bad input ends a script with one line on standard error and exit code 2, never a traceback."""
 
 import argparse
+import difflib
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
+
+MAX_RANGE = 10_000  # numbers in a range as 10-20
 
 
 class InputError(Exception):
@@ -29,20 +33,27 @@ class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose errors are one line, that shows defaults, and that guesses no abbreviations."""
 
     def __init__(self, description: str) -> None:
+        self._group = self
         super().__init__(description=description, usage="%(prog)s [flags]", allow_abbrev=False, formatter_class=_Help)
 
     def add(self, flag: str, **options) -> None:
         """Add `-flag`, which `--flag` spells as well."""
         if "type" in options:
             options.setdefault("metavar", "X")
-        self.add_argument(f"-{flag}", f"--{flag}", **options)
+        self._group.add_argument(f"-{flag}", f"--{flag}", **options)
+
+    def section(self, title: str) -> None:
+        """Show the flags that are added from here on under a title of their own."""
+        self._group = self.add_argument_group(title)
 
     def _get_option_tuples(self, option_string: str) -> list:
         return []  # `allow_abbrev` does not reach flags of one dash
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line and leave with code 2."""
-        raise InputError(message)
+        """Say what is wrong in one line, with the flag that may have been meant, and leave with code 2."""
+        unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
+        near = difflib.get_close_matches(unknown.lstrip("-"), (s.strip("-") for s in self._option_string_actions), 1)
+        raise InputError(message + (f"; did you mean -{near[0]}?" if unknown != message and near else ""))
 
 
 class Bounds(NamedTuple):
@@ -79,17 +90,48 @@ def number(kind: type, low: float = 0, high: float = math.inf, above: bool = Fal
     return parse
 
 
+def numbers(low: int, high: int) -> Callable[[str], list[int]]:
+    """Make an argparse type: whole numbers and ranges, as 1,5,10-20, each within bounds; sorted, each once."""
+    whole = number(int, low, high)
+
+    def parse(text: str) -> list[int]:
+        found = set()
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            if dash and last:
+                ends = whole(first), whole(last)
+                if ends[0] > ends[1] or ends[1] - ends[0] >= MAX_RANGE:
+                    raise argparse.ArgumentTypeError(f"{part!r} is not a range of 1 to {MAX_RANGE} numbers, as 10-20")
+                found.update(range(ends[0], ends[1] + 1))
+            else:
+                found.add(whole(part))
+        return sorted(found)
+
+    return parse
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Call a script's `main`; turn an `InputError` or `OSError` into one line and exit code 2, and Ctrl-C into 130."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start, as by 2>&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
         sys.exit(130)
     except InputError as error:
         print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read has enough, as head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except OSError as error:  # a full disk, a folder that cannot be written
-        print(f"{sys.argv[0]}: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        name = error.filename or "standard output"
+        print(f"{sys.argv[0]}: error: {name}: {error.strerror or error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer has nowhere to go
         sys.exit(2)
     sys.exit(0)

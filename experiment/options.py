@@ -31,8 +31,10 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
         InputError: a flag is unknown, or what it says is impossible.
     """
     parser = Parser(description)
+    parser.section("what to train")
     parser.add("config", default="m1d1", metavar="NAME", help=f"one of {', '.join(NAMES)}")
     parser.add("task_json", type=Path, metavar="FILE", help="a JSON file with network and data, instead of -config")
+    parser.section("the run")
     parser.add(
         "saved_model", type=Path, metavar="PATH", help="the finished model (default: saved_model/reverse_<config>.pt)"
     )
@@ -49,6 +51,8 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
     parser.add("checkpoint_every", type=number(int, 1, 10**9), default=500, help="iterations between checkpoints")
     parser.add("recipe", metavar="NAME", help="a file in configs/recipes/, as paper: Graves et al.'s own setting")
     for field in dataclasses.fields(Recipe):
+        if "section" in field.metadata:
+            parser.section(field.metadata["section"])
         add_recipe_flag(parser, field)
     options = parser.parse_args(arguments)
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe) if field.name in options}

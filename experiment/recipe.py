@@ -18,21 +18,26 @@ def setting(default: Any, help: str, low: float = 0, high: float = math.inf, **m
         help: what it is, for `train.py -h`.
         low, high: the least and the greatest number allowed.
         more: `above`, true where `low` itself is not allowed; `choices`, the strings allowed; `optimizer`, the only one
-            that the setting belongs to.
+            that the setting belongs to; `section`, the title in `train.py -h` of this setting and those after it.
     """
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, **more})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The defaults are the recipe that works best; every field is a flag of train.py."""
+    """How a run trains; every field is a flag of train.py.
+
+    A new part of the recipe is a field here, its use in `experiment.training`, and a line in `reproduce.ABLATIONS`.
+    """
 
     batch_size: int = setting(16, "sequences an iteration", 1, 100_000)
     num_iters: int = setting(6_000, "iterations", 1, 10**9)
     seed: int = setting(0, "everything random follows from it", 0, 2**63 - 1)
-    optimizer: str = setting("adam", "which one", choices=OPTIMIZERS)
+    optimizer: str = setting("adam", "which one", choices=OPTIMIZERS, section="the optimizer")
     lr: float = setting(2e-3, "learning rate", above=True)
-    lr_cells: int = setting(100, "cells of the controller that lr is for; with C cells, times sqrt(this / C); 0: never")
+    lr_cells: int = setting(
+        100, "lr is for this many cells of the controller; with C, it is lr * sqrt(this / C); 0: always lr"
+    )
     lr_schedule: str = setting("cosine", "how the rate goes on: half a cosine down to 0, or constant",
                                choices=("cosine", "constant"))  # fmt: skip
     beta1: float = setting(0.8, "decay of the gradient's mean", 0, 0.999999, optimizer="adam")
@@ -43,10 +48,12 @@ class Recipe:
     alpha: float = setting(0.95, "decay of the squared gradient's mean", 0, 0.999999, optimizer="rmsprop")
     clip_typical: float = setting(2.0, "cut the gradient to this many times its typical norm; 0: off")
     clip_value: float = setting(0.0, "clip each element of the gradient; 0: off")
-    dirty: float = setting(0.5, "share of sequences that begin on a dirty memory", 0, 1)
+    dirty: float = setting(0.5, "share of sequences that begin on a dirty memory", 0, 1, section="the recipe")
     dirt: float = setting(2.0, "largest standard deviation of the numbers in a dirty memory")
     blur_cost: float = setting(0.05, "what the mean blur of the weightings adds to the loss; grows from 0 to this")
-    cell_dropout: float = setting(0.25, "chance that a controller cell forgets, at each step", 0, 0.999999)
+    cell_dropout: float = setting(
+        0.25, "chance that a cell of an LSTM controller is set to 0, at each step", 0, 0.999999
+    )
     uneven: float = setting(0.5, "share of sequences with nearly empty, nearly full or repeated vectors", 0, 1)
     full_tape: bool = setting(False, "always train on all rows of memory")
     curriculum: float = setting(0.5, "share of iterations in which lengths grow", 0, 1)

@@ -170,7 +170,7 @@ class RunLog:
         sizes = {}
         for name, path in self._files.items():
             try:
-                with open(path, "rb") as file:
+                with open(path, "r+b") as file:  # Windows syncs no file that was opened for reading
                     os.fsync(file.fileno())
                     sizes[name] = os.fstat(file.fileno()).st_size
             except FileNotFoundError as error:

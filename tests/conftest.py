@@ -44,7 +44,7 @@ class Repository:
         self.folder = folder
         for name in ("ntm", "tasks", "configs", "experiment"):
             shutil.copytree(ROOT / name, folder / name)
-        for name in ("train.py", "evaluate.py", "reproduce.py"):
+        for name in ("train.py", "evaluate.py", "reproduce.py", "bench.py"):
             shutil.copy2(ROOT / name, folder / name)
 
     def start(self, *words):

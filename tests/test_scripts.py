@@ -284,6 +284,11 @@ WRONG = {
     "own data: not text": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -input pickle.pt", "pickle.pt"),
     "length of none": ("evaluate.py -lengths 0,5", "-lengths"),
     "lengths not numbers": ("evaluate.py -lengths 1,x", "-lengths"),
+    "a near miss": ("train.py -dirtt 1", "did you mean -dirt?"),
+    "a range upside down": ("evaluate.py -lengths 10-5", "'10-5' is not a range"),
+    "a range without end": ("evaluate.py -lengths 1-999999", "is not a range of 1 to 10000 numbers"),
+    "seeds not numbers": ("reproduce.py -seeds 0-x", "'x' is not a whole number"),
+    "bench of a baseline": ("bench.py -configs l1d1", "m1d1, m1d2"),
     "no rows": ("evaluate.py -memory_units 0", "-memory_units"),
 }
 
@@ -453,3 +458,21 @@ def test_the_commands_of_the_readme_leave_a_clone_as_it_was(tmp_path):
     scores = (tmp_path / "clone" / "log" / "m1d2_scores.json").read_text()
     assert "NaN" not in scores
     assert '"bits_interval": null' in scores  # of a single sequence
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        (">/dev/full", 2, "standard output: No space left on device"),
+        ("2>&-", 0, ""),
+        ("| head -n 1", 0, ""),
+        (">&-", 0, ""),
+    ],
+)
+def test_an_output_that_is_full_or_closed(repository, tiny, end, code, said):
+    flags = "-lengths 1,2-3 -num_sequences 2"
+    command = f"set -o pipefail; {sys.executable} evaluate.py -saved_model saved_model/reverse_tiny.pt {flags} {end}"
+    done = subprocess.run(["bash", "-c", command], cwd=repository.folder, capture_output=True, text=True)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr

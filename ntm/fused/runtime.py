@@ -98,7 +98,8 @@ def _forget_pool() -> None:
     _pool = None
 
 
-os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive one
 
 
 def run_parallel(jobs: list[Callable[[], Any]]) -> list:
