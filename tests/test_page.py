@@ -42,6 +42,14 @@ def two_heads_of_each_kind():
     return model.eval(), Configuration("two", Network(11, 9, 5, 2), data, Recipe())
 
 
+def feedforward():
+    data = Data("reverse", 3, 1, 6, 7, 9)
+    model = lively_model(
+        1, torch.float32, memory_units=9, width=5, controller_size=11, scale=0.4, controller="feedforward"
+    )
+    return model.eval(), Configuration("ff", Network(11, 9, 5, 1, "feedforward"), data, Recipe())
+
+
 def text(browser, name):
     return browser.find_element(By.ID, name).text
 
@@ -53,7 +61,7 @@ def type_in(browser, words):
     browser.execute_script("document.activeElement.blur()")
 
 
-@pytest.mark.parametrize("make", [shipped, two_heads_of_each_kind])
+@pytest.mark.parametrize("make", [shipped, two_heads_of_each_kind, feedforward])
 def test_every_number_is_pytorchs(browser, tmp_path, make):
     model, configuration = make()
     write_page(model, configuration, tmp_path / "page.html")
