@@ -58,8 +58,13 @@ def products(model: NTM, steps: int) -> int:
     return 2 * steps * sum(linear.weight.numel() for linear in maps)
 
 
-def training_step(configuration: Configuration, model: NTM, batch_size: int, length: int) -> Callable[[], None]:
-    """Make the work of one training iteration: one fixed batch, and each time another memory and other cells forget."""
+def training_step(
+    configuration: Configuration, model: NTM, batch_size: int, length: int, autograd: bool = False
+) -> Callable[[], None]:
+    """Make the work of one training iteration: one fixed batch, and each time another memory and other cells forget.
+
+    With `autograd`, by `loss.backward()` of a loss of one's own, without the cost of blur.
+    """
     task, network = configuration.make_task(), configuration.network
     recipe = dataclasses.replace(configuration.recipe, batch_size=batch_size)
     source, device = torch.Generator().manual_seed(0), model.device
@@ -72,7 +77,11 @@ def training_step(configuration: Configuration, model: NTM, batch_size: int, len
         memory = draw_memory(recipe, network.memory_units, network.memory_unit_size, source)
         cell_mask = draw_mask(1 - recipe.cell_dropout, cells, source)
         weights.grad.zero_()
-        model.forward_backward(*batch, memory.to(device), cell_mask.to(device), recipe.blur_cost)
+        if autograd:
+            start = model.initial_state(batch_size)._replace(memory=memory.to(device))
+            task.loss(model(batch.inputs, start, cell_mask=cell_mask.to(device))[0], batch).backward()
+        else:
+            model.forward_backward(*batch, memory.to(device), cell_mask.to(device), recipe.blur_cost)
         clipper.clip(weights.grad)
         optimizer.step()
 
@@ -175,7 +184,7 @@ def main() -> None:
         peak = peak_flops(device)
         print(f"\n{n} thread{'s' * (n > 1)}; float32 matrix products at {peak / 1e9:.0f} GFLOP/s")
         columns = {"": 6, "batch": 6, " path": -11, "step ms": 9, "seq/s": 9, "ratio": 7, "products": 10}
-        columns |= {"forward ms": 12, "forward ratio": 15}
+        columns |= {"forward ms": 12, "forward ratio": 15, "backward() / step": 19}
         print("".join(f"{name:{'<' if width < 0 else '>'}{abs(width)}}" for name, width in columns.items()))
         for configuration in configurations:
             for batch_size in options.batch_sizes:
@@ -197,7 +206,11 @@ def main() -> None:
                     share = 3 * products(model, 2 * options.length + 2) * batch_size / peak / (1e-3 * step)
                     line = f"{configuration.name[:2]:6}{batch_size:6d} {path:10}{step:9.2f}"
                     line += f"{1e3 * batch_size / step:9.0f}{slow[0] / step:7.1f}{share:10.0%}"
-                    print(line + f"{forward:12.2f}{slow[1] / forward:15.1f}", flush=True)
+                    by_autograd = milliseconds(
+                        training_step(configuration, model, batch_size, options.length, True), options.seconds, device
+                    )
+                    line += f"{forward:12.2f}{slow[1] / forward:15.1f}{by_autograd / step:19.2f}"
+                    print(line, flush=True)
     if device.type == "cpu":
         print()
         long_sequences()
