@@ -43,45 +43,56 @@ class Scratch(NamedTuple):
     memory: np.ndarray  # (M, N)
 
 
+@jit
+def controller_units(first, sizes, cell_mask, saved, t, before, after, slot):
+    """From the gates' sums to the controller's output, each sequence of the group."""
+    _, output_offset = input_offsets(sizes)
+    for g in range(saved.gates.shape[1]):
+        gates, output = saved.gates[slot, g], saved.controller_input[after, g, output_offset:-1]
+        if sizes.lstm:
+            mask, tanh_cell = cell_mask[t, first + g], saved.tanh_cell[slot, g]
+            lstm(gates, saved.cell[before, g], mask, saved.cell[after, g], tanh_cell, output)
+        else:
+            feedforward(gates, output)
+
+
+@jit
+def controller_units_backward(first, sizes, cell_mask, saved, t, d_state):
+    """Gradient of `controller_units`. The gates' gradients take the place of their activations."""
+    reads_offset, output_offset = input_offsets(sizes)
+    for g in range(saved.d_gates.shape[1]):
+        d_gates, d_output = saved.d_gates[t, g], d_state.reads_and_output[g, output_offset - reads_offset :]
+        if sizes.lstm:
+            mask, tanh_cell = cell_mask[t, first + g], saved.tanh_cell[t, g]
+            lstm_backward(d_gates, saved.cell[t, g], mask, tanh_cell, d_output, d_state.cell[g])
+        else:
+            feedforward_backward(d_gates, d_output)
+
+
 @jit_inline
 def controller_step(first, args, weights, saved, t, before, after, slot):
     """The controller, each sequence of the group: fills the gates and, in the next row, the controller's output."""
     gates, (_, output_offset) = saved.gates[slot], input_offsets(args.sizes)
     if args.sizes.lstm:
         matmul(saved.controller_input[before], weights.gates, 0, gates)
-        for g in range(len(gates)):
-            mask, output = args.cell_mask[t, first + g], saved.controller_input[after, g, output_offset:-1]
-            lstm(gates[g], saved.cell[before, g], mask, saved.cell[after, g], saved.tanh_cell[slot, g], output)
     else:
         broadcast_row(weights.gates[-1], gates)
         matmul(saved.controller_input[before, :, :output_offset], weights.gates[:-1], 1, gates)
-        for g in range(len(gates)):
-            feedforward(gates[g], saved.controller_input[after, g, output_offset:-1])
+    controller_units(first, args.sizes, args.cell_mask, saved, t, before, after, slot)
 
 
 @jit_inline
 def controller_step_backward(first, args, weights_transposed, saved, t, d_state):
-    """Gradient of `controller_step`: `d_state.reads_and_output` comes in as that of step t, leaves as that of t - 1.
-
-    The gates' gradients take the place of their activations.
-    """
-    d_gates, (reads_offset, output_offset) = saved.d_gates[t], input_offsets(args.sizes)
-    for g in range(len(d_gates)):
-        d_output = d_state.reads_and_output[g, output_offset - reads_offset :]
-        if args.sizes.lstm:
-            lstm_backward(
-                d_gates[g],
-                saved.cell[t, g],
-                args.cell_mask[t, first + g],
-                saved.tanh_cell[t, g],
-                d_output,
-                d_state.cell[g],
-            )
-        else:
-            feedforward_backward(d_gates[g], d_output)
-    recurrent_width = weights_transposed.gates.shape[1] - 1 - reads_offset  # of the reads, and an LSTM's own output
-    matmul(d_gates, weights_transposed.gates[:, reads_offset:-1], 0, d_state.reads_and_output[:, :recurrent_width])
-    d_state.reads_and_output[:, recurrent_width:] = 0
+    """Gradient of `controller_step`: `d_state.reads_and_output` comes in as that of step t, leaves as that of t - 1."""
+    reads_offset, _ = input_offsets(args.sizes)
+    controller_units_backward(first, args.sizes, args.cell_mask, saved, t, d_state)
+    if args.sizes.lstm:
+        matmul(saved.d_gates[t], weights_transposed.gates[:, reads_offset:-1], 0, d_state.reads_and_output)
+    else:  # which does not see its own last output
+        reads_size = weights_transposed.gates.shape[1] - 1 - reads_offset
+        d_state.reads_and_output[:, reads_size:] = 0
+        d_reads = d_state.reads_and_output[:, :reads_size]
+        matmul(saved.d_gates[t], weights_transposed.gates[:, reads_offset:-1], 0, d_reads)
 
 
 @jit
