@@ -131,7 +131,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         sys.exit(0)
     except OSError as error:  # a full disk, a folder that cannot be written
         name = error.filename or "standard output"
-        print(f"{sys.argv[0]}: error: {name}: {error.strerror or error}", file=sys.stderr)
+        print(f"{sys.argv[0]}: error: {name}: {error.strerror or error}", file=sys.stderr, flush=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer has nowhere to go
         sys.exit(2)
     sys.exit(0)
