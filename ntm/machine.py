@@ -1,5 +1,7 @@
 """What the NTM and its baseline share: parameters that lie in one tensor, and the choice of the path."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +51,7 @@ class FlatParameters(torch.Tensor):
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
-        if value is None:
+        if value is None and self.grad is not None:
             self.grad.zero_()
         else:
             torch.Tensor.grad.__set__(self, value)
@@ -70,6 +72,10 @@ class Machine(nn.Module):
         super().__init__()
         self.backend = backend
         self.flat_parameters: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy gets: parameters of its own, which lie in no flat tensor."""
+        return {**self.__dict__, "flat_parameters": None}
 
     @property
     def device(self) -> torch.device:

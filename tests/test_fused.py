@@ -275,8 +275,11 @@ def test_after_a_fork():
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_are_independent(duplicate):
+@pytest.mark.parametrize("flattened", [False, True])
+def test_copies_are_independent(duplicate, flattened):
     model, inputs = lively_model(backend=Backend.FUSED), torch.rand(4, 2, 5, dtype=torch.float64)
+    if flattened:
+        model.flatten_parameters()
     twin = duplicate(model)
     assert torch.equal(twin(inputs)[0], model(inputs)[0])
     with torch.no_grad():
