@@ -107,11 +107,11 @@ STARTED = """
 import time, tracemalloc, torch, bench
 from experiment.configuration import Recipe, load_configuration
 from experiment.backend import start_backend
-from ntm.fused import runtime
 configuration = load_configuration("m1d1", Recipe())
 model, began = configuration.make_model(), time.perf_counter()
 start_backend(model, training=TRAINING)
 seconds = time.perf_counter() - began
+from ntm.fused import runtime
 """
 TRAINED = """
 work = bench.training_step(configuration, model, 64, 100)

@@ -1,6 +1,7 @@
 """Compile the path that runs a model, check it, and say which it is."""
 
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -63,6 +64,21 @@ def warm_up(model: Machine, training: bool) -> None:
         )
 
 
+def use_widest_vectors() -> None:
+    """Let Numba use vectors as wide as the processor has, where LLVM else takes half of AVX-512.
+
+    It is a setting of the whole process, to be made before the fast path is imported; so the scripts make it, and
+    `ntm`, which others import, makes none.
+    """
+    try:
+        from llvmlite.binding import get_host_cpu_features
+        from numba import config
+    except Exception:  # then there is no fast path, and `NTM.why_not_fused` says why
+        return
+    if config.CPU_FEATURES is None and platform.machine() in ("x86_64", "AMD64"):
+        config.CPU_FEATURES = get_host_cpu_features().flatten() + ",-prefer-256-bit"
+
+
 class Compiling:
     """What happens when the fast path takes longer than PATIENCE to come up, since it is being compiled.
 
@@ -71,7 +87,8 @@ class Compiling:
     """
 
     FORWARD = (
-        "import torch; from ntm import NTM; torch.set_grad_enabled(False); NTM(1, 1, 1, 1, 1)(torch.zeros(1, 1, 1))"
+        "import torch; from ntm import NTM; from experiment.backend import use_widest_vectors; use_widest_vectors(); "
+        "torch.set_grad_enabled(False); NTM(1, 1, 1, 1, 1)(torch.zeros(1, 1, 1))"
     )
 
     def __init__(self, training: bool) -> None:
@@ -105,6 +122,8 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         InputError: the model asks for the fused path, and it cannot be had.
     """
     device = model.device
+    if model.backend is not Backend.REFERENCE:
+        use_widest_vectors()
     try:
         if not model.use_fused():
             why = "" if model.backend is Backend.REFERENCE else f" ({model.why_not_fused()})"

@@ -21,9 +21,8 @@ def packed_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def pack_parameters(parameters: list[Tensor], transposed: tuple[int, ...] = TRANSPOSED) -> Tensor:
     """Copy parameters into one tensor, those in `transposed` column by column, as the fused path multiplies them."""
-    return torch.cat(
-        [(p.t() if i in transposed and p.dim() == 2 else p).detach().flatten() for i, p in enumerate(parameters)]
-    )
+    pairs = enumerate(p.detach() for p in parameters)
+    return torch.cat([(p.t() if i in transposed and p.dim() == 2 else p).flatten() for i, p in pairs])
 
 
 def unpack_parameters(flat: Tensor, parameters: list[Tensor], transposed: tuple[int, ...] = TRANSPOSED) -> list[Tensor]:

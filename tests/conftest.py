@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiment.backend import use_widest_vectors
 from ntm import NTM, NTMState
 from ntm.controller import LSTMState
 
 ROOT = Path(__file__).resolve().parent.parent
+use_widest_vectors()  # as the scripts do
 
 
 def lively_model(heads=1, dtype=torch.float64, memory_units=7, width=5, controller_size=6, scale=0.7, **options):

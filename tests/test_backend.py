@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import lively_model
+from conftest import ROOT, lively_model
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
@@ -140,6 +140,7 @@ def test_more_shifts_than_three_are_declined():
     assert "three shifts" in model.why_not_fused()
 
 
+@pytest.mark.slow
 def test_a_changed_equation_stops_a_run_before_its_first_step(repository):
     path = repository.folder / "ntm" / "addressing.py"
     source = path.read_text()
@@ -176,6 +177,7 @@ def test_the_baseline_has_no_fast_path():
         model(torch.rand(2, 1, 5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("broken", "why"),
     [
@@ -198,3 +200,29 @@ def test_numba_that_fails_to_import_means_the_readable_path_and_a_reason(reposit
     assert done.returncode == 2
     assert why in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_pip_installs_the_machine_and_importing_it_changes_no_setting_of_the_process(tmp_path):
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", tmp_path / "site", ROOT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    program = f"""
+import sys, torch
+sys.path.insert(0, {str(tmp_path / "site")!r})
+from numba import config
+from threadpoolctl import threadpool_info
+import scipy.linalg
+def settings():
+    numba = {{key: value for key, value in vars(config).items() if key.isupper()}}
+    return numba, threadpool_info(), torch.get_num_threads()
+before = settings()
+import ntm, ntm.fused
+assert ntm.__file__.startswith({str(tmp_path)!r})
+assert settings() == before
+model = ntm.NTM(10, 8, 16, 12, 6, backend=ntm.Backend.FUSED)
+print(tuple(model(torch.rand(5, 2, 10))[0].shape))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "(5, 2, 8)\n", done.stderr
+    assert not {"experiment", "tasks", "tests", "configs"} & {path.name for path in (tmp_path / "site").iterdir()}

@@ -252,9 +252,14 @@ def test_a_weight_changed_before_backward_is_noticed():
 
 def test_calls_from_threads():
     model, inputs = lively_model(backend=Backend.FUSED), torch.rand(6, 20, 5, dtype=torch.float64)
-    expected = model(inputs)[0].detach()
+
+    @torch.no_grad()  # PyTorch 2.13 itself can hang where two threads begin a graph on the same parameter
+    def call(_):
+        return model(inputs)[0]
+
+    expected = call(0)
     with ThreadPoolExecutor(4) as pool:
-        for ours in pool.map(lambda _: model(inputs)[0].detach(), range(16)):
+        for ours in pool.map(call, range(16)):
             assert torch.equal(ours, expected)
 
 
@@ -297,7 +302,7 @@ def refuse(name, *options, **more):
 ctypes.CDLL = refuse
 from ntm import NTM, Backend
 from ntm.fused import blas
-assert blas.set_blas_threads is int
+assert blas.set_blas_threads is blas._limit_all_blas
 for dtype in (torch.float32, torch.float64):
     torch.manual_seed(0)
     model = NTM(5, 3, 6, 7, 5).to(dtype)
@@ -318,6 +323,8 @@ def test_with_scipys_blas_where_pytorch_has_no_mkl():
 
 FIVE_STEPS = """
 import hashlib, torch
+from experiment.backend import use_widest_vectors
+use_widest_vectors()
 from ntm import NTM, Backend
 torch.manual_seed(0)
 model = NTM(10, 8, 100, 128, 20, backend=Backend.FUSED)
@@ -334,6 +341,7 @@ print(*(hashlib.sha256(x.detach().numpy()).hexdigest() for x in (flat, flat.grad
 """
 
 
+@pytest.mark.slow
 def test_freshly_compiled_code_rounds_as_code_from_the_cache(tmp_path):
     command, environment = [sys.executable, "-c", FIVE_STEPS], {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     fresh, cached = (

@@ -33,7 +33,7 @@ def test_an_unroll_is_the_paper(heads, controller, backend):
             np.testing.assert_allclose(ours[b].detach(), other, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("heads", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("controller", CONTROLLERS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_of_an_unroll(heads, controller, backend):

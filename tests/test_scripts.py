@@ -60,6 +60,8 @@ def evaluated(repository):
         return dict(zip(SOME, pool.map(train_and_evaluate, SOME), strict=True))
 
 
+@pytest.mark.xdist_group("evaluated")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_each_configuration_trains_saves_and_evaluates(repository, evaluated, name):
     saved = repository.folder / "saved_model" / f"reverse_{name}.pt"
@@ -70,6 +72,7 @@ def test_each_configuration_trains_saves_and_evaluates(repository, evaluated, na
     assert re.search(r"^ +3 +128 +5 ", evaluated[name], re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_baseline_trains_evaluates_and_has_no_memory_to_show(repository):
     fields = {key: value for key, value in GOOD.items() if not re.search("memory|controller|heads", key)}
     (repository.folder / "base.json").write_text(json.dumps({**fields, "hidden_size": 8, "num_layers": 2}))
@@ -107,6 +110,7 @@ def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
     assert not list((repository.folder / "saved_model").glob(".*"))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_model_however_often_it_reports(repository, tiny):
     flags, _, model, _ = tiny
     other = ("-saved_model", "elsewhere/again.pt", "-overwrite")
@@ -118,6 +122,7 @@ def test_the_same_seed_gives_the_same_model_however_often_it_reports(repository,
     assert not torch.equal(model["output_proj.weight"], different["output_proj.weight"])
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     flags, _, _, _ = tiny
     flags = (*flags[:2], "-num_iters", 3000, "-report_every", 250, "-batch_size", 4, "-overwrite")
@@ -162,6 +167,7 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     assert "no " in repository.run("train.py", *flags, "-resume", code=2).stderr
 
 
+@pytest.mark.slow
 def test_both_paths_train_alike(repository, tiny):
     flags, _, model, _ = tiny
     done = repository.run(
@@ -173,6 +179,7 @@ def test_both_paths_train_alike(repository, tiny):
         torch.testing.assert_close(model[name], slow[name], rtol=0.05, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_papers_own_setting_learns(repository):
     flags = ("-recipe", "paper", "-num_iters", 600, "-report_every", 100)
     repository.run("train.py", "-config", "m1d2", *flags, "-saved_model", "elsewhere/paper.pt", "-overwrite")
@@ -189,6 +196,7 @@ def test_the_page_in_docs_holds_the_shipped_model():
     assert (ROOT / "docs" / "index.html").read_text(encoding="utf-8") == page(*shipped)
 
 
+@pytest.mark.slow
 def test_evaluate_writes_moving_pictures_and_the_page(repository, tiny):
     saved, log = repository.folder / "saved_model" / "reverse_tiny.pt", repository.folder / "log"
     out = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-page").stdout.split()
@@ -247,6 +255,7 @@ def test_evaluate_answers_ones_own_sequences(repository, tiny):
             assert line == f"  {answer}" + (f"  wrong: {meant} was meant" if answer != meant else "")
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_same_table_on_either_path_and_again(repository, tiny):
     saved = repository.folder / "saved_model" / "reverse_tiny.pt"
     flags = ("evaluate.py", "-saved_model", saved, "-num_sequences", 30, "-lengths", "1,4")
@@ -338,6 +347,8 @@ def refused(repository, bad_files):
     return dict(zip(WRONG, results, strict=True))
 
 
+@pytest.mark.xdist_group("wrong commands")
+@pytest.mark.slow
 @pytest.mark.parametrize("case", WRONG)
 def test_bad_input_gets_one_line_and_code_2_and_changes_nothing(refused, case):
     done = refused[case]
@@ -347,6 +358,7 @@ def test_bad_input_gets_one_line_and_code_2_and_changes_nothing(refused, case):
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 def test_help_names_each_flag_with_its_default(repository, script):
     text = repository.run(script, "-h").stdout
@@ -389,6 +401,7 @@ def test_weights_that_do_not_fit_are_refused(repository, tiny, tmp_path):
     assert load_model(repository.folder / "saved_model" / "reverse_tiny.pt", backend=Backend.REFERENCE)
 
 
+@pytest.mark.slow
 def test_reproduce_trains_scores_and_says_the_same_again(repository):
     flags = ("reproduce.py", "-configs", "m1d2", "-seeds", 3, "-flags", "-num_iters 20", "-table", "log/table.json")
     first = repository.run(*flags).stdout
@@ -400,6 +413,7 @@ def test_reproduce_trains_scores_and_says_the_same_again(repository):
     assert repository.run(*flags).stdout == first
 
 
+@pytest.mark.slow
 def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(repository, tiny):
     flags, out = (*tiny[0][:2], "-num_iters", 3, "-batch_size", 2), repository.folder / "own"
 
@@ -430,6 +444,7 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     assert files() == after
 
 
+@pytest.mark.slow
 def test_the_last_interrupted_run_is_the_one_that_goes_on(repository, tiny):
     flags, out = (*tiny[0][:2], "-num_iters", 50, "-batch_size", 2, "-output", "halves"), repository.folder / "halves"
     repository.run("train.py", *flags)
@@ -451,6 +466,7 @@ def test_the_last_interrupted_run_is_the_one_that_goes_on(repository, tiny):
     assert not (out / "runs" / "tiny" / "checkpoint.pt").exists()
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_leave_a_clone_as_it_was(tmp_path):
     if not (ROOT / ".git").exists():
         pytest.skip("not a git repository")
@@ -473,6 +489,7 @@ def test_the_commands_of_the_readme_leave_a_clone_as_it_was(tmp_path):
     assert '"bits_interval": null' in scores  # of a single sequence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "code", "said"),
     [

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
 
 import llvmlite.binding
 import numpy as np
@@ -13,6 +14,13 @@ from numba.extending import get_cython_function_address, intrinsic
 from threadpoolctl import threadpool_limits
 
 from ntm.fused.jit import jit
+
+
+@cache
+def _limit_all_blas(_: int) -> int:
+    """Give NumPy's and SciPy's products one thread, in the whole process and once: their BLAS knows no other way."""
+    threadpool_limits(limits=1, user_api="blas")
+    return 1
 
 
 def _find_blas() -> Callable[[int], int]:
@@ -28,8 +36,7 @@ def _find_blas() -> Callable[[int], int]:
         addresses = [ctypes.cast(routine, ctypes.c_void_p).value for routine in routines]
     except (AttributeError, OSError):  # PyTorch has another BLAS, or keeps it to itself
         addresses = [get_cython_function_address("scipy.linalg.cython_blas", name) for name in ("sgemm", "dgemm")]
-        threadpool_limits(limits=1, user_api="blas")  # of NumPy's and SciPy's products in the whole process
-        limit = int  # does nothing: the limit is set
+        limit = _limit_all_blas
     for name, address in zip(("ntm_sgemm", "ntm_dgemm"), addresses, strict=True):
         llvmlite.binding.add_symbol(name, address)
     return limit

@@ -1,13 +1,11 @@
 """Numba's options, and every hack that the fast path asks of the compiler."""
 
 import hashlib
-import platform
 import warnings
 from functools import cache
 from pathlib import Path
 
-import llvmlite.binding
-from numba import config, njit
+from numba import njit
 from numba.core import caching
 from numba.core.cpu import CPUTargetOptions
 
@@ -16,10 +14,6 @@ FOLDER = Path(__file__).resolve().parent
 # The arrays that one of the small functions below takes never overlap. Numba has a flag that says so, but no option for
 # it; without, each short loop would begin with comparing all its arrays' addresses, which takes longer than the loop.
 CPUTargetOptions.noalias = CPUTargetOptions.Mapping("noalias")
-
-
-if config.CPU_FEATURES is None and platform.machine() in ("x86_64", "AMD64"):  # vectors as wide as the processor has
-    config.CPU_FEATURES = llvmlite.binding.get_host_cpu_features().flatten() + ",-prefer-256-bit"
 
 
 # Sums may be reordered and products fused, which vectorises them; NaN and infinity keep their meaning.

@@ -15,6 +15,8 @@ from real_runs import Folder
 
 from ntm import NTM, Backend
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_disk_that_fills_up_costs_nothing_that_was_saved(tmp_path):
     disk = tmp_path / "disk"

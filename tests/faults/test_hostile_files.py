@@ -16,6 +16,8 @@ from experiment import checkpoint
 from experiment.configuration import MAX_SIZE, Recipe, load_task_json
 from experiment.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 CORRUPTIONS = 200
 MUTATIONS = 500
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from real_runs import Folder, points
 
+pytestmark = pytest.mark.slow
+
 KILLS = 60  # over all chains
 CHAINS = 3
 
