@@ -65,10 +65,10 @@ def training_step(
 
     With `autograd`, by `loss.backward()` of a loss of one's own, without the cost of blur.
     """
-    task, network = configuration.make_task(), configuration.network
+    task, network = configuration.task, configuration.network
     recipe = dataclasses.replace(configuration.recipe, batch_size=batch_size)
     source, device = torch.Generator().manual_seed(0), model.device
-    batch = task.sample(batch_size, length, source).to(device)
+    batch = task.sample(batch_size, (length,), source).to(device)
     weights = model.flatten_parameters()
     optimizer, clipper = make_optimizer(recipe, weights, model.use_fused()), Clipper(recipe)
     cells = *batch.inputs.shape[:2], network.controller_size
@@ -92,8 +92,8 @@ def forward_only(
     configuration: Configuration, model: NTM, batch_size: int, length: int, rows: int | None = None
 ) -> Callable[[], None]:
     """Make the work of one forward pass without gradients, with the configured rows of memory or others."""
-    task = configuration.make_task()
-    batch = task.sample(batch_size, length, torch.Generator().manual_seed(0)).to(model.device)
+    task = configuration.task
+    batch = task.sample(batch_size, (length,), torch.Generator().manual_seed(0)).to(model.device)
     model.eval()
 
     @torch.no_grad()

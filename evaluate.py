@@ -3,7 +3,7 @@
 
     python evaluate.py -config m2d3
 
-prints wrong bits and exact sequences by length, and writes the table and pictures into log/.
+prints wrong bits and exact sequences by size, and writes the table and pictures into log/.
 """
 
 import argparse
@@ -20,18 +20,17 @@ from experiment import animation, plots
 from experiment.backend import choose_device, start_backend
 from experiment.bits import read_sequences
 from experiment.checkpoint import load_model
-from experiment.configuration import NAMES, NINE, ROOT, Configuration
-from experiment.errors import InputError, Parser, number, numbers, run_script
+from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_title, task_of
+from experiment.errors import InputError, Parser, number, run_script, sizes
 from experiment.page import write_page
-from experiment.scoring import EVALUATION, Score, generator, sample_lengths, score, trace
+from experiment.scoring import EVALUATION, Score, generator, sample_sizes, score, trace
 from ntm import NTM, Backend
 from ntm.machine import Machine
-from tasks import Batch
+from tasks import Batch, Task, VectorTask, describe, label
 
-LENGTHS = (20, 30, 50, 75, 100, 120)
 MISTAKES_SHOWN = 3
-SHOWN_LENGTH = 30  # of the sequence in the picture, or the longest trained length where that is less
-ANIMATED_LENGTH = 10  # likewise
+SHOWN_SIZE = 30  # of the sequence in the picture, each part of its size, or the largest trained where that is less
+ANIMATED_SIZE = 10  # likewise
 
 
 def parse_options() -> argparse.Namespace:
@@ -43,18 +42,18 @@ def parse_options() -> argparse.Namespace:
         metavar="NAME",
         help=f"one of {', '.join(NAMES)}; all: the nine of m1, m2, m3; m1d1-2: the second run of m1d1",
     )
-    parser.add("saved_model", type=Path, metavar="PATH", help="the model (default: saved_model/reverse_<config>.pt)")
+    parser.add("saved_model", type=Path, metavar="PATH", help="the model (default: the configuration's)")
     parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/ and log/ (default: here)")
     parser.add(
-        "lengths",
-        type=numbers(1, 1_000_000),
-        metavar="L,L,...",
-        help="lengths to score, as 5,10-20 (default: trained, to 120)",
+        "sizes",
+        type=sizes(1, 1_000_000),
+        metavar="S,S,...",
+        help="sizes to score, such as lengths: 5,10-20; of repeat copy length x repeats: 10x3 (default: trained, beyond)",
     )
     parser.add("input", type=Path, metavar="FILE", help="answer these sequences instead: a vector a line, as 01101001")
     parser.add("page", action="store_true", help="write log/<config>.html instead: the model, running in a browser")
     parser.add("animate", action="store_true", help="write log/<config>_steps.gif and _training.gif instead")
-    parser.add("num_sequences", type=number(int, 1, 10**7), default=256, help="sequences a length")
+    parser.add("num_sequences", type=number(int, 1, 10**7), default=256, help="sequences a size")
     parser.add("memory_units", type=number(int, 1, 10**6), help="rows of memory (default: as configured)")
     parser.add(
         "dirt",
@@ -93,33 +92,56 @@ def load(path: Path, options: argparse.Namespace) -> tuple[Machine, Configuratio
     return model, configuration
 
 
-def default_lengths(configuration: Configuration) -> list[int]:
-    """The bottom, middle and top of the trained range, and longer ones."""
-    low, high = configuration.data.min_seq_len, configuration.data.max_seq_len
-    return sorted({low, (low + high) // 2, high, *LENGTHS})
+def tested_sizes(configuration: Configuration, asked: list[tuple] | None) -> list[tuple]:
+    """The sizes asked for; else the bottom, middle and top of the trained range, and longer ones.
+
+    Raises:
+        InputError: those asked for have not as many numbers as a size of the task.
+    """
+    data, kind = configuration.data, configuration.task.Size
+    if asked:
+        for size in asked:
+            if len(size) != len(kind._fields):
+                raise InputError(
+                    f"-sizes {label(size)}: a size of {data.name} is {' x '.join(kind._fields)}, as {label(data.high)}"
+                )
+        return [kind(*size) for size in asked]
+    middle = kind(*((low + high) // 2 for low, high in zip(data.low, data.high, strict=True)))
+    return sorted({data.low, middle, data.high, *configuration.task.tested})
+
+
+def shown_size(configuration: Configuration, most: int) -> tuple:
+    """The largest size in training, each of its parts at most so large."""
+    return configuration.task.Size(*(min(part, most) for part in configuration.data.high))
+
+
+def optimal_cost(task: Task, batches: list[Batch]) -> float | None:
+    """The mean cost of the best that can be known, in bits a sequence; None where that is 0."""
+    costs = [task.optimal_cost(batch) for batch in batches]
+    return None if costs[0] is None else torch.cat(costs).mean().item()
 
 
 def evaluate(
     model: Machine, configuration: Configuration, options: argparse.Namespace
-) -> tuple[dict[int, Score], list[Batch]]:
-    """Score a model at each length, with a bar; also a few of the sequences that it got wrong, the shortest first.
+) -> tuple[dict[tuple, Score], dict[tuple, float], list[Batch]]:
+    """Score a model at each size, with a bar; the best cost that can be, where that is not 0; and a few mistakes.
 
     On a dirty memory no such sequences are given: another memory might make no mistake of them.
     """
-    task = configuration.make_task()
-    source = generator(options.seed, EVALUATION)
-    scores, mistakes = {}, []
-    for length in tqdm(
-        options.lengths or default_lengths(configuration), desc=configuration.name, leave=False, disable=None
-    ):
-        batches = sample_lengths(task, [length], options.num_sequences, source)
-        scores[length], wrong = score(model, task, batches, options.memory_units, options.dirt, source)
-        if options.dirt:
+    task, source = configuration.task, generator(options.seed, EVALUATION)
+    scores, optima, mistakes = {}, {}, []
+    for size in tqdm(tested_sizes(configuration, options.sizes), desc=configuration.name, leave=False, disable=None):
+        batches = sample_sizes(task, [size], options.num_sequences, source)
+        scores[size], wrong = score(model, task, batches, options.memory_units, options.dirt, source)
+        optimum = optimal_cost(task, batches)
+        if optimum is not None:
+            optima[size] = optimum
+        if options.dirt or optima:  # where even the best is wrong at times, there are no mistakes to show
             continue
         for batch, batch_wrong in zip(batches, wrong, strict=True):
             for b in torch.nonzero(batch_wrong)[: MISTAKES_SHOWN - len(mistakes), 0].tolist():
                 mistakes.append(Batch(*(part[:, b : b + 1] for part in batch)))
-    return scores, mistakes
+    return scores, optima, mistakes
 
 
 @torch.no_grad()
@@ -130,7 +152,7 @@ def show_mistake(model: Machine, one: Batch, memory_units: int | None) -> str:
     answer = (logits[:, 0] > 0).int()[one.mask[:, 0] > 0].tolist()
     target = one.targets[:, 0].int()[one.mask[:, 0] > 0].tolist()
     bad = [i for i, (said, meant) in enumerate(zip(answer, target, strict=True)) if said != meant]
-    lines = [f"a sequence of length {len(target)} with {len(bad)} wrong vectors, the first of them:"]
+    lines = [f"a sequence of {len(target)} answers with {len(bad)} wrong vectors, the first of them:"]
     for i in bad[:4]:
         said, meant = ("".join(map(str, bits[i])) for bits in (answer, target))
         start = f"  answer step {i + 1:4d}  target {meant}  answer "
@@ -143,7 +165,11 @@ def show_mistake(model: Machine, one: Batch, memory_units: int | None) -> str:
 def answer(path: Path, options: argparse.Namespace) -> None:
     """Let a model answer the sequences of a file, and print what it says, vector by vector."""
     model, configuration = load(path, options)
-    task, rows = configuration.make_task(), options.memory_units or configuration.network.memory_units
+    task, rows = configuration.task, options.memory_units or configuration.network.memory_units
+    if not isinstance(task, VectorTask):
+        raise InputError(
+            f"-input: answers sequences of reverse and copy; {configuration.name} does {configuration.data.name}"
+        )
     sequences = read_sequences(options.input, task.output_size)
     for i, bits in enumerate(sequences, start=1):
         batch = task.batch(bits).to(model.device)
@@ -151,7 +177,7 @@ def answer(path: Path, options: argparse.Namespace) -> None:
         wrong = int(task.wrong_bits(logits, batch))
         bits_wrong = f"{wrong or 'no'} wrong bit{'s' * (wrong != 1)}"
         memory = f"{rows} rows of memory" if rows else "no memory"
-        print(f"sequence {i}: {len(bits)} vector(s), {memory}, {bits_wrong}; its vectors, last to first:")
+        print(f"sequence {i}: {len(bits)} vector(s), {memory}, {bits_wrong}; its answer ({configuration.data.name}):")
         if rows and len(bits) > rows:
             print(f"  (longer than the memory: -memory_units {len(bits) + 2} would hold it)")
         answering = batch.mask[:, 0] > 0
@@ -160,29 +186,37 @@ def answer(path: Path, options: argparse.Namespace) -> None:
             print(f"  {said}" + (f"  wrong: {meant} was meant" if said != meant else ""))
 
 
-def print_table(scores: dict[int, Score], rows: int | None) -> None:
-    """Print one model's scores, a line a length."""
+def print_table(scores: dict[tuple, Score], optima: dict[tuple, float], rows: int | None) -> None:
+    """Print one model's scores, a line a size."""
     columns = {
-        "length": 8,
+        " x ".join(next(iter(scores))._fields): 20,
         "rows": 7,
         "sequences": 11,
         "wrong bits a sequence": 25,
         "exact": 10,
         "at least": 11,
-        "loss": 11,
-    }
+        "cost (bits)": 14,
+    } | ({"optimal": 10, "above": 9} if optima else {})
     print("".join(f"{name:>{width}}" for name, width in columns.items()))
-    for length, s in scores.items():
+    for size, s in scores.items():
         bits = f"{s.bits:.3f} +- {'-' if math.isnan(s.bits_interval) else f'{s.bits_interval:.3f}'}"
-        print(f"{length:8d}{rows or '-':>7}{s.sequences:11d}{bits:>25}{s.exact:10.2%}{s.exact_low:11.2%}{s.loss:11.6f}")
+        line = f"{label(size):>20}{rows or '-':>7}{s.sequences:11d}{bits:>25}{s.exact:10.2%}{s.exact_low:11.2%}"
+        line += f"{s.cost:14.4f}"
+        if size in optima:
+            line += f"{optima[size]:10.3f}{s.cost / optima[size] - 1:9.2%}"
+        print(line)
 
 
-def write_files(name: str, scores: dict[int, Score], rows: int | None, options: argparse.Namespace) -> None:
+def write_files(
+    name: str, scores: dict[tuple, Score], optima: dict[tuple, float], rows: int | None, options: argparse.Namespace
+) -> None:
     """Write a model's table as JSON and CSV into log/."""
     table = [
-        {"length": length, "memory_units": rows}
+        size._asdict()
+        | {"memory_units": rows}
         | {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in s._asdict().items()}
-        for length, s in scores.items()
+        | ({"optimal_cost": optima[size]} if size in optima else {})
+        for size, s in scores.items()
     ]
     document = {"name": name, "seed": options.seed, "scores": table}
     (options.output / "log" / f"{name}_scores.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -192,21 +226,19 @@ def write_files(name: str, scores: dict[int, Score], rows: int | None, options: 
         writer.writerows(table)
 
 
-def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration, dict[int, Score]]:
+def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration, dict[tuple, Score]]:
     """Load, score, print and draw one model."""
     model, configuration = load(path, options)
     rows = options.memory_units or configuration.network.memory_units
-    scores, mistakes = evaluate(model, configuration, options)
+    scores, optima, mistakes = evaluate(model, configuration, options)
     print(f"{configuration.name} ({path.name}), seed {options.seed} of the test sequences")
-    print_table(scores, rows)
+    print_table(scores, optima, rows)
     for mistake in mistakes:
         print(show_mistake(model, mistake, options.memory_units))
     (options.output / "log").mkdir(parents=True, exist_ok=True)
-    name, data = configuration.name, configuration.data
-    write_files(name, scores, rows, options)
-    plots.accuracy_by_length(
-        {name: scores}, {name: (data.min_seq_len, data.max_seq_len)}, options.output / "log" / f"{name}_accuracy.png"
-    )
+    name = configuration.name
+    write_files(name, scores, optima, rows, options)
+    plots.accuracy_by_size({name: scores}, {name: configuration.data}, options.output / "log" / f"{name}_accuracy.png")
     if isinstance(model, NTM):
         draw_memory_pictures(model, configuration, mistakes, options)
     return configuration, scores
@@ -217,15 +249,14 @@ def draw_memory_pictures(
 ) -> None:
     """Draw what the heads and the memory do on one sequence, and on the first mistake, into log/."""
     name, rows = configuration.name, options.memory_units or configuration.network.memory_units
-    length = min(SHOWN_LENGTH, configuration.data.max_seq_len)
-    source = generator(options.seed, EVALUATION)
-    sequence = configuration.make_task().sample(1, length, source)
+    size, source = shown_size(configuration, SHOWN_SIZE), generator(options.seed, EVALUATION)
+    sequence = configuration.task.sample(1, size, source)
     shown = trace(model, sequence, options.memory_units, options.dirt, source)
     clean_and_dirty = {
         "a blank memory at first": trace(model, sequence, options.memory_units),
         "a dirty memory at first": trace(model, sequence, options.memory_units, options.dirt or 1.0, source),
     }
-    title = f"{name}: reversing {length} vectors with {rows} rows of memory"
+    title = f"{name}: {configuration.data.name}, {describe(size)}, with {rows} rows of memory"
     plots.machine(shown, title, options.output / "log" / f"{name}_machine.png")
     plots.controls(shown, title, options.output / "log" / f"{name}_controls.png")
     plots.memory_over_time(clean_and_dirty, title, options.output / "log" / f"{name}_memory.png")
@@ -233,18 +264,20 @@ def draw_memory_pictures(
     picture.unlink(missing_ok=True)
     if mistakes:
         shown = trace(model, mistakes[0], options.memory_units)
-        plots.machine(shown, f"{name}: a mistake at length {int(shown.mask.sum())} with {rows} rows of memory", picture)
+        plots.machine(
+            shown, f"{name}: a mistake among {int(shown.mask.sum())} answers, with {rows} rows of memory", picture
+        )
 
 
 def animate(path: Path, options: argparse.Namespace) -> None:
     """Write the moving pictures of a model, and of the run that made it."""
     model, configuration = load(path, options)
     name, log = configuration.name, options.output / "log"
-    length = min(ANIMATED_LENGTH, configuration.data.max_seq_len)
-    sequence = configuration.make_task().sample(1, length, generator(options.seed, EVALUATION))
+    size = shown_size(configuration, ANIMATED_SIZE)
+    sequence = configuration.task.sample(1, size, generator(options.seed, EVALUATION))
     shown = trace(model, sequence, options.memory_units)
     log.mkdir(parents=True, exist_ok=True)
-    animation.steps(shown, f"{name}: reversing {length} vectors", log / f"{name}_steps.gif")
+    animation.steps(shown, f"{name}: {configuration.data.name}, {describe(size)}", log / f"{name}_steps.gif")
     print(f"{log / f'{name}_steps.gif'}")
     animation.training(options.output / "runs" / name, name, log / f"{name}_training.gif")
     print(f"{log / f'{name}_training.gif'}")
@@ -254,7 +287,8 @@ def main() -> None:
     """Evaluate one model, or all nine."""
     options = parse_options()
     names = NINE if options.config == "all" else (options.config,)
-    paths = {name: options.saved_model or options.output / "saved_model" / f"reverse_{name}.pt" for name in names}
+    folder = options.output / "saved_model"
+    paths = {name: options.saved_model or folder / f"{model_title(task_of(name), name)}.pt" for name in names}
     if options.input:
         answer(paths[options.config], options)
         return
@@ -264,6 +298,10 @@ def main() -> None:
                 animate(path, options)
             if options.page:
                 model, configuration = load(path, options)
+                if configuration.data.name != "reverse":
+                    raise InputError(
+                        f"-page: the page does reverse; {configuration.name} does {configuration.data.name}"
+                    )
                 page = options.output / "log" / f"{configuration.name}.html"
                 write_page(model, configuration, page)
                 print(page)
@@ -271,13 +309,14 @@ def main() -> None:
     results = {name: evaluate_one(path, options) for name, path in paths.items()}
     if len(results) == 1:
         return
-    scores = {name: by_length for name, (_, by_length) in results.items()}
-    trained = {name: (c.data.min_seq_len, c.data.max_seq_len) for name, (c, _) in results.items()}
-    lengths = sorted({length for by_length in scores.values() for length in by_length})
-    print("wrong bits a sequence, by length\n" + f"{'':8}" + "".join(f"{length:>9d}" for length in lengths))
-    for name, by_length in scores.items():
-        print(f"{name:8}" + "".join(f"{by_length[n].bits:9.3f}" if n in by_length else f"{'-':>9}" for n in lengths))
-    plots.accuracy_by_length(scores, trained, options.output / "log" / "all_accuracy.png")
+    scores = {name: by_size for name, (_, by_size) in results.items()}
+    sizes_of_all = sorted({size for by_size in scores.values() for size in by_size})
+    print("wrong bits a sequence, by length\n" + f"{'':8}" + "".join(f"{label(size):>9}" for size in sizes_of_all))
+    for name, by_size in scores.items():
+        cells = (f"{by_size[size].bits:9.3f}" if size in by_size else f"{'-':>9}" for size in sizes_of_all)
+        print(f"{name:8}" + "".join(cells))
+    data = {name: configuration.data for name, (configuration, _) in results.items()}
+    plots.accuracy_by_size(scores, data, options.output / "log" / "all_accuracy.png")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from experiment.checkpoint import load, load_model, write_atomically
 from experiment.configuration import CONFIGS, NAMES, NINE, ROOT, Configuration
 from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.options import parse_options
-from experiment.scoring import EVALUATION, generator, sample_lengths, score, trace
+from experiment.scoring import EVALUATION, generator, sample_sizes, score, trace
 from ntm import NTM
 from ntm.machine import Machine
 
@@ -120,14 +120,15 @@ def die_with_the_parent() -> None:
 
 def count_wrong(model: Machine, configuration: Configuration, sequences: int, long_sequences: int) -> dict[str, int]:
     """Count the sequences with a wrong bit, by length: on a blank memory, and on a dirty one."""
-    task, source, data = configuration.make_task(), generator(SCORING_SEED, EVALUATION), configuration.data
+    task, source, data = configuration.task, generator(SCORING_SEED, EVALUATION), configuration.data
     lengths = LENGTHS
     if configuration.name not in NAMES:
-        lengths = sorted({data.min_seq_len, (data.min_seq_len + data.max_seq_len) // 2, data.max_seq_len, *LENGTHS[8:]})
+        low, high = data.low.seq_len, data.high.seq_len
+        lengths = sorted({low, (low + high) // 2, high, *LENGTHS[8:]})
     wrong = {}
 
     def test(key: str, length: int, count: int, rows: int | None = None, dirt: float = 0.0) -> None:
-        s, _ = score(model, task, sample_lengths(task, [length], count, source), rows, dirt, source)
+        s, _ = score(model, task, sample_sizes(task, [task.Size(length)], count, source), rows, dirt, source)
         wrong[key] = round((1 - s.exact) * s.sequences)
 
     for length in lengths:
@@ -170,8 +171,7 @@ def read_head(model: Machine, configuration: Configuration) -> dict[str, float]:
     """Look at the read heads while one sequence is read: their mean gate, and the mean of their largest weighting."""
     if not isinstance(model, NTM):
         return {}
-    length = configuration.data.max_seq_len
-    shown = trace(model, configuration.make_task().sample(1, length, generator(SCORING_SEED, EVALUATION)))
+    shown = trace(model, configuration.task.sample(1, configuration.data.high, generator(SCORING_SEED, EVALUATION)))
     reading, heads = shown.mask == 0, shown.read_weighting.shape[1]
     return {
         "read_gate": round(float(shown.interpolation_gate[reading, :heads].mean()), 3),

@@ -27,12 +27,13 @@ from experiment.scoring import (
     HELD_OUT,
     Score,
     generator,
-    sample_lengths,
+    sample_sizes,
     score,
-    spread_lengths,
+    sequence_bits,
+    spread_sizes,
     trace,
 )
-from experiment.training import Clipper, blur_cost, draw_iteration, longest_length, make_optimizer, set_learning_rate
+from experiment.training import Clipper, blur_cost, draw_iteration, largest_size, make_optimizer, set_learning_rate
 from ntm import NTM, Backend
 from tasks import Batch, Task
 
@@ -46,28 +47,29 @@ class HeldOut(NamedTuple):
 
 def draw_held_out(configuration: Configuration) -> HeldOut:
     """Draw them, from a stream of their own."""
-    task, data = configuration.make_task(), configuration.data
+    task, data = configuration.task, configuration.data
     source = generator(configuration.recipe.seed, HELD_OUT)
-    lengths = {
-        "test": spread_lengths(data.min_seq_len, data.max_seq_len, 8),
-        "test_longer": spread_lengths(data.longer_min_seq_len, data.longer_max_seq_len, 4),
+    sizes = {
+        "test": spread_sizes(data.low, data.high, 8),
+        "test_longer": spread_sizes(data.longer_low, data.longer_high, 4),
     }
-    tests = {curve: sample_lengths(task, of, 16, source) for curve, of in lengths.items()}
-    return HeldOut(tests, task.sample(1, data.max_seq_len, source))
+    tests = {curve: sample_sizes(task, of, 16 if len(of) > 1 else 128, source) for curve, of in sizes.items()}
+    return HeldOut(tests, task.sample(1, data.high, source))
 
 
 def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> Score:
     """Log and draw where the run stands; returns the score on the held-out set of trained lengths."""
     configuration, means, step = state.configuration, state.means(), state.step
-    log.scalars("train", step, loss=means["loss"], bits=means["bits"], exact=means["exact"])
+    log.scalars("train", step, loss=means["loss"], cost=means["cost"], bits=means["bits"], exact=means["exact"])
     log.scalars("train", step, learning_rate=lr, gradient_norm=means["norm"])
     log.scalars("train", step, sequences_per_second=state.sequences_per_second())
-    log.scalars("train", step, longest_length=longest_length(configuration.recipe, configuration.data, step))
+    largest = largest_size(configuration.recipe, configuration.data, step)._asdict()
+    log.scalars("train", step, **{f"largest_{name}": value for name, value in largest.items()})
     line = f"iteration {step:6d}  {state.seconds():7.1f} s  train: "
     line += "loss {loss:.5f} bits {bits:7.3f} exact {exact:.4f}".format(**means)
-    results = {c: score(state.model, configuration.make_task(), batches)[0] for c, batches in held_out.tests.items()}
+    results = {c: score(state.model, configuration.task, batches)[0] for c, batches in held_out.tests.items()}
     for curve, result in results.items():
-        log.scalars(curve, step, loss=result.loss, bits=result.bits, exact=result.exact)
+        log.scalars(curve, step, loss=result.loss, cost=result.cost, bits=result.bits, exact=result.exact)
         line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
     log.line(line)
     if isinstance(state.model, NTM):
@@ -79,7 +81,7 @@ def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> Scor
 def train(state: TrainState, log: RunLog, held_out: HeldOut, options: argparse.Namespace) -> Score | None:
     """Iterate until the end, and return the last score; or until someone stops the run, and return None."""
     configuration, model, optimizer, clipper = state.configuration, state.model, state.optimizer, state.clipper
-    recipe, task, weights = configuration.recipe, configuration.make_task(), model.flat_parameters
+    recipe, task, weights = configuration.recipe, configuration.task, model.flat_parameters
     last_score, stop = None, InterruptFlag()
     bar = tqdm(total=recipe.num_iters, initial=state.step, unit="it", dynamic_ncols=True, disable=None)
     while state.step < recipe.num_iters and not stop:
@@ -93,7 +95,8 @@ def train(state: TrainState, log: RunLog, held_out: HeldOut, options: argparse.N
         optimizer.step()
 
         wrong = task.wrong_bits(logits, batch).double()
-        state.add(loss=loss, bits=wrong.mean().item(), exact=(wrong == 0).double().mean().item(), norm=norm)
+        cost = sequence_bits(loss, batch)
+        state.add(loss=loss, cost=cost, bits=wrong.mean().item(), exact=(wrong == 0).double().mean().item(), norm=norm)
         bar.update()
         if state.step % 50 == 0:
             means, speed = state.means(), state.sequences_per_second()
@@ -128,8 +131,8 @@ def main() -> None:
     """One run, from top to bottom."""
     # Options, and the places of the run's files.
     options, configuration = parse_options(__doc__)
-    if type(configuration.make_task()).loss is not Task.loss:
-        raise InputError(f"task {configuration.data.task}: has a loss of its own, and train.py trains on Task.loss")
+    if type(configuration.task).loss is not Task.loss:
+        raise InputError(f"task {configuration.data.name}: has a loss of its own, and train.py trains on Task.loss")
     device = choose_device(options.device)
     wanted_name = configuration.name
     configuration, folder, saved_model, lock = claim_run(configuration, options)

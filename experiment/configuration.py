@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiment.errors import InputError
-from experiment.recipe import Recipe, make_recipe, refuse_other_optimizers
+from experiment.recipe import OPTIMIZER_SETTINGS, Recipe, make_recipe, refuse_other_optimizers
 from ntm import NTM, Backend, LSTMBaseline
 from ntm.controller import CONTROLLERS
 from tasks import TASKS, Task
@@ -17,8 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 NETWORKS = ("m1", "m2", "m3", "f1", "l1")  # f: with a feed-forward controller; l: LSTM alone
 DATA_SETS = ("d1", "d2", "d3")
-NAMES = tuple(network + data for network in NETWORKS for data in DATA_SETS)
-NINE = tuple(name for name in NAMES if name.startswith("m"))
+REVERSE = tuple(network + data for network in NETWORKS for data in DATA_SETS)
+NINE = tuple(name for name in REVERSE if name.startswith("m"))
+PAPER_TASKS = ("copy", "repeat_copy", "associative_recall", "ngram", "priority_sort")
+MACHINES = {"": "NTM, LSTM controller", "_ff": "NTM, feed-forward controller", "_lstm": "LSTM"}  # Tables 2, 1 and 3
+PAPER = tuple(task + machine for task in PAPER_TASKS for machine in MACHINES)
+NAMES = REVERSE + PAPER
 
 MAX_SIZE = 1_000_000  # of any number in a configuration file
 MAX_MEMORY_CELLS = 100_000_000  # of one sequence's memory, rows times width
@@ -54,14 +58,40 @@ class BaselineNetwork:
 
 @dataclass(frozen=True)
 class Data:
-    """The data configurations d1, d2, d3: a task and its lengths, each range inclusive at both ends."""
+    """A task and its ranges of sizes, each inclusive at both ends: the data configurations d1, d2, d3."""
 
-    task: str
-    seq_width: int  # bits in a vector
-    min_seq_len: int
-    max_seq_len: int
-    longer_min_seq_len: int  # the range of the longer test; above `max_seq_len`, never trained on
-    longer_max_seq_len: int
+    name: str  # of the task, one of `TASKS`
+    task: Task
+    low: tuple  # the smallest and the largest size in training, each a `task.Size`
+    high: tuple
+    longer_low: tuple  # and in the longer test, which training never sees
+    longer_high: tuple
+
+    @staticmethod
+    def types(name: str) -> dict[str, type]:
+        """The keys of a task's data set in a file, each with its type."""
+        parameters = [field.name for field in dataclasses.fields(TASKS[name])]
+        ranges = [
+            f"{end}_{of}" for end in ("min", "max", "longer_min", "longer_max") for of in TASKS[name].Size._fields
+        ]
+        return {"task": str} | dict.fromkeys(parameters + ranges, int)
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> "Data":
+        """Build from the keys of `types`, checked."""
+        kind = TASKS[fields["task"]]
+        task = kind(**{field.name: fields[field.name] for field in dataclasses.fields(kind)})
+        ends = (
+            kind.Size(*(fields[f"{end}_{of}"] for of in kind.Size._fields))
+            for end in ("min", "max", "longer_min", "longer_max")
+        )
+        return cls(fields["task"], task, *ends)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys of `types`; `from_fields` is the way back."""
+        ends = {"min": self.low, "max": self.high, "longer_min": self.longer_low, "longer_max": self.longer_high}
+        sizes = {f"{end}_{of}": value for end, size in ends.items() for of, value in size._asdict().items()}
+        return {"task": self.name} | dataclasses.asdict(self.task) | sizes
 
 
 @dataclass(frozen=True)
@@ -75,22 +105,24 @@ class Configuration:
 
     @property
     def title(self) -> str:
-        """Task and name, as in `reverse_m1d1`: what the run's files are called."""
-        return f"{self.data.task}_{self.name}"
+        """Task and name, as in `reverse_m1d1` or `copy_ff`: what the run's model is called."""
+        return model_title(self.data.name, self.name)
 
-    def make_task(self) -> Task:
-        """Build the task."""
-        return TASKS[self.data.task](self.data.seq_width)
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.data.task
 
     def make_model(self, backend: Backend = Backend.AUTO) -> NTM | LSTMBaseline:
         """Build the network for the task, its weights drawn from torch's default generator."""
-        task = self.make_task()
+        task = self.task
         machine = NTM if isinstance(self.network, Network) else LSTMBaseline
         return machine(task.input_size, task.output_size, **dataclasses.asdict(self.network), backend=backend)
 
     def as_dict(self) -> dict[str, Any]:
         """Turn into plain containers, for a checkpoint; `from_dict` is the way back."""
-        return dataclasses.asdict(self)
+        parts = {"network": dataclasses.asdict(self.network), "data": self.data.as_dict()}
+        return {"name": self.name, **parts, "recipe": dataclasses.asdict(self.recipe)}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], source: str, finished: bool = False) -> "Configuration":
@@ -112,8 +144,18 @@ class Configuration:
         return cls(fields["name"], network, data, make_recipe(recipe, f"{source}: "))
 
 
-def load_recipe(name: str, given: dict[str, Any]) -> Recipe:
-    """Read a recipe by its name or its file's path, such as paper; what is `given` overrides its settings.
+def model_title(task: str, name: str) -> str:
+    """What the model of a run is called: the task and the run's name, the task once."""
+    return name if name.startswith(task) else f"{task}_{name}"
+
+
+def task_of(name: str) -> str:
+    """The task of a configuration in `NAMES`."""
+    return next((task for task in PAPER_TASKS if name.startswith(task)), "reverse")
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Read the settings of a recipe by its name or its file's path, such as paper.
 
     Raises:
         InputError: there is no such recipe, or a setting is wrong.
@@ -123,42 +165,83 @@ def load_recipe(name: str, given: dict[str, Any]) -> Recipe:
     if path.suffix != ".json":
         raise InputError(f"-recipe {name}: no such recipe; choose one of {', '.join(names)}, or give a JSON file")
     settings = _checked_keys(_read_json(path), _types(Recipe), str(path), partial=True)
-    recipe = make_recipe({**settings, **given}, f"{path}: ")
-    refuse_other_optimizers({**settings, **given}, recipe)
-    return recipe
+    make_recipe(settings, f"{path}: ")
+    return settings
 
 
-def load_configuration(name: str, recipe: Recipe) -> Configuration:
-    """Read a network and a data set of reverse by their names, such as m1d1.
+def with_settings(configuration: Configuration, settings: dict[str, Any], source: str = "-") -> Configuration:
+    """Put other settings in the place of those of a configuration's own recipe.
+
+    Raises:
+        InputError: one of them is impossible, or belongs to an optimizer, a machine or a task that this has not.
+    """
+    own = dataclasses.asdict(configuration.recipe)
+    other = settings.get("optimizer", own["optimizer"]) != own["optimizer"]
+    if other:  # what the own recipe says of its optimizer is no setting of the other
+        own = {key: value for key, value in own.items() if key not in OPTIMIZER_SETTINGS}
+    recipe = make_recipe({**own, **settings}, source)
+    refuse_other_optimizers(settings, recipe)
+    return _checked_recipe(dataclasses.replace(configuration, recipe=recipe), source)
+
+
+def _checked_recipe(configuration: Configuration, source: str) -> Configuration:
+    if configuration.recipe.uneven and not configuration.task.can_be_uneven:
+        raise InputError(f"{source}uneven: the task {configuration.data.name} has no uneven sequences; 0 is allowed")
+    return configuration
+
+
+def load_configuration(name: str, recipe: Recipe | None = None) -> Configuration:
+    """Read a configuration by its name: a network and a data set of reverse, such as m1d1, or a file, such as copy.
+
+    Args:
+        recipe: in the place of the configuration's own.
 
     Raises:
         InputError: there is no such configuration, or its files are wrong.
     """
+    if name in PAPER:
+        return load_task_json(CONFIGS / f"{name}.json", recipe)
     if name not in NAMES:
         raise InputError(f"-config {name}: no such configuration; choose one of {', '.join(NAMES)}")
     paths = CONFIGS / f"{name[:2]}.json", CONFIGS / f"{name[2:]}.json"
-    fields = _read_json(paths[0])
-    kind = _network_kind(fields)
-    network = kind(**_checked(fields, kind, str(paths[0])))
-    data = Data(**_checked(_read_json(paths[1]), Data, str(paths[1])))
-    _check_together(network, data, f"{paths[0]}, {paths[1]}")
-    return Configuration(name, network, data, recipe)
+    parts = [_read_json(path) for path in paths]
+    for fields, path, types in zip(parts, paths, (_types(_network_kind(parts[0])), _data_types(parts[1])), strict=True):
+        _checked_keys(fields, types, str(path), partial=True)
+    network, data = network_and_data({**parts[0], **parts[1]}, f"{paths[0]}, {paths[1]}")
+    return Configuration(name, network, data, recipe or Recipe())
 
 
-def load_task_json(path: Path, recipe: Recipe) -> Configuration:
-    """Read a file that holds the keys of `Network` and `Data` together; the run is named after the file.
+def load_task_json(path: Path, recipe: Recipe | None = None) -> Configuration:
+    """Read a file that holds the keys of a network and of `Data` together; the run is named after the file.
+
+    Its key "recipe" may hold what its task needs to be other than the default recipe.
+
+    Args:
+        recipe: in the place of the file's.
 
     Raises:
         InputError: the file cannot be read or is wrong.
     """
-    network, data = network_and_data(_read_json(path), str(path))
+    fields = _read_json(path)
+    settings = fields.pop("recipe", {})
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: 'recipe' must be an object, not {json.dumps(settings)[:40]}")
+    settings = _checked_keys(settings, _types(Recipe), f"{path}: recipe", partial=True)
+    network, data = network_and_data(fields, str(path))
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", path.stem):
         raise InputError(f"{path}: a run is named after its file; use letters, digits, '_', '-' and '.', 64 at most")
-    return Configuration(path.stem, network, data, recipe)
+    configuration = Configuration(path.stem, network, data, recipe or make_recipe(settings, f"{path}: "))
+    return configuration if recipe else _checked_recipe(configuration, f"{path}: ")
 
 
 def _network_kind(fields: dict[str, Any]) -> type[Network] | type[BaselineNetwork]:
     return BaselineNetwork if fields.keys() & _types(BaselineNetwork).keys() else Network
+
+
+def _data_types(fields: dict[str, Any]) -> dict[str, type]:
+    """The keys of the data set of the task that some fields name, or of reverse where they name none."""
+    name = fields.get("task", "reverse")
+    return Data.types(name if isinstance(name, str) and name in TASKS else "reverse")
 
 
 def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | BaselineNetwork, Data]:
@@ -167,11 +250,28 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     Raises:
         InputError: a key is missing, unknown, of a wrong type, or impossible.
     """
-    kinds = _network_kind(fields), Data
-    fields = _checked_keys({**_defaults(kinds[0]), **fields}, {**_types(kinds[0]), **_types(Data)}, source)
-    parts = [kind(**_checked({key: fields[key] for key in _types(kind)}, kind, source)) for kind in kinds]
-    _check_together(*parts, source)
-    return tuple(parts)
+    kind, data_types = _network_kind(fields), _data_types(fields)
+    fields = _checked_keys({**_defaults(kind), **fields}, {**_types(kind), **data_types}, source)
+    choices = {"task": TASKS, "controller": CONTROLLERS}
+    limits = {key: (1, MAX_SIZE) for key, value in fields.items() if isinstance(value, int)}
+    for key, value in fields.items():
+        if key in choices and value not in choices[key]:
+            raise InputError(f"{source}: {key!r} is {value!r}; allowed are {', '.join(choices[key])}")
+    for key, ends in TASKS[fields["task"]].limits.items():
+        limits |= {
+            name: ends for name in limits if name == key or name.endswith(f"_{key}") and name not in _types(kind)
+        }
+    for key, (low, high) in limits.items():
+        if not low <= fields[key] <= high:
+            raise InputError(f"{source}: {key!r} is {fields[key]}; allowed is {low} to {high}")
+    for of in TASKS[fields["task"]].Size._fields:
+        for low, high in ((f"min_{of}", f"max_{of}"), (f"longer_min_{of}", f"longer_max_{of}")):
+            if fields[low] > fields[high]:
+                raise InputError(f"{source}: {low!r} ({fields[low]}) must be at most {high!r} ({fields[high]})")
+    network = kind(**{key: fields[key] for key in _types(kind)})
+    data = Data.from_fields({key: fields[key] for key in data_types})
+    _check_together(network, data, source)
+    return network, data
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -224,30 +324,16 @@ def _checked_keys(fields: dict[str, Any], types: dict[str, type], source: str, p
     return fields
 
 
-def _checked(fields: dict[str, Any], kind: type, source: str) -> dict[str, Any]:
-    fields = _checked_keys({**_defaults(kind), **fields}, _types(kind), source)
-    choices = {"task": TASKS, "controller": CONTROLLERS}
-    for key, value in fields.items():
-        if isinstance(value, int) and not 1 <= value <= MAX_SIZE:
-            raise InputError(f"{source}: {key!r} is {value}; allowed is 1 to {MAX_SIZE}")
-        if key in choices and value not in choices[key]:
-            raise InputError(f"{source}: {key!r} is {value!r}; allowed are {', '.join(choices[key])}")
-    for low, high in (("min_seq_len", "max_seq_len"), ("longer_min_seq_len", "longer_max_seq_len")):
-        if low in fields and fields[low] > fields[high]:
-            raise InputError(f"{source}: {low!r} ({fields[low]}) must be at most {high!r} ({fields[high]})")
-    return fields
-
-
 def _check_together(network: Network | BaselineNetwork, data: Data, source: str) -> None:
     too_large = f"{source}: a network of this size has more than {MAX_WEIGHTS} weights, the most allowed"
     if isinstance(network, BaselineNetwork):
-        if 8 * network.num_layers * network.hidden_size * max(network.hidden_size, data.seq_width + 2) > MAX_WEIGHTS:
+        if 8 * network.num_layers * network.hidden_size * max(network.hidden_size, data.task.input_size) > MAX_WEIGHTS:
             raise InputError(too_large)
         return
     if network.memory_units * network.memory_unit_size > MAX_MEMORY_CELLS:
         raise InputError(f"{source}: memory_units * memory_unit_size must be at most {MAX_MEMORY_CELLS}")
     reads = network.num_heads * network.memory_unit_size
-    seen = data.seq_width + 2 + reads + network.controller_size
+    seen = data.task.input_size + reads + network.controller_size
     controls = network.num_heads * (4 * network.memory_unit_size + 12)
     if network.controller_size * (4 * seen + controls) > MAX_WEIGHTS:
         raise InputError(too_large)

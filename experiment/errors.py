@@ -110,6 +110,19 @@ def numbers(low: int, high: int) -> Callable[[str], list[int]]:
     return parse
 
 
+def sizes(low: int, high: int) -> Callable[[str], list[tuple[int, ...]]]:
+    """Make an argparse type: sizes of a task, as 1,5,10-20 or, where a size has two numbers, 5x5,10x3; each once."""
+    whole, several = number(int, low, high), numbers(low, high)
+
+    def parse(text: str) -> list[tuple[int, ...]]:
+        found = []
+        for part in text.split(","):
+            found += [tuple(map(whole, part.split("x")))] if "x" in part else [(n,) for n in several(part)]
+        return sorted(set(found))
+
+    return parse
+
+
 def run_script(main: Callable[[], None]) -> NoReturn:
     """Call a script's `main`; turn an `InputError` or `OSError` into one line and exit code 2, and Ctrl-C into 130."""
     for name in ("stdout", "stderr"):

@@ -4,9 +4,17 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from experiment.configuration import NAMES, ROOT, Configuration, load_configuration, load_recipe, load_task_json
+from experiment.configuration import (
+    NAMES,
+    ROOT,
+    Configuration,
+    load_configuration,
+    load_task_json,
+    read_recipe,
+    with_settings,
+)
 from experiment.errors import Parser, number
-from experiment.recipe import Recipe, bounds, make_recipe, refuse_other_optimizers
+from experiment.recipe import Recipe, bounds
 from ntm import Backend
 
 
@@ -56,11 +64,10 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
         add_recipe_flag(parser, field)
     options = parser.parse_args(arguments)
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe) if field.name in options}
-    if options.recipe:
-        recipe = load_recipe(options.recipe, given)
-    else:
-        recipe = make_recipe(given, "-")
-        refuse_other_optimizers(given, recipe)
     if options.task_json is None:
-        return options, load_configuration(options.config, recipe)
-    return options, load_task_json(options.task_json, recipe)
+        configuration = load_configuration(options.config)
+    else:
+        configuration = load_task_json(options.task_json)
+    if options.recipe:
+        configuration = with_settings(configuration, read_recipe(options.recipe), f"-recipe {options.recipe}: ")
+    return options, with_settings(configuration, given)

@@ -18,8 +18,8 @@ def page(model: NTM, configuration: Configuration) -> str:
     network, data = configuration.network, configuration.data
     spec = {
         "name": configuration.name,
-        "bits": data.seq_width,
-        "trained": [data.min_seq_len, data.max_seq_len],
+        "bits": data.task.seq_width,
+        "trained": [data.low.seq_len, data.high.seq_len],
         "width": network.memory_unit_size,
         "cells": network.controller_size,
         "heads": network.num_heads,

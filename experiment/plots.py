@@ -1,4 +1,4 @@
-"""Pictures: accuracy by length, and one sequence's way through the machine. One style for all."""
+"""Pictures: accuracy by size, and one sequence's way through the machine. One style for all."""
 
 from pathlib import Path
 
@@ -10,7 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from experiment.configuration import Data
 from experiment.scoring import Score, Trace
+from tasks import label
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999", "#F0E442")
@@ -27,38 +29,42 @@ STYLE = {
 }
 
 
-def accuracy_by_length(scores: dict[str, dict[int, Score]], trained: dict[str, tuple[int, int]], path: Path) -> None:
-    """Draw the share of exact sequences and the wrong bits a sequence over length, a line a model.
+def accuracy_by_size(scores: dict[str, dict[tuple, Score]], data: dict[str, Data], path: Path) -> None:
+    """Draw the share of exact sequences and the wrong bits a sequence over size, a line a model.
+
+    A size of one number is drawn to scale; those of several stand side by side.
 
     Args:
-        scores: by model name, then by length.
-        trained: by model name, the lengths that it was trained on, first and last.
+        scores: by model name, then by size; all of one task.
+        data: by model name, what it was trained on.
         path: the PNG file to write.
     """
+    sizes = sorted({size for by_size in scores.values() for size in by_size})
+    to_scale = len(sizes[0]) == 1
+    place = {size: size[0] if to_scale else i for i, size in enumerate(sizes)}
     with plt.rc_context(STYLE):
         figure, (top, bottom) = plt.subplots(2, 1, figsize=(7.2, 5.2), sharex=True, layout="constrained")
-        lengths = sorted({length for by_length in scores.values() for length in by_length})
         one = len(scores) == 1
-        for i, (name, by_length) in enumerate(scores.items()):
-            x = sorted(by_length)
+        for i, (name, by_size) in enumerate(scores.items()):
+            x, of = [place[size] for size in sorted(by_size)], [by_size[size] for size in sorted(by_size)]
             style = {"color": COLOURS[i % 9], "marker": MARKERS[i % 9], "markersize": 5, "clip_on": False, "zorder": 3}
-            style |= {"linewidth": 1.5, "alpha": 1 if one else 0.85}
-            top.plot(x, [100 * by_length[n].exact for n in x], label=name, **style)
-            bottom.errorbar(
-                x, [by_length[n].bits for n in x], [by_length[n].bits_interval for n in x], capsize=2, **style
-            )
-        for first, last in sorted(set(trained.values())):
-            for axes in (top, bottom):
-                axes.axvspan(first, last, color="#000000", alpha=0.07, linewidth=0)
-        top.text(min(lengths), 4, " trained lengths", fontsize=8, color="#555555")
+            style |= {"linewidth": 1.5 if to_scale else 0, "alpha": 1 if one else 0.85}
+            top.plot(x, [100 * score.exact for score in of], label=name, **style)
+            style |= {"elinewidth": 1.5, "capsize": 2}
+            bottom.errorbar(x, [score.bits for score in of], [score.bits_interval for score in of], **style)
+        for low, high in sorted({(of.low, of.high) for of in data.values()}):
+            if to_scale:
+                for axes in (top, bottom):
+                    axes.axvspan(low[0], high[0], color="#000000", alpha=0.07, linewidth=0)
+                top.text(place[sizes[0]], 4, " trained", fontsize=8, color="#555555")
         top.set(ylabel="exact sequences (%)", ylim=(0, 103))
-        bottom.set(ylabel="wrong bits a sequence", xlabel="length of the sequence (vectors)")
+        bottom.set(ylabel="wrong bits a sequence", xlabel=f"size ({' x '.join(sizes[0]._fields)})")
         bottom.set_ylim(0, max(1.0, 1.08 * bottom.get_ylim()[1]))
-        sequences = min(score.sequences for by_length in scores.values() for score in by_length.values())
+        if not to_scale:
+            bottom.set_xticks(list(place.values()), [label(size) for size in place])
+        sequences = min(score.sequences for by_size in scores.values() for score in by_size.values())
         which = f"{next(iter(scores))}: a" if one else "A"
-        top.set_title(
-            f"{which}ccuracy by length, {sequences:,} fresh sequences a point, bars: 95% interval", loc="left"
-        )
+        top.set_title(f"{which}ccuracy by size, {sequences:,} fresh sequences a point, bars: 95% interval", loc="left")
         if not one:
             figure.legend(*top.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
         for axes in (top, bottom):

@@ -59,6 +59,9 @@ class Recipe:
     curriculum: float = setting(0.5, "share of iterations in which lengths grow", 0, 1)
 
 
+OPTIMIZER_SETTINGS = {field.name for field in dataclasses.fields(Recipe) if "optimizer" in field.metadata}
+
+
 def bounds(field: dataclasses.Field) -> Bounds:
     """What a field of `Recipe` that is a number may be."""
     return Bounds(field.type, field.metadata["low"], field.metadata["high"], field.metadata.get("above", False))

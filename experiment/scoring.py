@@ -33,21 +33,30 @@ class Score(NamedTuple):
 
     sequences: int
     loss: float  # binary cross-entropy a bit, nats
+    cost: float  # binary cross-entropy a sequence, bits: the unit of the paper's figures
     bits: float  # wrong bits a sequence
     bits_interval: float  # half width of the interval of `bits` (normal approximation)
     exact: float  # share of sequences without a wrong bit
     exact_low: float  # lower end of the interval of `exact` (Wilson)
 
 
-def summarise(losses: list[float], by_batch: list[Tensor]) -> Score:
-    """Turn each batch's loss, and the wrong bits of each of its sequences, (B,), into a score."""
+def sequence_bits(loss: float, batch: Batch) -> float:
+    """Turn a batch's loss, in nats a bit, into bits a sequence."""
+    counted = batch.mask.sum().item() * batch.targets.shape[2] / batch.mask.shape[1]
+    return loss * counted / math.log(2)
+
+
+def summarise(losses: list[float], costs: list[float], by_batch: list[Tensor]) -> Score:
+    """Turn each batch's loss and cost, and the wrong bits of each of its sequences, (B,), into a score."""
     wrong = torch.cat(by_batch)
     n, exact, z = len(wrong), (wrong == 0).double().mean().item(), 1.96
     spread = wrong.double().std(correction=1).item() if n > 1 else math.nan
+    sizes = [len(batch) for batch in by_batch]
     margin = z * math.sqrt(exact * (1 - exact) / n + z * z / (4 * n * n))
     return Score(
         sequences=n,
-        loss=sum(loss * len(batch) for loss, batch in zip(losses, by_batch, strict=True)) / n,
+        loss=sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / n,
+        cost=sum(cost * size for cost, size in zip(costs, sizes, strict=True)) / n,
         bits=wrong.double().mean().item(),
         bits_interval=z * spread / math.sqrt(n),
         exact=exact,
@@ -102,18 +111,20 @@ def score(
         losses.append(task.loss(logits, batch).item())
         wrong.append(task.wrong_bits(logits, batch).cpu())
     model.train(was_training)
-    return summarise(losses, wrong), wrong
+    costs = [sequence_bits(loss, batch) for loss, batch in zip(losses, batches, strict=True)]
+    return summarise(losses, costs, wrong), wrong
 
 
-def sample_lengths(task: Task, lengths: list[int], sequences: int, source: torch.Generator) -> list[Batch]:
-    """Draw `sequences` sequences of each length, in batches of at most `BATCH`."""
-    sizes = [min(BATCH, sequences - done) for done in range(0, sequences, BATCH)]
-    return [task.sample(size, length, source) for length in lengths for size in sizes]
+def sample_sizes(task: Task, sizes: list[tuple], sequences: int, source: torch.Generator) -> list[Batch]:
+    """Draw `sequences` sequences of each size, in batches of at most `BATCH`."""
+    counts = [min(BATCH, sequences - done) for done in range(0, sequences, BATCH)]
+    return [task.sample(count, size, source) for size in sizes for count in counts]
 
 
-def spread_lengths(low: int, high: int, count: int) -> list[int]:
-    """Spread up to `count` different lengths evenly from `low` to `high`, both included."""
-    return sorted({round(low + (high - low) * i / (count - 1)) for i in range(count)})
+def spread_sizes(low: tuple, high: tuple, count: int) -> list[tuple]:
+    """Spread up to `count` different sizes evenly from `low` to `high`, both included."""
+    steps = (i / (count - 1) for i in range(count))
+    return sorted({type(low)(*(round(a + (b - a) * x) for a, b in zip(low, high, strict=True))) for x in steps})
 
 
 class Trace(NamedTuple):

@@ -12,8 +12,7 @@ from experiment.scoring import dirty_memory
 from ntm.memory import INITIAL_VALUE
 from tasks import Batch
 
-SPARE_ROWS = 2  # the tightest tape has this many rows more than a batch's sequences have vectors
-FIRST_LENGTH = 10  # where the curriculum begins: from shorter ones, the machine may put two vectors on one row
+SPARE_ROWS = 2  # the tightest tape has this many rows more than a batch's sequences need
 
 
 def make_optimizer(recipe: Recipe, weights: Tensor, fused: bool) -> torch.optim.Optimizer:
@@ -53,28 +52,39 @@ def blur_cost(recipe: Recipe, step: int) -> float:
     return recipe.blur_cost * step / recipe.num_iters
 
 
-def longest_length(recipe: Recipe, data: Data, step: int) -> int:
-    """The curriculum: the longest length grows linearly over the first `curriculum` share of the iterations."""
+def largest_size(recipe: Recipe, data: Data, step: int) -> tuple:
+    """The curriculum: the largest size grows linearly over the first `curriculum` share of the iterations."""
     growing = recipe.curriculum * recipe.num_iters
     if step >= growing:
-        return data.max_seq_len
-    first = min(max(FIRST_LENGTH, data.min_seq_len), data.max_seq_len)
-    return round(first + (data.max_seq_len - first) * step / growing)
+        return data.high
+    starts = (min(max(first, low), high) for first, low, high in zip(data.task.first, data.low, data.high, strict=True))
+    return data.task.Size(
+        *(round(start + (high - start) * step / growing) for start, high in zip(starts, data.high, strict=True))
+    )
 
 
-def draw_rows(recipe: Recipe, length: int, longest: int, memory_units: int, source: torch.Generator) -> int:
+def draw_size(data: Data, largest: tuple, source: torch.Generator) -> tuple:
+    """Draw a size, each part of it evenly from its range."""
+    ends = zip(data.low, largest, strict=True)
+    return data.task.Size(*(int(torch.randint(low, high + 1, (), generator=source)) for low, high in ends))
+
+
+def draw_rows(recipe: Recipe, needed: int, longest: int, memory_units: int, source: torch.Generator) -> int:
     """Draw how many rows of memory a batch gets.
 
     A tape hardly longer than the sequence punishes a machine that wanders, or that parks its write head on whatever
     rows are blank; longer ones keep content addressing honest. So half the batches get the tightest tape, the others
-    one between that of the longest sequence and the configured memory, uniform in the logarithm. No weight depends on
+    one between that of the largest size and the configured memory, uniform in the logarithm. No weight depends on
     the number of rows.
+
+    Args:
+        needed, longest: what `Task.rows_needed` says of the batch's size, and of the largest.
     """
     tight, where = torch.rand(2, generator=source).tolist()
     if recipe.full_tape:
         return memory_units
     if tight < 0.5:
-        return min(length + SPARE_ROWS, memory_units)
+        return min(needed + SPARE_ROWS, memory_units)
     shortest = min(longest + SPARE_ROWS, memory_units)
     return round(shortest * (memory_units / shortest) ** where)
 
@@ -118,13 +128,15 @@ class Iteration(NamedTuple):
 
 
 def draw_iteration(configuration: Configuration, step: int, source: torch.Generator) -> Iteration:
-    """Draw what an iteration trains on: sequences of one length, each with its memory, and which cells forget."""
-    recipe, data, network = configuration.recipe, configuration.data, configuration.network
-    longest = longest_length(recipe, data, step)
-    length = int(torch.randint(data.min_seq_len, longest + 1, (), generator=source))
-    has_memory = isinstance(network, Network)
-    rows = draw_rows(recipe, length, longest, network.memory_units, source) if has_memory else 0
-    batch = configuration.make_task().sample(recipe.batch_size, length, source, recipe.uneven)
+    """Draw what an iteration trains on: sequences of one size, each with its memory, and which cells forget."""
+    recipe, data, network, task = configuration.recipe, configuration.data, configuration.network, configuration.task
+    largest = largest_size(recipe, data, step)
+    size = draw_size(data, largest, source)
+    has_memory, rows = isinstance(network, Network), 0
+    if has_memory:
+        rows = draw_rows(recipe, task.rows_needed(size), task.rows_needed(largest), network.memory_units, source)
+    uneven = (recipe.uneven,) if recipe.uneven else ()  # not every task can be
+    batch = task.sample(recipe.batch_size, size, source, *uneven)
     if not has_memory:
         return Iteration(batch, None, None)
     memory = draw_memory(recipe, rows, network.memory_unit_size, source)

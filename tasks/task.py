@@ -1,7 +1,7 @@
-"""What every task shares: the batch it makes and how an answer is scored."""
+"""What every task shares: the batch it makes, how large it may be, and how an answer is scored."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Sequences of one length: T steps, B sequences."""
+    """Sequences of one size: T steps, B sequences."""
 
     inputs: Tensor  # (T, B, input_size)
     targets: Tensor  # (T, B, output_size), bits as 0 and 1
@@ -21,18 +21,37 @@ class Batch(NamedTuple):
 
 
 class Task(ABC):
-    """A task over binary sequences: makes batches, and scores logits (T, B, output_size) against their targets."""
+    """A task over binary sequences: makes batches, and scores logits (T, B, output_size) against their targets.
 
-    input_size: int
-    output_size: int
+    A task is a frozen dataclass whose fields are its parameters, whole numbers of at least 1: a configuration gives
+    each by its name. What may grow from one batch to another is a size, a named tuple of whole numbers; a configuration
+    gives the range of each as min_<name> and max_<name>, and that of the longer test as longer_min_<name> and
+    longer_max_<name>, all inclusive.
+    """
+
+    Size: ClassVar[type]  # a NamedTuple
+    first: ClassVar[tuple]  # the size from which a curriculum grows
+    tested: ClassVar[tuple[tuple, ...]]  # sizes that evaluate.py tests beside the trained ones
+    limits: ClassVar[dict[str, tuple[int, int]]] = {}  # of parameters and sizes by name, where not 1 to a million
+    can_be_uneven: ClassVar[bool] = False  # whether `sample` takes `uneven`
+
+    @property
+    @abstractmethod
+    def input_size(self) -> int:
+        """Width of the input."""
+
+    @property
+    @abstractmethod
+    def output_size(self) -> int:
+        """Width of the output."""
 
     @abstractmethod
-    def sample(self, batch_size: int, length: int, generator: torch.Generator, uneven: float = 0.0) -> Batch:
-        """Draw a batch of sequences of one length; all randomness comes from `generator`.
+    def sample(self, batch_size: int, size: tuple, generator: torch.Generator) -> Batch:
+        """Draw a batch of sequences of one size; all randomness comes from `generator`."""
 
-        Args:
-            uneven: for training, the share of sequences in which what is rare in the task is common; never in tests.
-        """
+    @abstractmethod
+    def rows_needed(self, size: tuple) -> int:
+        """Rows of memory that a tape of this size asks for, one for each vector to keep."""
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Binary cross-entropy in nats, averaged over the bits of the steps that count: a scalar."""
@@ -47,3 +66,17 @@ class Task(ABC):
         target = batch.targets > 0.5
         right = torch.where(target, logits > 0, logits <= 0)
         return (~right * batch.mask.unsqueeze(-1)).sum((0, 2))
+
+    def optimal_cost(self, batch: Batch) -> Tensor | None:
+        """The cross-entropy of each sequence in bits, (B,), of the best that can be known; None where that is 0."""
+        return None
+
+
+def describe(size: tuple) -> str:
+    """A size in words, as in "seq_len 10, repeats 3"."""
+    return ", ".join(f"{name} {value}" for name, value in size._asdict().items())
+
+
+def label(size: tuple) -> str:
+    """A size as one writes it on the command line: 10x3."""
+    return "x".join(map(str, size))

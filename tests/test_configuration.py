@@ -45,7 +45,7 @@ def test_a_task_file(tmp_path):
     path.write_text(json.dumps(GOOD))
     configuration = load_task_json(path, Recipe())
     assert (configuration.name, configuration.title) == ("tiny", "reverse_tiny")
-    assert configuration.make_task().input_size == 5
+    assert configuration.task.input_size == 5
 
 
 BAD = {

@@ -183,7 +183,7 @@ def test_fifty_training_steps_agree():
         torch.manual_seed(3)
         recipe = Recipe()
         configuration = load_configuration("m1d2", recipe)
-        model, task = configuration.make_model(backend), configuration.make_task()
+        model, task = configuration.make_model(backend), configuration.task
         weights = model.flatten_parameters()
         optimizer, clipper = make_optimizer(recipe, weights, backend is Backend.FUSED), Clipper(recipe)
         source = torch.Generator().manual_seed(3)

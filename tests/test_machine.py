@@ -93,8 +93,8 @@ def test_a_batch_of_16_is_16_batches_of_one(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_parameter_gets_a_gradient(name, backend):
     configuration = load_configuration(name, Recipe())
-    model, task = configuration.make_model(backend), configuration.make_task()
-    batch = task.sample(4, 3, torch.Generator().manual_seed(0))
+    model, task = configuration.make_model(backend), configuration.task
+    batch = task.sample(4, (3,), torch.Generator().manual_seed(0))
     task.loss(model(batch.inputs)[0], batch).backward()
     for parameter in model.parameters():
         assert parameter.grad.isfinite().all()

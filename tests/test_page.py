@@ -39,13 +39,13 @@ def shipped():
 
 
 def two_heads_of_each_kind():
-    data = Data("reverse", 3, 1, 6, 7, 9)
+    data = Data("reverse", Reverse(3), Length(1), Length(6), Length(7), Length(9))
     model = lively_model(2, torch.float32, memory_units=9, width=5, controller_size=11, scale=0.4)
     return model.eval(), Configuration("two", Network(11, 9, 5, 2), data, Recipe())
 
 
 def feedforward():
-    data = Data("reverse", 3, 1, 6, 7, 9)
+    data = Data("reverse", Reverse(3), Length(1), Length(6), Length(7), Length(9))
     model = lively_model(
         1, torch.float32, memory_units=9, width=5, controller_size=11, scale=0.4, controller="feedforward"
     )
@@ -71,7 +71,7 @@ def test_every_number_is_pytorchs(browser, tmp_path, make):
     browser.get((tmp_path / "page.html").as_uri())
     assert text(browser, "name") == configuration.name
 
-    task, length = configuration.make_task(), 6
+    task, length = configuration.task, 6
     bits = torch.randint(0, 2, (length, 1, task.output_size), generator=torch.Generator().manual_seed(5)).float()
     type_in(browser, " ".join("".join(str(int(bit)) for bit in vector[0]) for vector in bits))
     rows = browser.execute_script("return page.rows")

@@ -245,7 +245,7 @@ def test_evaluate_answers_ones_own_sequences(repository, tiny):
     out = repository.run("evaluate.py", "-saved_model", saved, "-input", "bits.txt").stdout
     model, configuration = load_model(saved)
     for number, bits in ((1, [[1, 1, 0], [0, 0, 1]]), (2, [[1, 1, 1]])):
-        batch = configuration.make_task().batch(torch.tensor(bits, dtype=torch.float32).unsqueeze(1))
+        batch = configuration.task.batch(torch.tensor(bits, dtype=torch.float32).unsqueeze(1))
         logits, _ = model(batch.inputs)
         said = re.search(rf"sequence {number}: .*\n((?:  .*\n?)+)", out)[1].splitlines()
         assert len(said) == len(bits)

@@ -7,19 +7,20 @@ import pytest
 import torch
 
 from experiment.configuration import NINE, Recipe, load_configuration
-from experiment.scoring import generator, sample_lengths, score, spread_lengths, summarise
+from experiment.scoring import generator, sample_sizes, score, spread_sizes, summarise
 from experiment.training import (
     Clipper,
     blur_cost,
     draw_iteration,
     draw_mask,
     draw_memory,
-    longest_length,
+    largest_size,
     make_optimizer,
     set_learning_rate,
 )
 from ntm.memory import INITIAL_VALUE
-from tasks import TASKS, Reverse
+from tasks import TASKS
+from tasks.reverse import Reverse
 
 
 def test_the_worked_example_of_the_docstring():
@@ -37,19 +38,19 @@ def test_the_worked_example_of_the_docstring():
 @pytest.mark.parametrize("length", [1, 2, 20])
 def test_samples_are_reversed_random_and_reproducible(length):
     task = TASKS["reverse"](8)
-    batch = task.sample(64, length, torch.Generator().manual_seed(1))
+    batch = task.sample(64, (length,), torch.Generator().manual_seed(1))
     assert batch.inputs.shape == (2 * length + 2, 64, 10)
     assert torch.equal(batch.targets[length + 2 :].flip(0), batch.inputs[1 : length + 1, :, :8])
     assert batch.inputs[length + 2 :].sum() == 0
     assert batch.mask.sum() == 64 * length
     assert 0.4 < batch.inputs[1 : length + 1, :, :8].mean() < 0.6
-    again = task.sample(64, length, torch.Generator().manual_seed(1))
+    again = task.sample(64, (length,), torch.Generator().manual_seed(1))
     assert torch.equal(batch.inputs, again.inputs)
-    assert not torch.equal(batch.inputs, task.sample(64, length, torch.Generator().manual_seed(2)).inputs)
+    assert not torch.equal(batch.inputs, task.sample(64, (length,), torch.Generator().manual_seed(2)).inputs)
 
 
 def test_uneven_sequences_are_monotonous_or_varied():
-    batch = Reverse(8).sample(600, 12, torch.Generator().manual_seed(1), uneven=1.0)
+    batch = Reverse(8).sample(600, (12,), torch.Generator().manual_seed(1), uneven=1.0)
     vectors = batch.inputs[1:13, :, :8]
     assert torch.equal(batch.targets[14:].flip(0), vectors)
     different = torch.tensor([len(torch.unique(vectors[:, b], dim=0)) for b in range(600)])
@@ -61,7 +62,7 @@ def test_uneven_sequences_are_monotonous_or_varied():
     assert vectors[:, monotonous].mean((0, 2)).max() > 0.95
     assert spread[~monotonous].mean() > 0.25
     assert 0.08 < (vectors[0].sum(-1) == 0).float().mean() < 0.15  # 1 / 9 begin with an empty vector
-    plain = Reverse(8).sample(600, 12, torch.Generator().manual_seed(1)).inputs[1:13, :, :8]
+    plain = Reverse(8).sample(600, (12,), torch.Generator().manual_seed(1)).inputs[1:13, :, :8]
     assert plain.mean(-1).std(0).max() < 0.3
     assert (plain[0].sum(-1) == 0).float().mean() < 0.02
 
@@ -92,8 +93,8 @@ def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
 
     drawn = [draw(Recipe(batch_size=1)) for _ in range(2000)]
     lengths, rows = (sorted(set(values)) for values in zip(*drawn, strict=True))
-    assert lengths == list(range(data.min_seq_len, data.max_seq_len + 1))
-    assert rows[0] == data.min_seq_len + 2
+    assert lengths == list(range(data.low.seq_len, data.high.seq_len + 1))
+    assert rows[0] == data.low.seq_len + 2
     assert 120 < rows[-1] <= 128
     assert all(r >= n + 2 for n, r in drawn)
     assert {draw(Recipe(batch_size=1, full_tape=True))[1] for _ in range(100)} == {128}
@@ -101,7 +102,7 @@ def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
 
 @pytest.mark.parametrize("uneven", [0.0, 0.5, 1.0])
 def test_uneven_sequences_are_drawn_as_often_as_asked(uneven):
-    batch = Reverse(8).sample(4000, 1, torch.Generator().manual_seed(1), uneven=uneven)
+    batch = Reverse(8).sample(4000, (1,), torch.Generator().manual_seed(1), uneven=uneven)
     empty = (batch.targets.sum((0, 2)) == 0).float().mean()
     assert empty == pytest.approx(uneven / 9 + (1 - uneven) / 256, abs=0.02)
 
@@ -109,11 +110,11 @@ def test_uneven_sequences_are_drawn_as_often_as_asked(uneven):
 def test_the_curriculum_grows_from_short_to_the_whole_range():
     data = load_configuration("m1d3", Recipe()).data
     recipe = Recipe(num_iters=1000, curriculum=0.5)
-    longest = [longest_length(recipe, data, step) for step in range(1000)]
+    longest = [largest_size(recipe, data, step) for step in range(1000)]
     assert longest[0] == 10
     assert longest == sorted(longest)
     assert longest[499] == 30 == longest[500] == longest[999]
-    assert longest_length(Recipe(curriculum=0), data, 0) == 30
+    assert largest_size(Recipe(curriculum=0), data, 0) == 30
 
 
 def test_learning_rate_falls_or_stays():
@@ -192,8 +193,8 @@ def test_summary_intervals():
 
 def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():
     configuration = load_configuration("m1d2", Recipe())
-    model, task = configuration.make_model(), configuration.make_task()
-    batches = sample_lengths(task, [2, 3], 70, generator(0, 1))
+    model, task = configuration.make_model(), configuration.task
+    batches = sample_sizes(task, [(2,), (3,)], 70, generator(0, 1))
     assert [b.inputs.shape[1] for b in batches] == [64, 6, 64, 6]
     state = torch.get_rng_state()
     first, wrong = score(model, task, batches)

@@ -171,7 +171,7 @@ def test_mutated_configurations_are_right_or_refused(tmp_path_factory, changes, 
         assert "\n" not in said
     else:
         assert all(1 <= getattr(configuration.network, key) <= MAX_SIZE for key in list(TINY)[:4])
-        assert configuration.data.min_seq_len <= configuration.data.max_seq_len
+        assert configuration.data.low.seq_len <= configuration.data.high.seq_len
 
 
 @pytest.mark.parametrize("text", ["[" * 90_000, '{"a":' * 9_000, "9" * 90_000, "", "nul", '{"a": 1', "\x00"])
