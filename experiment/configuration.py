@@ -24,6 +24,8 @@ MACHINES = {"": "NTM, LSTM controller", "_ff": "NTM, feed-forward controller", "
 PAPER = tuple(task + machine for task in PAPER_TASKS for machine in MACHINES)
 NAMES = REVERSE + PAPER
 
+ENDS = ("min", "max", "longer_min", "longer_max")  # of a range of sizes in a file
+
 MAX_SIZE = 1_000_000  # of any number in a configuration file
 MAX_MEMORY_CELLS = 100_000_000  # of one sequence's memory, rows times width
 MAX_WEIGHTS = 100_000_000
@@ -71,9 +73,7 @@ class Data:
     def types(name: str) -> dict[str, type]:
         """The keys of a task's data set in a file, each with its type."""
         parameters = [field.name for field in dataclasses.fields(TASKS[name])]
-        ranges = [
-            f"{end}_{of}" for end in ("min", "max", "longer_min", "longer_max") for of in TASKS[name].Size._fields
-        ]
+        ranges = [f"{end}_{of}" for end in ENDS for of in TASKS[name].Size._fields]
         return {"task": str} | dict.fromkeys(parameters + ranges, int)
 
     @classmethod
@@ -81,16 +81,13 @@ class Data:
         """Build from the keys of `types`, checked."""
         kind = TASKS[fields["task"]]
         task = kind(**{field.name: fields[field.name] for field in dataclasses.fields(kind)})
-        ends = (
-            kind.Size(*(fields[f"{end}_{of}"] for of in kind.Size._fields))
-            for end in ("min", "max", "longer_min", "longer_max")
-        )
-        return cls(fields["task"], task, *ends)
+        sizes = (kind.Size(*(fields[f"{end}_{of}"] for of in kind.Size._fields)) for end in ENDS)
+        return cls(fields["task"], task, *sizes)
 
     def as_dict(self) -> dict[str, Any]:
         """The keys of `types`; `from_fields` is the way back."""
-        ends = {"min": self.low, "max": self.high, "longer_min": self.longer_low, "longer_max": self.longer_high}
-        sizes = {f"{end}_{of}": value for end, size in ends.items() for of, value in size._asdict().items()}
+        ends = zip(ENDS, (self.low, self.high, self.longer_low, self.longer_high), strict=True)
+        sizes = {f"{end}_{of}": value for end, size in ends for of, value in size._asdict().items()}
         return {"task": self.name} | dataclasses.asdict(self.task) | sizes
 
 
@@ -258,9 +255,7 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
         if key in choices and value not in choices[key]:
             raise InputError(f"{source}: {key!r} is {value!r}; allowed are {', '.join(choices[key])}")
     for key, ends in TASKS[fields["task"]].limits.items():
-        limits |= {
-            name: ends for name in limits if name == key or name.endswith(f"_{key}") and name not in _types(kind)
-        }
+        limits |= {name: ends for name in data_types if name in (key, *(f"{end}_{key}" for end in ENDS))}
     for key, (low, high) in limits.items():
         if not low <= fields[key] <= high:
             raise InputError(f"{source}: {key!r} is {fields[key]}; allowed is {low} to {high}")

@@ -62,7 +62,7 @@ class PrioritySort(Task):
         inputs[1 : length + 1, :, :width] = vectors
         inputs[1 : length + 1, :, width] = priorities
         inputs[0, :, width + 1] = inputs[length + 1, :, width + 2] = 1
-        order = priorities.argsort(0, descending=True, stable=True)[:count]
+        order = priorities.argsort(stable=True, dim=0, descending=True)[:count]
         targets = torch.zeros(steps, batch_size, width)
         targets[length + 2 :] = vectors.gather(0, order.unsqueeze(-1).expand(count, batch_size, width))
         mask = torch.zeros(steps, batch_size)

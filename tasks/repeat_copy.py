@@ -22,9 +22,9 @@ class LengthAndRepeats(NamedTuple):
 class RepeatCopy(Task):
     """Read L vectors of `seq_width` random bits and a number K, then answer them K times, and an end mark.
 
-    The number comes on a channel of its own, normalised to mean 0 and variance 1 over 1 to `normal_repeats`, the trained
-    range. With seq_width 2, normal_repeats 10, the vectors (1, 0) and (1, 1), and K = 2, T = L + 2 + K L + 1 = 9 steps;
-    2 comes as (2 - 5.5) / 2.87 = -1.22:
+    The number comes on a channel of its own, normalised to mean 0 and variance 1 over 1 to `normal_repeats`, the
+    trained range. With seq_width 2, normal_repeats 10, the vectors (1, 0) and (1, 1), and K = 2, there are
+    T = L + 3 + K L = 9 steps; 2 comes as (2 - 5.5) / 2.87 = -1.22:
 
         step      0   1   2     3     4   5   6   7   8
         bit 0     .   1   1     .     .   .   .   .   .      target   .   .   .   .   1   1   1   1   .

@@ -10,8 +10,9 @@ from experiment.configuration import (
     Configuration,
     Recipe,
     load_configuration,
-    load_recipe,
     load_task_json,
+    read_recipe,
+    with_settings,
 )
 from experiment.errors import InputError
 
@@ -30,7 +31,7 @@ def test_the_nine():
         configuration = load_configuration(name, Recipe())
         network, data = configuration.network, configuration.data
         assert tuple(vars(network).values()) == (*sizes[name[:2]], "lstm")
-        assert tuple(vars(data).values()) == ("reverse", 8, *ranges[name[2:]])
+        assert tuple(data.as_dict().values()) == ("reverse", 8, *ranges[name[2:]])
         assert Configuration.from_dict(configuration.as_dict(), "here") == configuration
 
 
@@ -96,11 +97,12 @@ def test_files_that_are_not_there_or_not_files(tmp_path):
 
 
 def test_a_recipe_is_a_file_and_what_is_given_overrides_it():
-    paper = load_recipe("paper", {"seed": 3, "momentum": 0.5})
+    plain = load_configuration("m1d1")
+    paper = with_settings(with_settings(plain, read_recipe("paper")), {"seed": 3, "momentum": 0.5}).recipe
     assert (paper.optimizer, paper.lr, paper.batch_size, paper.clip_value) == ("rmsprop", 1e-4, 1, 10)
     assert (paper.dirty, paper.blur_cost, paper.cell_dropout, paper.uneven, paper.curriculum) == (0, 0, 0, 0, 0)
     assert (paper.seed, paper.momentum) == (3, 0.5)
-    assert paper == load_recipe(str(CONFIGS / "recipes" / "paper.json"), {"seed": 3, "momentum": 0.5})
+    assert read_recipe("paper") == read_recipe(str(CONFIGS / "recipes" / "paper.json"))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_an_impossible_setting_is_refused_in_a_recipe_and_in_a_model(tmp_path, c
     path = tmp_path / "odd.json"
     path.write_text(json.dumps(change))
     with pytest.raises(InputError, match=r"odd\.json") as refused:
-        load_recipe(str(path), {})
+        read_recipe(str(path))
     assert said in str(refused.value)
     fields = load_configuration("m1d1", Recipe()).as_dict()
     fields["recipe"] |= change

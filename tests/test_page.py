@@ -10,6 +10,8 @@ from conftest import lively_model
 from experiment.configuration import ROOT, Configuration, Data, Network, Recipe
 from experiment.page import write_page
 from experiment.scoring import trace
+from tasks.reverse import Reverse
+from tasks.vectors import Length
 
 webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.webdriver.common.by import By  # noqa: E402

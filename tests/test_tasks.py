@@ -20,7 +20,9 @@ from experiment.training import (
 )
 from ntm.memory import INITIAL_VALUE
 from tasks import TASKS
+from tasks.repeat_copy import LengthAndRepeats
 from tasks.reverse import Reverse
+from tasks.vectors import Length
 
 
 def test_the_worked_example_of_the_docstring():
@@ -110,11 +112,11 @@ def test_uneven_sequences_are_drawn_as_often_as_asked(uneven):
 def test_the_curriculum_grows_from_short_to_the_whole_range():
     data = load_configuration("m1d3", Recipe()).data
     recipe = Recipe(num_iters=1000, curriculum=0.5)
-    longest = [largest_size(recipe, data, step) for step in range(1000)]
+    longest = [largest_size(recipe, data, step).seq_len for step in range(1000)]
     assert longest[0] == 10
     assert longest == sorted(longest)
     assert longest[499] == 30 == longest[500] == longest[999]
-    assert largest_size(Recipe(curriculum=0), data, 0) == 30
+    assert largest_size(Recipe(curriculum=0), data, 0) == (30,)
 
 
 def test_learning_rate_falls_or_stays():
@@ -174,21 +176,25 @@ def test_an_iteration_draws_what_the_network_has():
     assert nothing == [None, None]
 
 
-def test_spread_lengths_has_both_ends():
-    assert spread_lengths(1, 20, 8)[0] == 1
-    assert spread_lengths(1, 20, 8)[-1] == 20
-    assert spread_lengths(4, 4, 8) == [4]
+def test_spread_sizes_has_both_ends():
+    spread = spread_sizes(Length(1), Length(20), 8)
+    assert (spread[0], spread[-1], len(spread)) == ((1,), (20,), 8)
+    assert spread_sizes(Length(4), Length(4), 8) == [(4,)]
+    spread = spread_sizes(LengthAndRepeats(1, 2), LengthAndRepeats(10, 5), 4)
+    assert spread == [(1, 2), (4, 3), (7, 4), (10, 5)]
+    assert all(isinstance(size, LengthAndRepeats) for size in spread)
 
 
 def test_summary_intervals():
     wrong = torch.tensor([0.0] * 98 + [3.0, 5.0])
-    result = summarise([0.1, 0.3], [wrong[:75], wrong[75:]])
+    result = summarise([0.1, 0.3], [8, 4], [wrong[:75], wrong[75:]])
     assert result.loss == pytest.approx(0.75 * 0.1 + 0.25 * 0.3)
+    assert result.cost == pytest.approx(0.75 * 8 + 0.25 * 4)
     assert result.exact == pytest.approx(0.98)
     assert result.bits == pytest.approx(0.08)
     assert result.bits_interval == pytest.approx(1.96 * np.std(wrong.numpy(), ddof=1) / 10, rel=1e-6)
     assert result.exact_low == pytest.approx(0.9300, abs=1e-4)  # Wilson, from a published calculator's formula
-    assert summarise([0.0], [torch.zeros(256)]).exact_low == pytest.approx(256 / (256 + 1.96**2), abs=1e-6)
+    assert summarise([0.0], [0.0], [torch.zeros(256)]).exact_low == pytest.approx(256 / (256 + 1.96**2), abs=1e-6)
 
 
 def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():
