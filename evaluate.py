@@ -23,10 +23,10 @@ from experiment.checkpoint import load_model
 from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_title, task_of
 from experiment.errors import InputError, Parser, number, run_script, sizes
 from experiment.page import write_page
-from experiment.scoring import EVALUATION, Score, generator, sample_sizes, score, trace
+from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, trace
 from ntm import NTM, Backend
 from ntm.machine import Machine
-from tasks import Batch, Task, VectorTask, describe, label
+from tasks import Batch, VectorTask, describe, label
 
 MISTAKES_SHOWN = 3
 SHOWN_SIZE = 30  # of the sequence in the picture, each part of its size, or the largest trained where that is less
@@ -113,12 +113,6 @@ def tested_sizes(configuration: Configuration, asked: list[tuple] | None) -> lis
 def shown_size(configuration: Configuration, most: int) -> tuple:
     """The largest size in training, each of its parts at most so large."""
     return configuration.task.Size(*(min(part, most) for part in configuration.data.high))
-
-
-def optimal_cost(task: Task, batches: list[Batch]) -> float | None:
-    """The mean cost of the best that can be known, in bits a sequence; None where that is 0."""
-    costs = [task.optimal_cost(batch) for batch in batches]
-    return None if costs[0] is None else torch.cat(costs).mean().item()
 
 
 def evaluate(

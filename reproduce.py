@@ -6,7 +6,7 @@
 goes through nine configurations and five seeds, two runs at a time. A second call skips what is finished and goes on
 with what is not. `-ship` copies the runs of the first seed to saved_model/, runs/ and log/, and draws the pictures of
 docs/. `-ablations` leaves out one part of the recipe at a time; `-beyond` trains the configurations in configs/beyond/,
-which were not used in tuning.
+which were not used in tuning. `-paper` trains the paper's five tasks with its three machines, and draws its figures.
 """
 
 import json
@@ -25,14 +25,16 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from experiment import paper
 from experiment.backend import start_backend
 from experiment.checkpoint import load, load_model, write_atomically
-from experiment.configuration import CONFIGS, NAMES, NINE, ROOT, Configuration
+from experiment.configuration import CONFIGS, NAMES, NINE, PAPER, ROOT, Configuration, model_title, task_of
 from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.options import parse_options
 from experiment.scoring import EVALUATION, generator, sample_sizes, score, trace
 from ntm import NTM
 from ntm.machine import Machine
+from tasks import label
 
 LENGTHS = (1, 2, 5, 10, 20, 30, 50, 64, 65, 75, 100, 120)  # with as many rows as configured
 LONG_LENGTH, LONG_ROWS = 1000, 1024
@@ -77,7 +79,7 @@ class Job(NamedTuple):
 
 def train(job: Job) -> Path:
     """Train a job's model, unless that is done; returns its file."""
-    saved = job.folder / "saved_model" / f"reverse_{Path(job.name).stem}.pt"
+    saved = job.folder / "saved_model" / f"{model_title(task_of(job.name), Path(job.name).stem)}.pt"
     which = ["-config", job.name] if job.name in NAMES else ["-task_json", os.path.relpath(job.name, ROOT)]
     flags = [*which, "-seed", str(job.seed), *job.flags]
     _, wanted = parse_options("", flags)
@@ -148,9 +150,14 @@ def train_and_score(job: Job) -> dict:
     torch.set_num_threads(1)
     model, configuration = load_model(saved)
     start_backend(model)
-    wrong = count_wrong(model, configuration, job.sequences, job.long_sequences)
-    scored = {"variant": job.variant, "name": configuration.name, "seed": job.seed, "wrong_sequences": wrong}
-    scored |= landmarks(job.folder / "log" / f"{configuration.name}.log") | read_head(model, configuration)
+    scored = {"variant": job.variant, "name": configuration.name, "seed": job.seed}
+    if configuration.data.name == "reverse":
+        scored["wrong_sequences"] = count_wrong(model, configuration, job.sequences, job.long_sequences)
+        scored |= read_head(model, configuration)
+    else:
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        scored |= {"parameters": parameters, "scores": paper.score_sizes(model, configuration, job.sequences)}
+    scored |= landmarks(job.folder / "log" / f"{configuration.name}.log")
     write_atomically(result, (json.dumps(scored) + "\n").encode())
     return scored
 
@@ -187,9 +194,15 @@ def run_all(jobs: list[Job], processes: int) -> list[dict]:
         for future in tqdm(as_completed(futures), total=len(jobs), unit="run"):
             job, result = futures[future], future.result()
             results[job[:3]] = result
-            bad = mistakes(result) | mistakes(result, True)
-            tqdm.write(f"{job.variant} {result['name']} seed {job.seed}: {bad or 'perfect'}".strip())
+            tqdm.write(f"{job.variant} {result['name']} seed {job.seed}: {in_short(result)}".strip())
     return [results[job[:3]] for job in jobs]
+
+
+def in_short(result: dict) -> str:
+    """How a run did, in a line."""
+    if "scores" in result:
+        return ", ".join(f"{label(row['size'])}: {row['bits']:.3f} wrong bits" for row in result["scores"])
+    return str(mistakes(result) | mistakes(result, True) or "perfect")
 
 
 def mistakes(result: dict, dirty: bool = False) -> dict[str, int]:
@@ -230,8 +243,23 @@ def print_table(results: list[dict], by: str) -> None:
             print(f"{variant}{r['name']} seed {r['seed']}: {bad}")
 
 
-def ship(folder: Path) -> None:
-    """Copy one seed to where the repository keeps its models, curves and logs; draw the pictures and page of docs/."""
+def print_paper_table(results: list[dict]) -> None:
+    """Print a line a run: wrong bits a sequence by size, or, where even the best is wrong at times, its cost above."""
+    for name in dict.fromkeys(r["name"] for r in results):
+        runs = [r for r in results if r["name"] == name]
+        print(f"\n{name}: {runs[0]['parameters']:,} parameters, {median([r['seconds'] for r in runs])} s")
+        print("| seed | " + " | ".join(label(row["size"]) for row in runs[0]["scores"]) + " |")
+        print("|---" * (1 + len(runs[0]["scores"])) + "|")
+        for r in runs:
+            cells = (
+                f"{row['cost'] / row['optimal_cost'] - 1:.2%} above" if "optimal_cost" in row else f"{row['bits']:.3f}"
+                for row in r["scores"]
+            )
+            print(f"| {r['seed']} | " + " | ".join(cells) + " |")
+
+
+def copy_runs(folder: Path) -> None:
+    """Copy one seed's runs to where the repository keeps its models, curves and logs."""
     for run in (folder / "runs").iterdir():  # its events have names of their own, and would come beside the old ones
         shutil.rmtree(ROOT / "runs" / run.name, ignore_errors=True)
     for top in ("saved_model", "runs", "log"):
@@ -240,6 +268,10 @@ def ship(folder: Path) -> None:
                 target = ROOT / top / path.relative_to(folder / top)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
+
+
+def draw_docs(folder: Path) -> None:
+    """Draw the pictures and the page of docs/ from one seed of the nine."""
     for flags in (["-config", "all"], ["-config", "m1d2", "-page"]):
         subprocess.run([sys.executable, "evaluate.py", *flags, "-output", str(folder)], cwd=ROOT, check=True)
     for drawn, target in DRAWN.items():
@@ -254,11 +286,12 @@ def main() -> None:
         "seeds",
         type=numbers(0, 2**31),
         metavar="N,...",
-        help=f"which seeds (default: {SEEDS}; with -beyond: {SOME_SEEDS})",
+        help=f"which seeds (default: {SEEDS}; with -beyond or -paper: {SOME_SEEDS})",
     )
     parser.add("ablations", action="store_true", help="leave out one part of the recipe at a time")
     parser.add("variants", metavar="NAME,...", help="of -ablations, which (default: all)")
     parser.add("beyond", action="store_true", help="train the configurations in configs/beyond/ instead of the nine")
+    parser.add("paper", action="store_true", help="train the paper's tasks with its machines instead of the nine")
     parser.add("output", type=Path, default=ROOT / "reproduced", help="folder for the runs (default: reproduced)")
     parser.add("jobs", type=number(int, 1, 256), default=2, help="runs at a time, each on one thread")
     parser.add(
@@ -269,7 +302,7 @@ def main() -> None:
     parser.add("ship", action="store_true", help="copy the first seed to saved_model/, runs/, log/ and docs/")
     parser.add("flags", default="", help="more flags for train.py, in one word: '-dirt 1 -lr 1e-3'")
     options = parser.parse_args()
-    names = options.configs.split(",") if options.configs else list(NINE)
+    names = options.configs.split(",") if options.configs else list(PAPER if options.paper else NINE)
     if not set(names) <= set(NAMES):
         raise InputError(f"-configs {options.configs}: choose from {', '.join(NAMES)}")
     if options.ship and (options.ablations or options.beyond):
@@ -277,7 +310,7 @@ def main() -> None:
     variants = options.variants.split(",") if options.variants else list(ABLATIONS)
     if not set(variants) <= set(ABLATIONS):
         raise InputError(f"-variants {options.variants}: choose from {', '.join(ABLATIONS)}")
-    seeds = options.seeds or numbers(0, 2**31)(SOME_SEEDS if options.beyond else SEEDS)
+    seeds = options.seeds or numbers(0, 2**31)(SOME_SEEDS if options.beyond or options.paper else SEEDS)
     more, table, folder = options.flags.split(), options.table, options.output
     if options.ablations:
         jobs = [
@@ -291,14 +324,21 @@ def main() -> None:
         if options.beyond:
             names = sorted(map(str, (CONFIGS / "beyond").glob("*.json")))
         jobs = [Job("", name, seed, folder / str(seed), more, 1000, 100) for seed in seeds for name in names]
-        table = table or folder / ("beyond.json" if options.beyond else "seeds.json")
+        kind = "paper" if options.paper else "beyond" if options.beyond else "seeds"
+        table = table or folder / f"{kind}.json"
     results = run_all(jobs, options.jobs)
     if not options.ablations:
         results = sorted(results, key=lambda r: (r["name"], r["seed"]))
-    print_table(results, "variant" if options.ablations else "name")
+    if options.paper:
+        print_paper_table(results)
+        paper.draw(folder, seeds, names, ROOT / "docs" / "paper" if options.ship else folder / "figures")
+    else:
+        print_table(results, "variant" if options.ablations else "name")
     write_atomically(ROOT / table, ("[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n").encode())
     if options.ship:
-        ship(folder / str(seeds[0]))
+        copy_runs(folder / str(seeds[0]))
+        if not options.paper:
+            draw_docs(folder / str(seeds[0]))
 
 
 if __name__ == "__main__":

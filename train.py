@@ -27,6 +27,7 @@ from experiment.scoring import (
     HELD_OUT,
     Score,
     generator,
+    optimal_cost,
     sample_sizes,
     score,
     sequence_bits,
@@ -39,10 +40,11 @@ from tasks import Batch, Task
 
 
 class HeldOut(NamedTuple):
-    """Sequences that training never looks at."""
+    """Sequences that training never looks at, in two sets, of trained and of larger sizes."""
 
     tests: dict[str, list[Batch]]  # of trained and of longer lengths
     shown: Batch  # one, for the pictures
+    optimum: float | None  # what those of trained sizes cost the best that can be known, where that is not 0
 
 
 def draw_held_out(configuration: Configuration) -> HeldOut:
@@ -54,7 +56,7 @@ def draw_held_out(configuration: Configuration) -> HeldOut:
         "test_longer": spread_sizes(data.longer_low, data.longer_high, 4),
     }
     tests = {curve: sample_sizes(task, of, 16 if len(of) > 1 else 128, source) for curve, of in sizes.items()}
-    return HeldOut(tests, task.sample(1, data.high, source))
+    return HeldOut(tests, task.sample(1, data.high, source), optimal_cost(task, tests["test"]))
 
 
 def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> Score:
@@ -112,16 +114,16 @@ def train(state: TrainState, log: RunLog, held_out: HeldOut, options: argparse.N
     return last_score
 
 
-def finish(state: TrainState, log: RunLog, last_score: Score, saved_model: Path, output: Path) -> None:
+def finish(state: TrainState, log: RunLog, verdict: str, saved_model: Path, output: Path) -> None:
     """Write the model, and say how good it is and what to do next."""
     trained = {"iterations": state.step, "seconds": state.seconds(), "commit": commit()}
     configuration = state.configuration
     contents = {"configuration": configuration.as_dict(), "model": state.model.state_dict(), "trained": trained}
     checkpoint.save(saved_model, contents)
-    log.line(f"finished after {state.seconds():.1f} s: {saved_model.name}\n{verdict(last_score)}")
+    log.line(f"finished after {state.seconds():.1f} s: {saved_model.name}\n{verdict}")
     log.close()
     state.path.unlink()
-    print(f"finished after {state.seconds():.1f} s: {shown_path(saved_model)}\n{verdict(last_score)}")
+    print(f"finished after {state.seconds():.1f} s: {shown_path(saved_model)}\n{verdict}")
     print(f"log: {shown_path(output / 'log' / f'{configuration.name}.log')}")
     print(f"curves: tensorboard --logdir {shown_path(output / 'runs')}")
     print(f"test it: python evaluate.py -saved_model {shown_path(saved_model)}")
@@ -168,7 +170,7 @@ def main() -> None:
         again = shlex.join([*(word for word in sys.argv if word.lstrip("-") != "resume"), "-resume"])
         print(f"stopped at iteration {state.step}; to go on: python {again}")
         sys.exit(130)
-    finish(state, log, last_score, saved_model, options.output)
+    finish(state, log, verdict(last_score, held_out.optimum), saved_model, options.output)
     lock.release()
 
 

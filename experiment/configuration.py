@@ -11,6 +11,7 @@ from experiment.errors import InputError
 from experiment.recipe import OPTIMIZER_SETTINGS, Recipe, make_recipe, refuse_other_optimizers
 from ntm import NTM, Backend, LSTMBaseline
 from ntm.controller import CONTROLLERS
+from ntm.heads import control_sizes
 from tasks import TASKS, Task
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -329,6 +330,6 @@ def _check_together(network: Network | BaselineNetwork, data: Data, source: str)
         raise InputError(f"{source}: memory_units * memory_unit_size must be at most {MAX_MEMORY_CELLS}")
     reads = network.num_heads * network.memory_unit_size
     seen = data.task.input_size + reads + network.controller_size
-    controls = network.num_heads * (4 * network.memory_unit_size + 12)
+    controls = sum(control_sizes(network.num_heads, network.num_heads, network.memory_unit_size))
     if network.controller_size * (4 * seen + controls) > MAX_WEIGHTS:
         raise InputError(too_large)

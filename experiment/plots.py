@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiment.configuration import Data
 from experiment.scoring import Score, Trace
+from ntm.addressing import SHIFTS
 from tasks import label
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart.
@@ -131,7 +132,7 @@ def controls(shown: Trace, title: str, path: Path) -> None:
     readers, first_answer = shown.read_weighting.shape[1], np.flatnonzero(shown.mask)
     panels = (
         ("interpolation gate, g", shown.interpolation_gate, (-0.03, 1.03)),
-        ("mean shift (rows)", shown.shift_weighting @ np.array([-1, 0, 1]), (-1.08, 1.08)),
+        ("mean shift (rows)", shown.shift_weighting @ np.array(SHIFTS), (1.08 * min(SHIFTS), 1.08 * max(SHIFTS))),
         (r"sharpening, $\gamma$", shown.sharpening, (0.8, None)),
         (r"key strength, $\beta$", shown.key_strength, (0, None)),
     )

@@ -127,6 +127,12 @@ def spread_sizes(low: tuple, high: tuple, count: int) -> list[tuple]:
     return sorted({type(low)(*(round(a + (b - a) * x) for a, b in zip(low, high, strict=True))) for x in steps})
 
 
+def optimal_cost(task: Task, batches: list[Batch]) -> float | None:
+    """The mean cost of the best that can be known, in bits a sequence; None where that is 0."""
+    costs = [task.optimal_cost(batch) for batch in batches]
+    return None if costs[0] is None else torch.cat(costs).mean().item()
+
+
 class Trace(NamedTuple):
     """One sequence's way through the machine: arrays over T steps."""
 

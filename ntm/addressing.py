@@ -9,6 +9,7 @@ from torch import Tensor
 
 # Powers of two, so that they are the same number in every floating-point type.
 NORM_EPSILON = 2.0**-20  # added to squared norms: the similarity with an empty row is 0, and its gradient finite
+SHIFTS = (-1, 0, 1)  # rows that a head may move at a step
 LOG_EPSILON = 2.0**-53  # added to a weighting before its logarithm: sharpening a one-hot weighting is finite
 
 
@@ -59,13 +60,12 @@ def shift(gated: Tensor, shift_weighting: Tensor) -> Tensor:
 
     Args:
         gated: w^g_t, (B, H, N).
-        shift_weighting: s_t, a distribution over the shifts -1, 0, +1, (B, H, 3).
+        shift_weighting: s_t, a distribution over `SHIFTS`, (B, H, 3).
 
     Returns:
         w~_t, (B, H, N).
     """
-    back, stay, forward = shift_weighting.split(1, dim=-1)
-    return back * gated.roll(-1, -1) + stay * gated + forward * gated.roll(1, -1)
+    return sum(s * gated.roll(rows, -1) for rows, s in zip(SHIFTS, shift_weighting.split(1, dim=-1), strict=True))
 
 
 def sharpen(shifted: Tensor, sharpening: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ntm.addressing import address
+from ntm.addressing import SHIFTS, address
 
 
 class Controls(NamedTuple):
@@ -15,10 +15,16 @@ class Controls(NamedTuple):
     key: Tensor  # k_t      (B, H, M)  what to look for                       all heads
     key_strength: Tensor  # beta_t   (B, H, 1)  how firmly, >= 0                       all heads
     interpolation_gate: Tensor  # g_t      (B, H, 1)  1: by content, 0: from the last place  all heads
-    shift_weighting: Tensor  # s_t      (B, H, 3)  over the shifts -1, 0, +1              all heads
+    shift_weighting: Tensor  # s_t      (B, H, S)  over `SHIFTS`: -1, 0, +1              all heads
     sharpening: Tensor  # gamma_t  (B, H, 1)  >= 1                                   all heads
     erase: Tensor  # e_t      (B, W, M)  in (0, 1)                              write heads
     add: Tensor  # a_t      (B, W, M)                                         write heads
+
+
+def control_sizes(num_read: int, num_write: int, width: int) -> tuple[int, ...]:
+    """How many numbers each of the named controls has, all heads together, in the order of `Controls`."""
+    heads = num_read + num_write
+    return heads * width, heads, heads, heads * len(SHIFTS), heads, num_write * width, num_write * width
 
 
 class Heads(nn.Module):
@@ -35,9 +41,7 @@ class Heads(nn.Module):
         self.memory_unit_size = memory_unit_size
         self.num_read = num_read
         self.num_write = num_write
-        heads, width = num_read + num_write, memory_unit_size
-        # Widths of the named controls, in the order of `Controls`.
-        self.sizes = (heads * width, heads, heads, heads * 3, heads, num_write * width, num_write * width)
+        self.sizes = control_sizes(num_read, num_write, memory_unit_size)
         self.control_proj = nn.Linear(controller_size, sum(self.sizes))
 
     def controls(self, hidden: Tensor) -> Controls:

@@ -20,7 +20,7 @@ the controller.
 import torch
 from torch import Tensor, nn
 
-from ntm.addressing import blur
+from ntm.addressing import SHIFTS, blur
 from ntm.backend import Backend, changed_part, import_trouble
 from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
 from ntm.heads import Controls, Heads
@@ -243,9 +243,7 @@ class NTM(Machine):
             change = changed_part(*part)
             if change:
                 return f"the fused path computes the stock machine, and this one's {name} {change}"
-        if (
-            heads.control_proj.out_features != heads.num_read * (4 * heads.memory_unit_size + 12)
-            or heads.num_read != heads.num_write
-        ):
+        stock = heads.num_read * (4 * heads.memory_unit_size + 12)  # controls of read and write heads with three shifts
+        if SHIFTS != (-1, 0, 1) or heads.num_read != heads.num_write or heads.control_proj.out_features != stock:
             return "the fused path knows three shifts, and a write head for each read head"
         return None

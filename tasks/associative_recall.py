@@ -37,7 +37,8 @@ class AssociativeRecall(Task):
     item_len: int  # vectors in an item
 
     Size = Items
-    first = Items(2)
+    first = Items(3)  # of two items, the answer is always the second: nothing to look for
+    can_be_uneven: ClassVar[bool] = True
     limits: ClassVar[dict[str, tuple[int, int]]] = {"items": (2, 10_000)}
     tested = tuple(map(Items, (8, 10, 12, 15, 20)))
 
@@ -55,17 +56,31 @@ class AssociativeRecall(Task):
         """One for each vector and each mark of the items."""
         return size[0] * (self.item_len + 1) + 1
 
-    def sample(self, batch_size: int, size: tuple[int], generator: torch.Generator) -> Batch:
-        """Draw `batch_size` sequences of K >= 2 items: inputs (K (item_len + 1) + 2 item_len + 3, B, seq_width + 2)."""
-        shape = size[0], self.item_len, batch_size, self.seq_width
-        items = torch.randint(0, 2, shape, generator=generator).float()
+    def sample(self, batch_size: int, size: tuple[int], generator: torch.Generator, uneven: float = 0.0) -> Batch:
+        """Draw `batch_size` sequences of K >= 2 items: inputs (K (item_len + 1) + 2 item_len + 3, B, seq_width + 2).
+
+        Args:
+            uneven: the share of sequences whose items are alike: all are one item with a few bits flipped, each bit of
+                each item with a chance that the sequence draws from (0, 1/2). Among random items, two that differ in
+                one bit are rare, and in a test of thousands sure to happen.
+        """
+        alike = torch.rand(batch_size, generator=generator) < uneven if uneven else torch.zeros(batch_size).bool()
+        items = self._draw_items(size[0], alike, generator)
         if 2 ** min(self.seq_width * self.item_len, 60) >= 4 * size[0]:
             while (again := self._with_twins(items)).any():
-                items[:, :, again] = torch.randint(
-                    0, 2, (*shape[:2], int(again.sum()), shape[3]), generator=generator
-                ).float()
+                items[:, :, again] = self._draw_items(size[0], alike[again], generator)
         asked = torch.randint(0, size[0] - 1, (batch_size,), generator=generator)
         return self.batch(items, asked)
+
+    def _draw_items(self, count: int, alike: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw items of each sequence, (K, item_len, B, seq_width), alike or not, (B,)."""
+        shape = count, self.item_len, len(alike), self.seq_width
+        items = torch.randint(0, 2, shape, generator=generator).float()
+        if not alike.any():
+            return items
+        chance = torch.rand(len(alike), 1, generator=generator) / 2
+        flips = (torch.rand(shape, generator=generator) < chance).float()
+        return torch.where(alike.unsqueeze(-1), (items[:1] - flips).abs(), items)
 
     @staticmethod
     def _with_twins(items: Tensor) -> Tensor:

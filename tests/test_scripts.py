@@ -22,7 +22,7 @@ from experiment.errors import InputError
 from experiment.page import page
 from ntm import Backend
 
-TAGS = {"loss", "bits", "exact"}
+TAGS = {"loss", "cost", "bits", "exact"}
 
 
 def curves(folder, name):
@@ -54,7 +54,7 @@ def evaluated(repository):
 
     def train_and_evaluate(name):
         repository.run("train.py", "-config", name, "-num_iters", 50)
-        return repository.run("evaluate.py", "-config", name, "-num_sequences", 5, "-lengths", "1,3").stdout
+        return repository.run("evaluate.py", "-config", name, "-num_sequences", 5, "-sizes", "1,3").stdout
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(SOME, pool.map(train_and_evaluate, SOME), strict=True))
@@ -78,7 +78,7 @@ def test_a_baseline_trains_evaluates_and_has_no_memory_to_show(repository):
     (repository.folder / "base.json").write_text(json.dumps({**fields, "hidden_size": 8, "num_layers": 2}))
     done = repository.run("train.py", "-task_json", "base.json", "-num_iters", 5, "-batch_size", 2)
     assert "the fused path knows the NTM, and no LSTMBaseline" in done.stdout
-    saved = ("evaluate.py", "-saved_model", "saved_model/reverse_base.pt", "-num_sequences", 5, "-lengths", "1,3")
+    saved = ("evaluate.py", "-saved_model", "saved_model/reverse_base.pt", "-num_sequences", 5, "-sizes", "1,3")
     assert re.search(r"^ +3 +- +5 ", repository.run(*saved).stdout, re.MULTILINE)
     (repository.folder / "some_bits.txt").write_text("110\n")
     assert "no memory" in repository.run(*saved, "-input", "some_bits.txt").stdout
@@ -100,7 +100,7 @@ def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
         assert f"# {key}" in log
     assert len(re.findall(r"^iteration ", log, re.MULTILINE)) == 3
     said = (
-        r"(\d+) of \d+ held-out sequences of trained lengths are right \(.* wrong bits a sequence\): it has not learned"
+        r"(\d+) of \d+ held-out sequences of trained sizes are right \(.* wrong bits a sequence\): it has not learned"
     )
     assert re.search(said, log)
     assert re.search(said, done.stdout)
@@ -222,7 +222,7 @@ def test_evaluate_writes_its_table_and_pictures(repository, tiny):
     saved = repository.folder / "saved_model" / "reverse_tiny.pt"
     out = repository.run("evaluate.py", "-saved_model", saved, "-num_sequences", 70, "-memory_units", 40).stdout
     document = json.loads((repository.folder / "log" / "tiny_scores.json").read_text())
-    lengths = [row["length"] for row in document["scores"]]
+    lengths = [row["seq_len"] for row in document["scores"]]
     assert lengths == [1, 2, 4, 20, 30, 50, 75, 100, 120]
     assert all(row["sequences"] == 70 and row["memory_units"] == 40 for row in document["scores"])
     with open(repository.folder / "log" / "tiny_scores.csv", encoding="utf-8") as file:
@@ -258,7 +258,7 @@ def test_evaluate_answers_ones_own_sequences(repository, tiny):
 @pytest.mark.slow
 def test_evaluate_gives_the_same_table_on_either_path_and_again(repository, tiny):
     saved = repository.folder / "saved_model" / "reverse_tiny.pt"
-    flags = ("evaluate.py", "-saved_model", saved, "-num_sequences", 30, "-lengths", "1,4")
+    flags = ("evaluate.py", "-saved_model", saved, "-num_sequences", 30, "-sizes", "1,4")
     table = repository.run(*flags).stdout
     assert repository.run(*flags).stdout == table
     assert repository.run(*flags, "-seed", 1).stdout != table
@@ -304,11 +304,14 @@ WRONG = {
     "own data: a 2": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -input two.txt", "line 2, '012'"),
     "own data: a short line": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -input short.txt", "line 4, '01'"),
     "own data: not text": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -input pickle.pt", "pickle.pt"),
-    "length of none": ("evaluate.py -lengths 0,5", "-lengths"),
-    "lengths not numbers": ("evaluate.py -lengths 1,x", "-lengths"),
+    "length of none": ("evaluate.py -sizes 0,5", "-sizes"),
+    "lengths not numbers": ("evaluate.py -sizes 1,x", "-sizes"),
     "a near miss": ("train.py -dirtt 1", "did you mean -dirt?"),
-    "a range upside down": ("evaluate.py -lengths 10-5", "'10-5' is not a range"),
-    "a range without end": ("evaluate.py -lengths 1-999999", "is not a range of 1 to 10000 numbers"),
+    "a range upside down": ("evaluate.py -sizes 10-5", "'10-5' is not a range"),
+    "a range without end": ("evaluate.py -sizes 1-999999", "is not a range of 1 to 10000 numbers"),
+    "a size of two numbers": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -sizes 5x5", "reverse is seq_len"),
+    "uneven where nothing is": ("train.py -config ngram -uneven 0.5", "-uneven: the task ngram has no uneven"),
+    "a configuration of the paper, misspelt": ("train.py -config repeatcopy", "repeat_copy"),
     "seeds not numbers": ("reproduce.py -seeds 0-x", "'x' is not a whole number"),
     "bench of a baseline": ("bench.py -configs l1d1", "m1d1, m1d2"),
     "no rows": ("evaluate.py -memory_units 0", "-memory_units"),
@@ -474,8 +477,8 @@ def test_the_commands_of_the_readme_leave_a_clone_as_it_was(tmp_path):
     readable = ["-backend", "reference"]
     for command in (
         ["train.py", "-config", "m1d2", "-num_iters", "1", *readable],
-        ["evaluate.py", "-config", "m1d2", "-num_sequences", "1", "-lengths", "1,2", *readable],
-        ["evaluate.py", "-config", "m1d2-2", "-num_sequences", "2", "-lengths", "1", *readable],
+        ["evaluate.py", "-config", "m1d2", "-num_sequences", "1", "-sizes", "1,2", *readable],
+        ["evaluate.py", "-config", "m1d2-2", "-num_sequences", "2", "-sizes", "1", *readable],
         ["evaluate.py", "-config", "m1d2", "-page"],
         ["evaluate.py", "-config", "m1d2", "-animate", *readable],
         ["evaluate.py", "-config", "m1d2", "-input", "docs/bits.txt", *readable],
@@ -500,7 +503,7 @@ def test_the_commands_of_the_readme_leave_a_clone_as_it_was(tmp_path):
     ],
 )
 def test_an_output_that_is_full_or_closed(repository, tiny, end, code, said):
-    flags = "-lengths 1,2-3 -num_sequences 2"
+    flags = "-sizes 1,2-3 -num_sequences 2"
     command = f"set -o pipefail; {sys.executable} evaluate.py -saved_model saved_model/reverse_tiny.pt {flags} {end}"
     done = subprocess.run(["bash", "-c", command], cwd=repository.folder, capture_output=True, text=True)
     assert (done.returncode, said in done.stderr) == (code, True), done.stderr

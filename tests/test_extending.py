@@ -1,0 +1,65 @@
+"""docs/extending.md: each of its changes is made in a copy of the repository, and run."""
+
+import re
+
+import pytest
+from conftest import ROOT, Repository
+
+pytestmark = pytest.mark.slow
+
+BLOCKS = re.findall(r"^```(python|json)\n(.*?)^```", (ROOT / "docs" / "extending.md").read_text(), re.M | re.S)
+TASK, ENTRY, PARITY_JSON, CONTROLLER, SHIFTS = (text for _, text in BLOCKS)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return Repository(tmp_path / "copy")
+
+
+def append(path, text):
+    path.write_text(path.read_text() + "\n" + text)
+
+
+def test_a_task_takes_one_file_one_entry_and_one_json(copy):
+    (copy.folder / "tasks" / "parity.py").write_text(TASK)
+    append(copy.folder / "tasks" / "__init__.py", ENTRY)
+    (copy.folder / "parity.json").write_text(PARITY_JSON)
+    said = copy.run("train.py", "-task_json", "parity.json").stdout
+    assert "fused path" in said
+    assert "held-out sequences of trained sizes are right" in said
+    out = copy.run("evaluate.py", "-saved_model", "saved_model/parity.pt", "-num_sequences", 20).stdout
+    assert [int(line.split()[0]) for line in out.splitlines()[2:6]] == [1, 4, 8, 40]
+    assert (copy.folder / "log" / "parity_machine.png").exists()
+    refused = copy.run("train.py", "-task_json", "parity.json", "-uneven", 0.5, code=2).stderr
+    assert "the task parity has no uneven sequences" in refused
+
+
+TINY = """{
+ "controller_size": 8, "memory_units": 12, "memory_unit_size": 6, "num_heads": 1, %s
+ "task": "copy", "seq_width": 3, "min_seq_len": 1, "max_seq_len": 3, "longer_min_seq_len": 4, "longer_max_seq_len": 8
+}"""
+
+
+def test_a_controller_takes_one_class_and_one_entry(copy):
+    append(copy.folder / "ntm" / "controller.py", CONTROLLER)
+    (copy.folder / "tiny.json").write_text(TINY % '"controller": "recurrent",')
+    said = copy.run("train.py", "-task_json", "tiny.json", "-num_iters", 5).stdout
+    assert "reference path on cpu" in said
+    assert "RecurrentController" in said
+
+
+def test_a_range_of_five_shifts_is_one_constant(copy):
+    (copy.folder / "tiny.json").write_text(TINY % "")
+    copy.run("train.py", "-task_json", "tiny.json", "-num_iters", 5)
+    addressing = copy.folder / "ntm" / "addressing.py"
+    text, changed = re.subn(r"^SHIFTS = .*\n", SHIFTS, addressing.read_text(), flags=re.M)
+    assert changed == 1
+    addressing.write_text(text)
+    refused = copy.run("evaluate.py", "-saved_model", "saved_model/copy_tiny.pt", code=2).stderr
+    assert "copy_tiny.pt" in refused
+    said = copy.run("train.py", "-task_json", "tiny.json", "-num_iters", 5, "-overwrite").stdout
+    assert "three shifts" in said
+    copy.run("evaluate.py", "-saved_model", "saved_model/copy_tiny.pt", "-num_sequences", 2, "-sizes", "2")
+    program = "import torch; from ntm.addressing import shift; "
+    program += "print(shift(torch.eye(5)[:1].unsqueeze(0), torch.eye(5)[:, None, None]).argmax(-1).flatten().tolist())"
+    assert copy.run("-c", program).stdout == "[3, 4, 0, 1, 2]\n"
