@@ -189,7 +189,7 @@ def test_fifty_training_steps_agree():
         source = torch.Generator().manual_seed(3)
         losses[backend] = []
         for step in range(50):
-            batch = task.sample(4, 1 + step % 3, source)
+            batch = task.sample(4, (1 + step % 3,), source)
             weights.grad.zero_()
             loss, _ = model.forward_backward(*batch, memory=torch.full((1, 9, 20), INITIAL_VALUE))
             clipper.clip(weights.grad)
