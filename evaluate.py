@@ -22,6 +22,7 @@ from experiment.bits import read_sequences
 from experiment.checkpoint import load_model
 from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_title, task_of
 from experiment.errors import InputError, Parser, number, run_script, sizes
+from experiment.options import THREADS_HELP
 from experiment.page import write_page
 from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, trace
 from ntm import NTM, Backend
@@ -64,6 +65,7 @@ def parse_options() -> argparse.Namespace:
     parser.add("seed", type=number(int, 0, 2**63 - 1), default=0, help="of the test sequences")
     parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: cuda if there is one")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
+    parser.add("threads", type=number(int, 1, 1024), help=THREADS_HELP)
     options = parser.parse_args()
     if options.config != "all" and re.sub(r"-\d+$", "", options.config) not in NAMES:
         raise InputError(f"-config {options.config}: no such configuration; choose one of {', '.join(NAMES)}, or all")
@@ -88,7 +90,7 @@ def load(path: Path, options: argparse.Namespace) -> tuple[Machine, Configuratio
         for flag in ("memory_units", "dirt", "page", "animate"):
             if getattr(options, flag):
                 raise InputError(f"-{flag}: {configuration.name} is an LSTM alone, which has no memory")
-    start_backend(model)
+    start_backend(model, threads=options.threads)
     return model, configuration
 
 

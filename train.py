@@ -131,21 +131,23 @@ def finish(state: TrainState, log: RunLog, verdict: str, saved_model: Path, outp
 
 def main() -> None:
     """One run, from top to bottom."""
-    # Options, and the places of the run's files.
+    # Options, model, and the places of the run's files.
     options, configuration = parse_options(__doc__)
     if type(configuration.task).loss is not Task.loss:
         raise InputError(f"task {configuration.data.name}: has a loss of its own, and train.py trains on Task.loss")
     device = choose_device(options.device)
+    torch.manual_seed(configuration.recipe.seed)
+    model = configuration.make_model(Backend(options.backend)).to(device)
+    if options.init and not options.resume:
+        checkpoint.load_weights(options.init, model)
     wanted_name = configuration.name
     configuration, folder, saved_model, lock = claim_run(configuration, options)
     recipe, name = configuration.recipe, configuration.name
     if name != wanted_name and not options.resume:
         print(f"there is a run {wanted_name} already: this one is {name} (-overwrite replaces {wanted_name})")
 
-    # Model, optimizer, and sequences that training never looks at.
-    torch.manual_seed(recipe.seed)
-    model = configuration.make_model(Backend(options.backend)).to(device)
-    path = start_backend(model, training=True)
+    # Optimizer, and sequences that training never looks at.
+    path = start_backend(model, training=True, threads=options.threads)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())
     state = TrainState(configuration, model, optimizer, Clipper(recipe), folder / "checkpoint.pt")

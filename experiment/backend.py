@@ -12,7 +12,7 @@ from torch import Tensor
 
 from experiment.configuration import ROOT
 from experiment.errors import InputError
-from ntm import Backend, BackendError
+from ntm import NTM, Backend, BackendError
 from ntm.machine import Machine
 
 DIFFERENCE = 1e-3  # between the paths, relative: a thousand times their rounding
@@ -116,7 +116,7 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
 
     Args:
         training: whether the model is to be trained, by `forward_backward`.
-        threads: how many the fast path gets; None for as many as PyTorch had.
+        threads: how many it gets; None for as many as PyTorch had, and one for an NTM on the readable path.
 
     Raises:
         InputError: the model asks for the fused path, and it cannot be had.
@@ -127,6 +127,8 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
     try:
         if not model.use_fused():
             why = "" if model.backend is Backend.REFERENCE else f" ({model.why_not_fused()})"
+            if device.type == "cpu" and (threads or isinstance(model, NTM)):
+                torch.set_num_threads(threads or 1)  # an NTM's operations are too small to share out
             return f"reference path on {device}{why}"
     except BackendError as error:
         raise InputError(f"-backend {model.backend.value}: {error}") from error

@@ -182,3 +182,21 @@ def load_model(
     path = Path(path)
     model, configuration = restore(load(path), path, backend)
     return model.to(device).eval(), configuration
+
+
+def load_weights(path: Path, model: Machine) -> None:
+    """Put the weights of a trained model into another of the same sizes.
+
+    Raises:
+        InputError: the file cannot be used, or its weights are of other sizes.
+    """
+    weights = load_model(path, model.device)[0].state_dict()
+    for name, own in model.state_dict().items():
+        there = weights.get(name)
+        if there is None or there.shape != own.shape:
+            what = "missing" if there is None else "x".join(map(str, there.shape))
+            here = "x".join(map(str, own.shape))
+            raise InputError(f"{path}: is of another machine: {name} is {what} there, and {here} here")
+    if len(weights) > len(model.state_dict()):
+        raise InputError(f"{path}: is of another machine: it has more weights than this one")
+    model.load_state_dict(weights)

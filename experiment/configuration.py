@@ -43,6 +43,11 @@ class Network:
     num_heads: int  # read heads, and as many write heads
     controller: str = "lstm"  # one of `ntm.controller.CONTROLLERS`
 
+    @property
+    def has(self) -> set[str]:
+        """What settings of a recipe may need."""
+        return {"memory", "cells"} if self.controller == "lstm" else {"memory"}
+
 
 @dataclass(frozen=True)
 class BaselineNetwork:
@@ -52,6 +57,7 @@ class BaselineNetwork:
     num_layers: int
 
     memory_units: ClassVar[None] = None  # it has no memory
+    has: ClassVar[set[str]] = set()
 
     @property
     def controller_size(self) -> int:

@@ -14,8 +14,10 @@ from experiment.configuration import (
     with_settings,
 )
 from experiment.errors import Parser, number
-from experiment.recipe import Recipe, bounds
+from experiment.recipe import Recipe, bounds, refuse_what_a_machine_has_not
 from ntm import Backend
+
+THREADS_HELP = "threads of the CPU (default: one for each core on the fast path, and one on the readable path)"
 
 
 def add_recipe_flag(parser: Parser, field: dataclasses.Field) -> None:
@@ -53,8 +55,10 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
     parser.add(
         "overwrite", action="store_true", help="replace the run of this name, instead of calling this one <config>-2"
     )
+    parser.add("init", type=Path, metavar="PATH", help="begin with the weights of this model")
     parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: cuda if there is one")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
+    parser.add("threads", type=number(int, 1, 1024), help=THREADS_HELP)
     parser.add("report_every", type=number(int, 1, 10**9), default=500, help="iterations between test points")
     parser.add("checkpoint_every", type=number(int, 1, 10**9), default=500, help="iterations between checkpoints")
     parser.add("recipe", metavar="NAME", help="a file in configs/recipes/, as paper: Graves et al.'s own setting")
@@ -70,4 +74,5 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
         configuration = load_task_json(options.task_json)
     if options.recipe:
         configuration = with_settings(configuration, read_recipe(options.recipe), f"-recipe {options.recipe}: ")
+    refuse_what_a_machine_has_not(given, configuration.network.has, configuration.name)
     return options, with_settings(configuration, given)

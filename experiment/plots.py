@@ -85,7 +85,7 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         path: the PNG file to write.
     """
     answering = np.flatnonzero(shown.mask)
-    order = visited_window(shown)
+    order, which = visited_window(shown), first_of(shown)
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
             4, 2, figsize=(9.6, 8.4), sharex=True, layout="constrained", height_ratios=(2, 2, 2, 4)
@@ -100,14 +100,17 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         )
         for axes, values, name, label, limits in left:
             _heat(figure, axes, values.T, name, label, limits)
-        _heat(figure, panels[0, 1], shown.erases[:, 0].T, "erase vector, e", "column", (0, 1))
-        right = ((panels[1, 1], shown.adds[:, 0], "add vector, a"), (panels[2, 1], shown.reads[:, 0], "read vector, r"))
+        _heat(figure, panels[0, 1], shown.erases[:, 0].T, f"erase vector, e{which}", "column", (0, 1))
+        right = (
+            (panels[1, 1], shown.adds[:, 0], f"add vector, a{which}"),
+            (panels[2, 1], shown.reads[:, 0], f"read vector, r{which}"),
+        )
         for axes, values, name in right:
             limit = max(1e-6, float(np.abs(values).max()))
             _heat(figure, axes, values.T, name, "column", (-limit, limit), "PuOr")
         for axes, values, name in (
-            (panels[3, 0], shown.write_weighting[:, 0], "write weighting, w"),
-            (panels[3, 1], shown.read_weighting[:, 0], "read weighting, w"),
+            (panels[3, 0], shown.write_weighting[:, 0], f"write weighting, w{which}"),
+            (panels[3, 1], shown.read_weighting[:, 0], f"read weighting, w{which}"),
         ):
             _heat(figure, axes, values[:, order].T, name, f"row ({len(order)} of {shown.memory.shape[0]})", (0, 1))
             ticks = np.linspace(0, len(order) - 1, min(8, len(order))).round().astype(int)
@@ -140,8 +143,8 @@ def controls(shown: Trace, title: str, path: Path) -> None:
         figure, axes_of = plt.subplots(4, 1, figsize=(7.2, 6.4), sharex=True, layout="constrained")
         for axes, (name, values, limits) in zip(axes_of, panels, strict=True):
             for head, label, colour, line in (
-                (0, "read head", "#0072B2", "-"),
-                (readers, "write head", "#D55E00", "--"),
+                (0, f"read head{first_of(shown)}", "#0072B2", "-"),
+                (readers, f"write head{first_of(shown)}", "#D55E00", "--"),
             ):
                 axes.plot(values[:, head], line, color=colour, label=label, linewidth=1.5)
             axes.set(ylabel=name, ylim=limits)
@@ -187,6 +190,12 @@ def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
         figure.suptitle(title)
         figure.savefig(path)
         plt.close(figure)
+
+
+def first_of(shown: Trace) -> str:
+    """What to add to a head's name, where there are several of its kind: the first is drawn."""
+    heads = shown.read_weighting.shape[1]
+    return f" (1 of {heads})" if heads > 1 else ""
 
 
 def visited_window(shown: Trace) -> np.ndarray:

@@ -18,7 +18,8 @@ def setting(default: Any, help: str, low: float = 0, high: float = math.inf, **m
         help: what it is, for `train.py -h`.
         low, high: the least and the greatest number allowed.
         more: `above`, true where `low` itself is not allowed; `choices`, the strings allowed; `optimizer`, the only one
-            that the setting belongs to; `section`, the title in `train.py -h` of this setting and those after it.
+            that the setting belongs to; `needs`, what a machine must have for it, "memory" or "cells"; `section`, the
+            title in `train.py -h` of this setting and those after it.
     """
     return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high, **more})
 
@@ -48,14 +49,18 @@ class Recipe:
     alpha: float = setting(0.95, "decay of the squared gradient's mean", 0, 0.999999, optimizer="rmsprop")
     clip_typical: float = setting(2.0, "cut the gradient to this many times its typical norm; 0: off")
     clip_value: float = setting(0.0, "clip each element of the gradient; 0: off")
-    dirty: float = setting(0.5, "share of sequences that begin on a dirty memory", 0, 1, section="the recipe")
-    dirt: float = setting(2.0, "largest standard deviation of the numbers in a dirty memory")
-    blur_cost: float = setting(0.05, "what the mean blur of the weightings adds to the loss; grows from 0 to this")
+    dirty: float = setting(
+        0.5, "share of sequences that begin on a dirty memory", 0, 1, needs="memory", section="the recipe"
+    )
+    dirt: float = setting(2.0, "largest standard deviation of the numbers in a dirty memory", needs="memory")
+    blur_cost: float = setting(
+        0.05, "what the mean blur of the weightings adds to the loss; grows from 0 to this", needs="memory"
+    )
     cell_dropout: float = setting(
-        0.25, "chance that a cell of an LSTM controller is set to 0, at each step", 0, 0.999999
+        0.25, "chance that a cell of an LSTM controller is set to 0, at each step", 0, 0.999999, needs="cells"
     )
     uneven: float = setting(0.5, "share of sequences with nearly empty, nearly full or repeated vectors", 0, 1)
-    full_tape: bool = setting(False, "always train on all rows of memory")
+    full_tape: bool = setting(False, "always train on all rows of memory", needs="memory")
     curriculum: float = setting(0.5, "share of iterations in which lengths grow", 0, 1)
 
 
@@ -92,3 +97,16 @@ def refuse_other_optimizers(given: dict[str, Any], recipe: Recipe) -> None:
         owner = field.metadata.get("optimizer", recipe.optimizer)
         if field.name in given and owner != recipe.optimizer:
             raise InputError(f"-{field.name} is a flag of -optimizer {owner}; this run uses {recipe.optimizer}")
+
+
+def refuse_what_a_machine_has_not(given: dict[str, Any], has: set[str], name: str) -> None:
+    """Refuse a setting that would do nothing for want of a memory, or of cells of an LSTM controller.
+
+    Raises:
+        InputError: one of the settings given needs what the machine, of the configuration `name`, has not.
+    """
+    for field in dataclasses.fields(Recipe):
+        needs = field.metadata.get("needs")
+        if given.get(field.name) and needs and needs not in has:
+            what = {"memory": "memory", "cells": "cells of an LSTM controller"}[needs]
+            raise InputError(f"-{field.name}: would do nothing, since {name} has no {what}")

@@ -311,6 +311,10 @@ WRONG = {
     "a range without end": ("evaluate.py -sizes 1-999999", "is not a range of 1 to 10000 numbers"),
     "a size of two numbers": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -sizes 5x5", "reverse is seq_len"),
     "uneven where nothing is": ("train.py -config ngram -uneven 0.5", "-uneven: the task ngram has no uneven"),
+    "dirt without a memory": ("train.py -config l1d1 -dirty 0.5", "-dirty: would do nothing, since l1d1 has no memory"),
+    "cells without an LSTM": ("train.py -config f1d1 -cell_dropout 0.2", "-cell_dropout: would do nothing, since f1d1"),
+    "a beginning that is not there": ("train.py -config m2d2 -init missing.pt", "missing.pt"),
+    "a beginning of other sizes": ("train.py -config m2d2 -init saved_model/reverse_tiny.pt", "is of another machine"),
     "a configuration of the paper, misspelt": ("train.py -config repeatcopy", "repeat_copy"),
     "seeds not numbers": ("reproduce.py -seeds 0-x", "'x' is not a whole number"),
     "bench of a baseline": ("bench.py -configs l1d1", "m1d1, m1d2"),
@@ -445,6 +449,17 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     assert "reverse_tiny-2.pt: is there already; -overwrite replaces it" in error
     assert "is a folder" in train("-saved_model", out, code=2).stderr
     assert files() == after
+
+
+@pytest.mark.slow
+def test_a_run_may_begin_with_the_weights_of_another(repository, tiny, tmp_path):
+    flags, _, _, _ = tiny
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    where = ("-output", tmp_path, "-num_iters", 1, "-lr", 1e-12, "-threads", 1)
+    repository.run("train.py", *flags, *where, "-init", saved)
+    before, after = (load_model(path)[0].state_dict() for path in (saved, tmp_path / "saved_model" / "reverse_tiny.pt"))
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
+    assert "-init" in (tmp_path / "log" / "tiny.log").read_text()
 
 
 @pytest.mark.slow

@@ -82,6 +82,7 @@ def jit_entry(function, **more):
     try:
         compiled = jit(function, cache=True, no_cpython_wrapper=False, **more)
     except RuntimeError:  # Numba found no folder for its cache
+        warnings.warn("compiled code is not kept: no folder can be written; NUMBA_CACHE_DIR names one", stacklevel=1)
         return jit(function, no_cpython_wrapper=False, **more)
     files, save = compiled._cache._cache_file, compiled._cache.save_overload
     load_index, load_data = files._load_index, files._load_data
