@@ -80,7 +80,7 @@ def use_widest_vectors() -> None:
 
 
 class Compiling:
-    """What happens when the fast path takes longer than PATIENCE to come up, since it is being compiled.
+    """What happens when the fast path is being compiled for longer than PATIENCE.
 
     A line tells so, and what training needs besides, the forward pass for the held-out set, is compiled by a process of
     its own on another core, which leaves it in the cache.
@@ -92,9 +92,17 @@ class Compiling:
     )
 
     def __init__(self, training: bool) -> None:
-        self.training, self.child = training, None
-        self.timer = threading.Timer(PATIENCE, self.begin)
-        self.timer.start()
+        self.training, self.child, self.over = training, None, threading.Event()
+        self.watcher = threading.Thread(target=self.watch)
+        self.watcher.start()
+
+    def watch(self) -> None:
+        """Say it, and start the other process, where there is something to compile."""
+        while not self.over.wait(PATIENCE):
+            jit = sys.modules.get("ntm.fused.jit")
+            if jit is not None and jit.is_compiling():
+                self.begin()
+                return
 
     def begin(self) -> None:
         """Say it, and start the other process."""
@@ -105,8 +113,8 @@ class Compiling:
 
     def end(self) -> None:
         """Wait for the other process, if there is one."""
-        self.timer.cancel()
-        self.timer.join()
+        self.over.set()
+        self.watcher.join()
         if self.child:
             self.child.wait()
 

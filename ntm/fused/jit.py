@@ -74,6 +74,14 @@ def jit_inline(function):
     return jit_refcounted(function, inline="always")
 
 
+_entries: list = []  # the functions that `jit_entry` made
+
+
+def is_compiling() -> bool:
+    """Whether a function is being compiled, or has been, rather than loaded from the cache."""
+    return any(sum(entry.stats.cache_misses.values()) for entry in _entries)
+
+
 def jit_entry(function, **more):
     """Compile a function for Python to call, with all that it calls; cached on disk where that can be written.
 
@@ -83,7 +91,10 @@ def jit_entry(function, **more):
         compiled = jit(function, cache=True, no_cpython_wrapper=False, **more)
     except RuntimeError:  # Numba found no folder for its cache
         warnings.warn("compiled code is not kept: no folder can be written; NUMBA_CACHE_DIR names one", stacklevel=1)
-        return jit(function, no_cpython_wrapper=False, **more)
+        compiled = jit(function, no_cpython_wrapper=False, **more)
+        _entries.append(compiled)
+        return compiled
+    _entries.append(compiled)
     files, save = compiled._cache._cache_file, compiled._cache.save_overload
     load_index, load_data = files._load_index, files._load_data
 
