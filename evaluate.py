@@ -107,6 +107,10 @@ def tested_sizes(configuration: Configuration, asked: list[tuple] | None) -> lis
                 raise InputError(
                     f"-sizes {label(size)}: a size of {data.name} is {' x '.join(kind._fields)}, as {label(data.high)}"
                 )
+            for part, name in zip(size, kind._fields, strict=True):
+                low, high = configuration.task.limits.get(name, (1, 1_000_000))
+                if not low <= part <= high:
+                    raise InputError(f"-sizes {label(size)}: {name} of {data.name} is {low} to {high}")
         return [kind(*size) for size in asked]
     middle = kind(*((low + high) // 2 for low, high in zip(data.low, data.high, strict=True)))
     return sorted({data.low, middle, data.high, *configuration.task.tested})

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from experiment import paper
 from experiment.backend import start_backend
 from experiment.checkpoint import load, load_model, write_atomically
-from experiment.configuration import CONFIGS, NAMES, NINE, PAPER, ROOT, Configuration, model_title, task_of
+from experiment.configuration import CONFIGS, NAMES, NINE, PAPER, REVERSE, ROOT, Configuration, model_title, task_of
 from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.options import parse_options
 from experiment.scoring import EVALUATION, generator, sample_sizes, score, trace
@@ -303,8 +303,13 @@ def main() -> None:
     parser.add("flags", default="", help="more flags for train.py, in one word: '-dirt 1 -lr 1e-3'")
     options = parser.parse_args()
     names = options.configs.split(",") if options.configs else list(PAPER if options.paper else NINE)
-    if not set(names) <= set(NAMES):
-        raise InputError(f"-configs {options.configs}: choose from {', '.join(NAMES)}")
+    if options.ablations + options.beyond + options.paper > 1:
+        raise InputError("-ablations, -beyond and -paper go each in a call of its own")
+    if options.configs and options.beyond:
+        raise InputError("-configs does not go with -beyond, which trains the files in configs/beyond/")
+    allowed = PAPER if options.paper else REVERSE
+    if not set(names) <= set(allowed):
+        raise InputError(f"-configs {options.configs}: choose from {', '.join(allowed)}")
     if options.ship and (options.ablations or options.beyond):
         raise InputError("-ship goes with runs of the whole recipe on the nine, not with -ablations or -beyond")
     variants = options.variants.split(",") if options.variants else list(ABLATIONS)

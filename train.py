@@ -97,7 +97,7 @@ def train(state: TrainState, log: RunLog, held_out: HeldOut, options: argparse.N
         optimizer.step()
 
         wrong = task.wrong_bits(logits, batch).double()
-        cost = sequence_bits(loss, batch)
+        cost = sequence_bits(task.loss(logits, batch).item(), batch)  # without what blur costs
         state.add(loss=loss, cost=cost, bits=wrong.mean().item(), exact=(wrong == 0).double().mean().item(), norm=norm)
         bar.update()
         if state.step % 50 == 0:

@@ -254,9 +254,11 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     Raises:
         InputError: a key is missing, unknown, of a wrong type, or impossible.
     """
+    if isinstance(fields.get("task"), str) and fields["task"] not in TASKS:
+        raise InputError(f"{source}: 'task' is {fields['task']!r}; allowed are {', '.join(TASKS)}")
     kind, data_types = _network_kind(fields), _data_types(fields)
     fields = _checked_keys({**_defaults(kind), **fields}, {**_types(kind), **data_types}, source)
-    choices = {"task": TASKS, "controller": CONTROLLERS}
+    choices = {"controller": CONTROLLERS}
     limits = {key: (1, MAX_SIZE) for key, value in fields.items() if isinstance(value, int)}
     for key, value in fields.items():
         if key in choices and value not in choices[key]:

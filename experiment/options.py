@@ -13,7 +13,7 @@ from experiment.configuration import (
     read_recipe,
     with_settings,
 )
-from experiment.errors import Parser, number
+from experiment.errors import InputError, Parser, number
 from experiment.recipe import Recipe, bounds, refuse_what_a_machine_has_not
 from ntm import Backend
 
@@ -42,7 +42,7 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
     """
     parser = Parser(description)
     parser.section("what to train")
-    parser.add("config", default="m1d1", metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    parser.add("config", metavar="NAME", help=f"one of {', '.join(NAMES)} (default: m1d1)")
     parser.add("task_json", type=Path, metavar="FILE", help="a JSON file with network and data, instead of -config")
     parser.section("the run")
     parser.add(
@@ -68,8 +68,10 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
         add_recipe_flag(parser, field)
     options = parser.parse_args(arguments)
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe) if field.name in options}
+    if options.task_json and options.config:
+        raise InputError("-task_json FILE goes instead of -config: give one of them")
     if options.task_json is None:
-        configuration = load_configuration(options.config)
+        configuration = load_configuration(options.config or "m1d1")
     else:
         configuration = load_task_json(options.task_json)
     if options.recipe:

@@ -36,7 +36,9 @@ def score_sizes(model: Machine, configuration: Configuration, sequences: int) ->
     for numbers in SIZES[configuration.data.name]:
         size = task.Size(*numbers)
         long = size[0] == LONG and configuration.data.name == "copy"
-        memory_units = LONG_ROWS if long else configuration.network.memory_units
+        memory_units = configuration.network.memory_units and (
+            LONG_ROWS if long else configuration.network.memory_units
+        )
         batches = sample_sizes(task, [size], sequences // 10 if size[0] == LONG else sequences, source)
         result, _ = score(model, task, batches, memory_units)
         rows.append({"size": list(size), "memory_units": memory_units, **result._asdict()})
@@ -47,9 +49,9 @@ def score_sizes(model: Machine, configuration: Configuration, sequences: int) ->
 
 
 def learning_curve(events: Path, tag: str = "cost") -> tuple[list[int], list[float]]:
-    """Read a curve of a run's training from its folder of events: iterations, and values."""
+    """Read the curve of a run's held-out set of trained sizes from its folder of events: iterations, and values."""
     points = {}
-    for file in sorted((events / "train").glob("*tfevents*")):
+    for file in sorted((events / "test").glob("*tfevents*")):
         for event in EventFileLoader(str(file)).Load():
             for value in event.summary.value:
                 if value.tag == tag:
@@ -154,7 +156,7 @@ def draw_predictions(models: dict[str, tuple[Machine, Configuration]], path: Pat
         plt.close(figure)
 
 
-# The paper's figures of answers: sizes, and what it calls them. Of memory in use: a size.
+# Sizes of the paper's figures of answers, and of memory in use.
 OUTPUTS = {"copy": ((10,), (20,), (30,), (50,), (120,)), "repeat_copy": ((10, 10), (20, 10), (10, 20))}
 MEMORY = {"copy": (20,), "repeat_copy": (5, 4), "associative_recall": (6,), "ngram": (60,), "priority_sort": (20,)}
 

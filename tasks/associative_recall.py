@@ -30,7 +30,7 @@ class AssociativeRecall(Task):
         mask      0  0  0  0  0  0  0  0  0  0  0  0  0  0  1  1
 
     Items of a sequence differ from each other where there are enough different ones for that to be certain to end
-    (2^(seq_width item_len) at least four times as many as items); else two may be the same.
+    (2^(seq_width item_len) at least the square of their number); else two may be the same.
     """
 
     seq_width: int  # bits in a vector
@@ -39,7 +39,7 @@ class AssociativeRecall(Task):
     Size = Items
     first = Items(3)  # of two items, the answer is always the second: nothing to look for
     can_be_uneven: ClassVar[bool] = True
-    limits: ClassVar[dict[str, tuple[int, int]]] = {"items": (2, 10_000)}
+    limits: ClassVar[dict[str, tuple[int, int]]] = {"items": (2, 500)}
     tested = tuple(map(Items, (8, 10, 12, 15, 20)))
 
     @property
@@ -66,7 +66,7 @@ class AssociativeRecall(Task):
         """
         alike = torch.rand(batch_size, generator=generator) < uneven if uneven else torch.zeros(batch_size).bool()
         items = self._draw_items(size[0], alike, generator)
-        if 2 ** min(self.seq_width * self.item_len, 60) >= 4 * size[0]:
+        if 2 ** min(self.seq_width * self.item_len, 60) >= size[0] ** 2:
             while (again := self._with_twins(items)).any():
                 items[:, :, again] = self._draw_items(size[0], alike[again], generator)
         asked = torch.randint(0, size[0] - 1, (batch_size,), generator=generator)

@@ -30,7 +30,7 @@ class NGram(Task):
 
     Size = Length
     first = Length(50)
-    limits: ClassVar[dict[str, tuple[int, int]]] = {"context": (1, 16)}
+    limits: ClassVar[dict[str, tuple[int, int]]] = {"context": (1, 16), "seq_len": (16, 1_000_000)}
     tested = (Length(1000),)
 
     @property
