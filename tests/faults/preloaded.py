@@ -3,9 +3,10 @@
 import torch
 
 import train  # noqa: F401
-from experiment.backend import warm_up
+from experiment.backend import use_widest_vectors, warm_up
 from ntm import NTM
 
+use_widest_vectors()
 torch.set_num_threads(1)  # threads do not survive a fork
 model = NTM(5, 3, 8, 12, 6)
 warm_up(model, training=True)

@@ -46,7 +46,7 @@ def test_a_file_that_cannot_grow_costs_nothing_that_was_saved(tmp_path):
     folder = Folder(tmp_path / "run")
     patience = 0.5
     while not folder.checkpoint.exists():
-        folder.train(kill_after=patience)
+        folder.train("-overwrite", kill_after=patience)
         patience *= 2
     before = folder.checkpoint.read_bytes()
     assert folder.train("-resume", prepare=partial(_small_files, len(before) * 9 // 10)) == 2
@@ -93,7 +93,7 @@ def test_a_log_that_is_gone_is_named(tmp_path):
     folder = Folder(tmp_path / "run")
     patience = 0.5
     while not folder.checkpoint.exists():
-        folder.train(kill_after=patience)
+        folder.train("-overwrite", kill_after=patience)
         patience *= 2
     folder.log.unlink()
     before = folder.checkpoint.read_bytes()
@@ -121,7 +121,7 @@ def test_an_interrupted_run_is_not_started_over_by_mistake(tmp_path):
     folder = Folder(tmp_path / "run")
     patience = 0.5
     while not folder.checkpoint.exists():
-        folder.train(kill_after=patience)
+        folder.train("-overwrite", kill_after=patience)
         patience *= 2
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     assert folder.train() == 0

@@ -28,7 +28,7 @@ def interrupted(tmp_path_factory):
     folder = Folder(tmp_path_factory.mktemp("interrupted"))
     patience = 0.3
     while not folder.checkpoint.exists():
-        folder.train(kill_after=patience)
+        folder.train("-overwrite", kill_after=patience)
         patience *= 2
     assert not folder.saved_model.exists()
     return folder, folder.checkpoint.read_bytes()
