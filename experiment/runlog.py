@@ -53,10 +53,15 @@ class EventFile:
     Args:
         folder: the curve's.
         step: the file holds points after this step; its name says so, and tensorboard reads files in order of name.
+            Where a run goes on from a step twice, the second file has a number besides: the first is kept.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self.path = folder / f"events.out.tfevents.{step:010d}"
+        name, again = f"events.out.tfevents.{step:010d}", 0
+        self.path = folder / name
+        while self.path.exists():
+            again += 1
+            self.path = folder / f"{name}.{again:04d}"
         folder.mkdir(parents=True, exist_ok=True)
         self._records = RecordWriter(str(self.path))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))

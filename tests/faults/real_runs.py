@@ -70,6 +70,16 @@ class Folder:
         self.read_said()
         return process.exitcode
 
+    def train_to_a_checkpoint(self) -> None:
+        """Run until there is a checkpoint, and kill the run with SIGKILL."""
+        process = self.start()
+        while not self.checkpoint.exists():
+            assert process.exitcode is None, "the run ended before its first checkpoint"
+            process.join(0.01)
+        process.kill()
+        process.join()
+        self.read_said()
+
     def read_said(self) -> None:
         """Read what the last run said on either stream."""
         self.said = self.said_path.read_text() if self.said_path.exists() else ""

@@ -44,10 +44,7 @@ def _small_files(most):
 
 def test_a_file_that_cannot_grow_costs_nothing_that_was_saved(tmp_path):
     folder = Folder(tmp_path / "run")
-    patience = 0.5
-    while not folder.checkpoint.exists():
-        folder.train("-overwrite", kill_after=patience)
-        patience *= 2
+    folder.train_to_a_checkpoint()
     before = folder.checkpoint.read_bytes()
     assert folder.train("-resume", prepare=partial(_small_files, len(before) * 9 // 10)) == 2
     assert "File too large" in folder.said
@@ -91,10 +88,7 @@ def test_a_folder_that_vanishes_ends_the_run_in_one_line(tmp_path):
 
 def test_a_log_that_is_gone_is_named(tmp_path):
     folder = Folder(tmp_path / "run")
-    patience = 0.5
-    while not folder.checkpoint.exists():
-        folder.train("-overwrite", kill_after=patience)
-        patience *= 2
+    folder.train_to_a_checkpoint()
     folder.log.unlink()
     before = folder.checkpoint.read_bytes()
     assert folder.train("-resume") == 2
@@ -119,10 +113,7 @@ def test_a_second_run_in_the_same_place_is_refused_and_the_first_goes_on(tmp_pat
 
 def test_an_interrupted_run_is_not_started_over_by_mistake(tmp_path):
     folder = Folder(tmp_path / "run")
-    patience = 0.5
-    while not folder.checkpoint.exists():
-        folder.train("-overwrite", kill_after=patience)
-        patience *= 2
+    folder.train_to_a_checkpoint()
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     assert folder.train() == 0
     assert "there is a run tiny already: this one is tiny-2" in folder.said

@@ -26,10 +26,7 @@ MUTATIONS = 500
 def interrupted(tmp_path_factory):
     """A real run, killed, with the bytes of its checkpoint."""
     folder = Folder(tmp_path_factory.mktemp("interrupted"))
-    patience = 0.3
-    while not folder.checkpoint.exists():
-        folder.train("-overwrite", kill_after=patience)
-        patience *= 2
+    folder.train_to_a_checkpoint()
     assert not folder.saved_model.exists()
     return folder, folder.checkpoint.read_bytes()
 
