@@ -20,7 +20,7 @@ from experiment import animation, plots
 from experiment.backend import choose_device, start_backend
 from experiment.bits import read_sequences
 from experiment.checkpoint import load_model
-from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_title, task_of
+from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_title, task_of, unknown_name
 from experiment.errors import InputError, Parser, number, run_script, sizes
 from experiment.options import THREADS_HELP
 from experiment.page import write_page
@@ -28,6 +28,7 @@ from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sampl
 from ntm import NTM, Backend
 from ntm.machine import Machine
 from tasks import Batch, VectorTask, describe, label
+from tasks.task import USUAL_LIMITS
 
 MISTAKES_SHOWN = 3
 SHOWN_SIZE = 30  # of the sequence in the picture, each part of its size, or the largest trained where that is less
@@ -47,7 +48,7 @@ def parse_options() -> argparse.Namespace:
     parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/ and log/ (default: here)")
     parser.add(
         "sizes",
-        type=sizes(1, 1_000_000),
+        type=sizes(*USUAL_LIMITS),
         metavar="S,S,...",
         help="sizes to score: 5,10-20; of repeat copy, length x repeats: 10x3 (default: trained, and beyond)",
     )
@@ -68,7 +69,7 @@ def parse_options() -> argparse.Namespace:
     parser.add("threads", type=number(int, 1, 1024), help=THREADS_HELP)
     options = parser.parse_args()
     if options.config != "all" and re.sub(r"-\d+$", "", options.config) not in NAMES:
-        raise InputError(f"-config {options.config}: no such configuration; choose one of {', '.join(NAMES)}, or all")
+        raise unknown_name(options.config)
     for flag in ("saved_model", "input"):
         if options.config == "all" and getattr(options, flag):
             raise InputError(f"-{flag} goes with one model, not with -config all")
@@ -98,7 +99,7 @@ def tested_sizes(configuration: Configuration, asked: list[tuple] | None) -> lis
     """The sizes asked for; else the bottom, middle and top of the trained range, and longer ones.
 
     Raises:
-        InputError: those asked for have not as many numbers as a size of the task.
+        InputError: one of those asked for is no size of the task.
     """
     data, kind = configuration.data, configuration.task.Size
     if asked:
@@ -108,7 +109,7 @@ def tested_sizes(configuration: Configuration, asked: list[tuple] | None) -> lis
                     f"-sizes {label(size)}: a size of {data.name} is {' x '.join(kind._fields)}, as {label(data.high)}"
                 )
             for part, name in zip(size, kind._fields, strict=True):
-                low, high = configuration.task.limits.get(name, (1, 1_000_000))
+                low, high = configuration.task.limits_of(name)
                 if not low <= part <= high:
                     raise InputError(f"-sizes {label(size)}: {name} of {data.name} is {low} to {high}")
         return [kind(*size) for size in asked]
@@ -256,7 +257,7 @@ def draw_memory_pictures(
         "a blank memory at first": trace(model, sequence, options.memory_units),
         "a dirty memory at first": trace(model, sequence, options.memory_units, options.dirt or 1.0, source),
     }
-    title = f"{name}: {configuration.data.name}, {describe(size)}, with {rows} rows of memory"
+    title = f"{configuration.title}: {describe(size)}, with {rows} rows of memory"
     plots.machine(shown, title, options.output / "log" / f"{name}_machine.png")
     plots.controls(shown, title, options.output / "log" / f"{name}_controls.png")
     plots.memory_over_time(clean_and_dirty, title, options.output / "log" / f"{name}_memory.png")
@@ -277,7 +278,7 @@ def animate(path: Path, options: argparse.Namespace) -> None:
     sequence = configuration.task.sample(1, size, generator(options.seed, EVALUATION))
     shown = trace(model, sequence, options.memory_units)
     log.mkdir(parents=True, exist_ok=True)
-    animation.steps(shown, f"{name}: {configuration.data.name}, {describe(size)}", log / f"{name}_steps.gif")
+    animation.steps(shown, f"{configuration.title}: {describe(size)}", log / f"{name}_steps.gif")
     print(f"{log / f'{name}_steps.gif'}")
     animation.training(options.output / "runs" / name, name, log / f"{name}_training.gif")
     print(f"{log / f'{name}_training.gif'}")
@@ -311,7 +312,7 @@ def main() -> None:
         return
     scores = {name: by_size for name, (_, by_size) in results.items()}
     sizes_of_all = sorted({size for by_size in scores.values() for size in by_size})
-    print("wrong bits a sequence, by length\n" + f"{'':8}" + "".join(f"{label(size):>9}" for size in sizes_of_all))
+    print("wrong bits a sequence, by size\n" + f"{'':8}" + "".join(f"{label(size):>9}" for size in sizes_of_all))
     for name, by_size in scores.items():
         cells = (f"{by_size[size].bits:9.3f}" if size in by_size else f"{'-':>9}" for size in sizes_of_all)
         print(f"{name:8}" + "".join(cells))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train every configuration with several seeds, score each model, and print the table of docs/results.md.
+"""Train every configuration with several seeds, score each model, and print the tables of docs/.
 
     python reproduce.py
 
@@ -9,6 +9,7 @@ docs/. `-ablations` leaves out one part of the recipe at a time; `-beyond` train
 which were not used in tuning. `-paper` trains the paper's five tasks with its three machines, and draws its figures.
 """
 
+import argparse
 import json
 import os
 import re
@@ -30,16 +31,14 @@ from experiment.backend import start_backend
 from experiment.checkpoint import load, load_model, write_atomically
 from experiment.configuration import CONFIGS, NAMES, NINE, PAPER, REVERSE, ROOT, Configuration, model_title, task_of
 from experiment.errors import InputError, Parser, number, numbers, run_script
-from experiment.options import parse_options
-from experiment.scoring import EVALUATION, generator, sample_sizes, score, trace
+from experiment.options import parse_options as parse_train_options
+from experiment.scoring import EVALUATION, LONG_LENGTH, LONG_ROWS, SCORING_SEED, generator, sample_sizes, score, trace
 from ntm import NTM
 from ntm.machine import Machine
 from tasks import label
 
 LENGTHS = (1, 2, 5, 10, 20, 30, 50, 64, 65, 75, 100, 120)  # with as many rows as configured
-LONG_LENGTH, LONG_ROWS = 1000, 1024
 DIRTY_LENGTHS, DIRT = (20, 120), 1.0  # the standard deviation of the numbers in memory that a test begins on
-SCORING_SEED = 1
 SEEDS, SOME_SEEDS = "0-4", "0-2"
 
 DRAWN = {  # by evaluate.py, and what docs/ calls it
@@ -82,7 +81,7 @@ def train(job: Job) -> Path:
     saved = job.folder / "saved_model" / f"{model_title(task_of(job.name), Path(job.name).stem)}.pt"
     which = ["-config", job.name] if job.name in NAMES else ["-task_json", os.path.relpath(job.name, ROOT)]
     flags = [*which, "-seed", str(job.seed), *job.flags]
-    _, wanted = parse_options("", flags)
+    _, wanted = parse_train_options("", flags)
     if saved.exists():
         if load(saved)["configuration"] != wanted.as_dict():
             raise InputError(f"{saved}: made by another recipe; delete {job.folder}, or choose another -output")
@@ -163,7 +162,7 @@ def train_and_score(job: Job) -> dict:
 
 
 def landmarks(log: Path) -> dict[str, float | None]:
-    """Find in a log when the held-out set of trained lengths was first answered right, and when the run ended."""
+    """Find in a log when the held-out set of trained sizes was first answered right, and when the run ended."""
     text = log.read_text()
     solved = re.search(r"^iteration +(\d+) +([\d.]+) s .*  test: \S+ \S+ bits +\S+ exact 1\.0000", text, re.MULTILINE)
     end = re.search(r"^finished after ([\d.]+) s", text, re.MULTILINE)
@@ -220,7 +219,7 @@ def print_table(results: list[dict], by: str) -> None:
     """Print, by configuration or variant, how many runs had no wrong sequence of each length; then each failure.
 
     A run is perfect that has none on a blank memory. Gate and peak are those of `read_head`, and as medians, as are the
-    iteration at which the held-out set of trained lengths was first answered right, and the seconds of a run.
+    iteration at which the held-out set of trained sizes was first answered right, and the seconds of a run.
     """
     lengths = list(dict.fromkeys(n for r in results for n in r["wrong_sequences"]))
     print(f"\n| {by} | perfect | " + " | ".join(lengths) + " | gate | peak | solved at | seconds | longest |")
@@ -243,21 +242,6 @@ def print_table(results: list[dict], by: str) -> None:
             print(f"{variant}{r['name']} seed {r['seed']}: {bad}")
 
 
-def print_paper_table(results: list[dict]) -> None:
-    """Print a line a run: wrong bits a sequence by size, or, where even the best is wrong at times, its cost above."""
-    for name in dict.fromkeys(r["name"] for r in results):
-        runs = [r for r in results if r["name"] == name]
-        print(f"\n{name}: {runs[0]['parameters']:,} parameters, {median([r['seconds'] for r in runs])} s")
-        print("| seed | " + " | ".join(label(row["size"]) for row in runs[0]["scores"]) + " |")
-        print("|---" * (1 + len(runs[0]["scores"])) + "|")
-        for r in runs:
-            cells = (
-                f"{row['cost'] / row['optimal_cost'] - 1:.2%} above" if "optimal_cost" in row else f"{row['bits']:.3f}"
-                for row in r["scores"]
-            )
-            print(f"| {r['seed']} | " + " | ".join(cells) + " |")
-
-
 def copy_runs(folder: Path) -> None:
     """Copy one seed's runs to where the repository keeps its models, curves and logs."""
     for run in (folder / "runs").iterdir():  # its events have names of their own, and would come beside the old ones
@@ -278,10 +262,18 @@ def draw_docs(folder: Path) -> None:
         shutil.copyfile(folder / "log" / drawn, ROOT / "docs" / target)
 
 
-def main() -> None:
-    """Run what is missing, then print the table of all that is there."""
+def parse_options() -> argparse.Namespace:
+    """Read the command line; `names`, `seeds` and `variants` are lists, as asked for or by default.
+
+    Raises:
+        InputError: flags do not go together, or name what there is not.
+    """
     parser = Parser(__doc__)
-    parser.add("configs", metavar="NAME,...", help="which, as f1d1 (default: the nine of m1, m2 and m3)")
+    parser.add(
+        "configs",
+        metavar="NAME,...",
+        help="which, as f1d1 (default: the nine of m1, m2 and m3; with -paper: all fifteen)",
+    )
     parser.add(
         "seeds",
         type=numbers(0, 2**31),
@@ -297,37 +289,43 @@ def main() -> None:
     parser.add(
         "table",
         metavar="FILE",
-        help="where the results go (default: seeds.json, ablations.json or beyond.json in -output)",
+        help="where the results go (default: seeds.json, ablations.json, beyond.json or paper.json in -output)",
     )
     parser.add("ship", action="store_true", help="copy the first seed to saved_model/, runs/, log/ and docs/")
     parser.add("flags", default="", help="more flags for train.py, in one word: '-dirt 1 -lr 1e-3'")
     options = parser.parse_args()
-    names = options.configs.split(",") if options.configs else list(PAPER if options.paper else NINE)
+    options.names = options.configs.split(",") if options.configs else list(PAPER if options.paper else NINE)
+    options.variants = options.variants.split(",") if options.variants else list(ABLATIONS)
+    options.seeds = options.seeds or numbers(0, 2**31)(SOME_SEEDS if options.beyond or options.paper else SEEDS)
     if options.ablations + options.beyond + options.paper > 1:
         raise InputError("-ablations, -beyond and -paper go each in a call of its own")
     if options.configs and options.beyond:
         raise InputError("-configs does not go with -beyond, which trains the files in configs/beyond/")
-    allowed = PAPER if options.paper else REVERSE
-    if not set(names) <= set(allowed):
+    if options.beyond:
+        options.names = sorted(map(str, (CONFIGS / "beyond").glob("*.json")))
+    elif not set(options.names) <= set(allowed := PAPER if options.paper else REVERSE):
         raise InputError(f"-configs {options.configs}: choose from {', '.join(allowed)}")
     if options.ship and (options.ablations or options.beyond):
         raise InputError("-ship goes with runs of the whole recipe on the nine, not with -ablations or -beyond")
-    variants = options.variants.split(",") if options.variants else list(ABLATIONS)
-    if not set(variants) <= set(ABLATIONS):
-        raise InputError(f"-variants {options.variants}: choose from {', '.join(ABLATIONS)}")
-    seeds = options.seeds or numbers(0, 2**31)(SOME_SEEDS if options.beyond or options.paper else SEEDS)
-    more, table, folder = options.flags.split(), options.table, options.output
+    if not set(options.variants) <= set(ABLATIONS):
+        raise InputError(f"-variants {','.join(options.variants)}: choose from {', '.join(ABLATIONS)}")
+    return options
+
+
+def main() -> None:
+    """Run what is missing, then print the table of all that is there."""
+    options = parse_options()
+    names, seeds, table, folder = options.names, options.seeds, options.table, options.output
+    more = options.flags.split()
     if options.ablations:
         jobs = [
             Job(v, name, seed, folder / "ablations" / re.sub(r"\W+", "_", v) / str(seed), flags, 200, 20)
-            for v, flags in ((v, ABLATIONS[v].split() + more) for v in variants)
+            for v, flags in ((v, ABLATIONS[v].split() + more) for v in options.variants)
             for seed in seeds
             for name in names
         ]
         table = table or folder / "ablations.json"
     else:
-        if options.beyond:
-            names = sorted(map(str, (CONFIGS / "beyond").glob("*.json")))
         jobs = [Job("", name, seed, folder / str(seed), more, 1000, 100) for seed in seeds for name in names]
         kind = "paper" if options.paper else "beyond" if options.beyond else "seeds"
         table = table or folder / f"{kind}.json"
@@ -335,7 +333,7 @@ def main() -> None:
     if not options.ablations:
         results = sorted(results, key=lambda r: (r["name"], r["seed"]))
     if options.paper:
-        print_paper_table(results)
+        paper.print_table(results)
         paper.draw(folder, seeds, names, ROOT / "docs" / "paper" if options.ship else folder / "figures")
     else:
         print_table(results, "variant" if options.ablations else "name")

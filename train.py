@@ -42,7 +42,7 @@ from tasks import Batch, Task
 class HeldOut(NamedTuple):
     """Sequences that training never looks at, in two sets, of trained and of larger sizes."""
 
-    tests: dict[str, list[Batch]]  # of trained and of longer lengths
+    tests: dict[str, list[Batch]]  # by curve
     shown: Batch  # one, for the pictures
     optimum: float | None  # what those of trained sizes cost the best that can be known, where that is not 0
 
@@ -60,7 +60,7 @@ def draw_held_out(configuration: Configuration) -> HeldOut:
 
 
 def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> Score:
-    """Log and draw where the run stands; returns the score on the held-out set of trained lengths."""
+    """Log and draw where the run stands; returns the score on the held-out set of trained sizes."""
     configuration, means, step = state.configuration, state.means(), state.step
     log.scalars("train", step, loss=means["loss"], cost=means["cost"], bits=means["bits"], exact=means["exact"])
     log.scalars("train", step, learning_rate=lr, gradient_norm=means["norm"])

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from experiment.checkpoint import write_atomically
 from experiment.errors import InputError
-from experiment.plots import COLOURS, STYLE, visited_window
+from experiment.plots import COLOURS, STYLE, input_limits, visited_window
 from experiment.scoring import Trace
 
 STEP, REPORT, LAST = 350, 150, 2500  # milliseconds that a frame is shown
@@ -43,13 +43,13 @@ def steps(shown: Trace, title: str, path: Path) -> None:
         for t in range(len(shown.mask)):
             done = np.arange(len(shown.mask))[:, None] <= t
             strips = (
-                ("inputs", np.where(done, shown.inputs, np.nan)),
-                ("targets", np.where(answering[:, None], shown.targets, np.nan)),
-                ("outputs", np.where(answering[:, None] & done, shown.outputs, np.nan)),
+                ("inputs", np.where(done, shown.inputs, np.nan), input_limits(shown)),
+                ("targets", np.where(answering[:, None], shown.targets, np.nan), (0, 1)),
+                ("outputs", np.where(answering[:, None] & done, shown.outputs, np.nan), (0, 1)),
             )
-            for axes, (name, values) in zip(panels[:, 0], strips, strict=True):
+            for axes, (name, values, (low, high)) in zip(panels[:, 0], strips, strict=True):
                 axes.clear()
-                axes.imshow(values.T, aspect="auto", origin="lower", vmin=0, vmax=1)
+                axes.imshow(values.T, aspect="auto", origin="lower", vmin=low, vmax=high)
                 axes.axvspan(t - 0.5, t + 0.5, fill=False, edgecolor=COLOURS[1], linewidth=1.5)
                 axes.set_title(name, loc="left")
                 axes.set_yticks([])

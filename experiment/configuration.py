@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from experiment.errors import InputError
+from experiment.errors import InputError, did_you_mean
 from experiment.recipe import OPTIMIZER_SETTINGS, Recipe, make_recipe, refuse_other_optimizers
 from ntm import NTM, Backend, LSTMBaseline
 from ntm.controller import CONTROLLERS
 from ntm.heads import control_sizes
 from tasks import TASKS, Task
+from tasks.task import USUAL_LIMITS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -26,8 +27,8 @@ PAPER = tuple(task + machine for task in PAPER_TASKS for machine in MACHINES)
 NAMES = REVERSE + PAPER
 
 ENDS = ("min", "max", "longer_min", "longer_max")  # of a range of sizes in a file
+END = re.compile(r"^(longer_)?(min|max)_")
 
-MAX_SIZE = 1_000_000  # of any number in a configuration file
 MAX_MEMORY_CELLS = 100_000_000  # of one sequence's memory, rows times width
 MAX_WEIGHTS = 100_000_000
 MAX_FILE_BYTES = 100_000
@@ -35,7 +36,7 @@ MAX_FILE_BYTES = 100_000
 
 @dataclass(frozen=True)
 class Network:
-    """The network configurations m1, m2, m3 and f1: sizes of an `NTM`."""
+    """The sizes of an `NTM`: the network configurations m1, m2, m3, f1, and those of the paper."""
 
     controller_size: int  # cells of an LSTM, units of a feed-forward controller
     memory_units: int  # rows of memory, N
@@ -51,7 +52,7 @@ class Network:
 
 @dataclass(frozen=True)
 class BaselineNetwork:
-    """The network configuration l1: sizes of an `LSTMBaseline`."""
+    """The sizes of an `LSTMBaseline`: the network configuration l1, and those of the paper."""
 
     hidden_size: int  # cells of a layer
     num_layers: int
@@ -67,13 +68,13 @@ class BaselineNetwork:
 
 @dataclass(frozen=True)
 class Data:
-    """A task and its ranges of sizes, each inclusive at both ends: the data configurations d1, d2, d3."""
+    """A task and its ranges of sizes, each inclusive at both ends."""
 
     name: str  # of the task, one of `TASKS`
     task: Task
     low: tuple  # the smallest and the largest size in training, each a `task.Size`
     high: tuple
-    longer_low: tuple  # and in the longer test, which training never sees
+    longer_low: tuple  # and in the longer test; of those above `high`, training sees none
     longer_high: tuple
 
     @staticmethod
@@ -149,8 +150,8 @@ class Configuration:
 
 
 def model_title(task: str, name: str) -> str:
-    """What the model of a run is called: the task and the run's name, the task once."""
-    return name if name.startswith(task) else f"{task}_{name}"
+    """What the model of a run is called: reverse_m1d1; where a name of the paper begins with its task, that alone."""
+    return name if task != "reverse" and name.startswith(task) else f"{task}_{name}"
 
 
 def task_of(name: str) -> str:
@@ -194,6 +195,12 @@ def _checked_recipe(configuration: Configuration, source: str) -> Configuration:
     return configuration
 
 
+def unknown_name(name: str) -> InputError:
+    """The error of a -config that there is not."""
+    near = did_you_mean(name, NAMES)
+    return InputError(f"-config {name}: no such configuration; choose one of {', '.join(NAMES)}{near}")
+
+
 def load_configuration(name: str, recipe: Recipe | None = None) -> Configuration:
     """Read a configuration by its name: a network and a data set of reverse, such as m1d1, or a file, such as copy.
 
@@ -206,7 +213,7 @@ def load_configuration(name: str, recipe: Recipe | None = None) -> Configuration
     if name in PAPER:
         return load_task_json(CONFIGS / f"{name}.json", recipe)
     if name not in NAMES:
-        raise InputError(f"-config {name}: no such configuration; choose one of {', '.join(NAMES)}")
+        raise unknown_name(name)
     paths = CONFIGS / f"{name[:2]}.json", CONFIGS / f"{name[2:]}.json"
     parts = [_read_json(path) for path in paths]
     for fields, path, types in zip(parts, paths, (_types(_network_kind(parts[0])), _data_types(parts[1])), strict=True):
@@ -258,16 +265,14 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
         raise InputError(f"{source}: 'task' is {fields['task']!r}; allowed are {', '.join(TASKS)}")
     kind, data_types = _network_kind(fields), _data_types(fields)
     fields = _checked_keys({**_defaults(kind), **fields}, {**_types(kind), **data_types}, source)
-    choices = {"controller": CONTROLLERS}
-    limits = {key: (1, MAX_SIZE) for key, value in fields.items() if isinstance(value, int)}
+    if fields.get("controller", "lstm") not in CONTROLLERS:
+        allowed = ", ".join(CONTROLLERS)
+        raise InputError(f"{source}: 'controller' is {fields['controller']!r}; allowed are {allowed}")
     for key, value in fields.items():
-        if key in choices and value not in choices[key]:
-            raise InputError(f"{source}: {key!r} is {value!r}; allowed are {', '.join(choices[key])}")
-    for key, ends in TASKS[fields["task"]].limits.items():
-        limits |= {name: ends for name in data_types if name in (key, *(f"{end}_{key}" for end in ENDS))}
-    for key, (low, high) in limits.items():
-        if not low <= fields[key] <= high:
-            raise InputError(f"{source}: {key!r} is {fields[key]}; allowed is {low} to {high}")
+        of_task = key in data_types
+        low, high = TASKS[fields["task"]].limits_of(END.sub("", key)) if of_task else USUAL_LIMITS
+        if isinstance(value, int) and not low <= value <= high:
+            raise InputError(f"{source}: {key!r} is {value}; allowed is {low} to {high}")
     for of in TASKS[fields["task"]].Size._fields:
         for low, high in ((f"min_{of}", f"max_{of}"), (f"longer_min_{of}", f"longer_max_{of}")):
             if fields[low] > fields[high]:

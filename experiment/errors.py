@@ -5,7 +5,7 @@ import difflib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -14,6 +14,12 @@ MAX_RANGE = 10_000  # numbers in a range as 10-20
 
 class InputError(Exception):
     """Something that the user gave cannot be used. The message names it, what is wrong, and what is allowed."""
+
+
+def did_you_mean(word: str, known: Iterable[str], dash: str = "") -> str:
+    """What to add to an error about an unknown word: the known one that is near it, if there is one."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {dash}{near[0]}?" if near else ""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -52,8 +58,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, with the flag that may have been meant, and leave with code 2."""
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
-        near = difflib.get_close_matches(unknown.lstrip("-"), (s.strip("-") for s in self._option_string_actions), 1)
-        raise InputError(message + (f"; did you mean -{near[0]}?" if unknown != message and near else ""))
+        known = (flag.strip("-") for flag in self._option_string_actions)
+        raise InputError(message + (did_you_mean(unknown.lstrip("-"), known, "-") if unknown != message else ""))
 
 
 class Bounds(NamedTuple):

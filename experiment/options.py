@@ -17,7 +17,7 @@ from experiment.errors import InputError, Parser, number
 from experiment.recipe import Recipe, bounds, refuse_what_a_machine_has_not
 from ntm import Backend
 
-THREADS_HELP = "threads of the CPU (default: one for each core on the fast path, and one on the readable path)"
+THREADS_HELP = "threads of the CPU (default: one a core; for an NTM on the readable path, one)"
 
 
 def add_recipe_flag(parser: Parser, field: dataclasses.Field) -> None:
@@ -42,11 +42,15 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
     """
     parser = Parser(description)
     parser.section("what to train")
-    parser.add("config", metavar="NAME", help=f"one of {', '.join(NAMES)} (default: m1d1)")
+    parser.add(
+        "config",
+        metavar="NAME",
+        help=f"one of {', '.join(NAMES)} (default: m1d1); some set other defaults than those below",
+    )
     parser.add("task_json", type=Path, metavar="FILE", help="a JSON file with network and data, instead of -config")
     parser.section("the run")
     parser.add(
-        "saved_model", type=Path, metavar="PATH", help="the finished model (default: saved_model/reverse_<config>.pt)"
+        "saved_model", type=Path, metavar="PATH", help="the finished model (default: in saved_model/, by task and name)"
     )
     parser.add(
         "output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/, runs/ and log/ (default: here)"

@@ -10,13 +10,24 @@ import torch
 from matplotlib.ticker import MaxNLocator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from experiment import plots
 from experiment.checkpoint import load_model
 from experiment.configuration import MACHINES, PAPER_TASKS, Configuration, task_of
-from experiment.plots import COLOURS, STYLE, machine
-from experiment.scoring import EVALUATION, generator, optimal_cost, sample_sizes, score, trace
+from experiment.plots import COLOURS, STYLE
+from experiment.scoring import (
+    EVALUATION,
+    LONG_LENGTH,
+    LONG_ROWS,
+    SCORING_SEED,
+    generator,
+    optimal_cost,
+    sample_sizes,
+    score,
+    trace,
+)
 from ntm import NTM
 from ntm.machine import Machine
-from tasks import describe
+from tasks import describe, label
 
 # Sizes that each machine is tested on: those of the paper's figures, and beyond.
 SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -26,20 +37,17 @@ SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
     "ngram": ((200,), (1000,)),
     "priority_sort": ((20,),),
 }
-LONG, LONG_ROWS = 1000, 1024  # a tape of this length has as many rows, and a tenth of the sequences
-SCORING_SEED = 1
 
 
 def score_sizes(model: Machine, configuration: Configuration, sequences: int) -> list[dict[str, Any]]:
-    """Score a machine on fresh sequences of each size of its task; a row a size."""
+    """Score a machine on fresh sequences of each size of its task, a tenth of them where they are long: rows."""
     task, source, rows = configuration.task, generator(SCORING_SEED, EVALUATION), []
     for numbers in SIZES[configuration.data.name]:
         size = task.Size(*numbers)
-        long = size[0] == LONG and configuration.data.name == "copy"
-        memory_units = configuration.network.memory_units and (
-            LONG_ROWS if long else configuration.network.memory_units
-        )
-        batches = sample_sizes(task, [size], sequences // 10 if size[0] == LONG else sequences, source)
+        long, memory_units = size[0] == LONG_LENGTH, configuration.network.memory_units
+        if long and memory_units and configuration.data.name == "copy":
+            memory_units = LONG_ROWS
+        batches = sample_sizes(task, [size], sequences // 10 if long else sequences, source)
         result, _ = score(model, task, batches, memory_units)
         rows.append({"size": list(size), "memory_units": memory_units, **result._asdict()})
         optimum = optimal_cost(task, batches)
@@ -82,6 +90,22 @@ def draw_curves(runs: dict[str, list[Path]], batch_sizes: dict[str, int], title:
         axes.legend()
         figure.savefig(path)
         plt.close(figure)
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """Print a line a run: wrong bits a sequence by size, or, where even the best is wrong at times, its cost above."""
+    for name in dict.fromkeys(r["name"] for r in results):
+        runs = [r for r in results if r["name"] == name]
+        seconds = " / ".join(f"{r['seconds']:.0f}" for r in runs)
+        print(f"\n{name}: {runs[0]['parameters']:,} parameters, {seconds} s")
+        print("| seed | " + " | ".join(label(row["size"]) for row in runs[0]["scores"]) + " |")
+        print("|---" * (1 + len(runs[0]["scores"])) + "|")
+        for r in runs:
+            cells = (
+                f"{row['cost'] / row['optimal_cost'] - 1:.2%} above" if "optimal_cost" in row else f"{row['bits']:.3f}"
+                for row in r["scores"]
+            )
+            print(f"| {r['seed']} | " + " | ".join(cells) + " |")
 
 
 def machine_of(name: str) -> str:
@@ -181,7 +205,7 @@ def draw(folder: Path, seeds: list[int], names: list[str], pictures: Path) -> No
             if isinstance(model, NTM):
                 size = configuration.task.Size(*MEMORY[task])
                 shown = trace(model, configuration.task.sample(1, size, generator(SCORING_SEED, EVALUATION)))
-                machine(shown, f"{name}: {describe(size)}", pictures / f"{name}_memory.png")
+                plots.machine(shown, f"{name}: {describe(size)}", pictures / f"{name}_memory.png")
         if task == "associative_recall":
             scores = {name: json.loads((first / "log" / f"{name}_reproduce.json").read_text())["scores"] for name in of}
             data = next(iter(of.values()))[1].data

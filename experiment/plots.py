@@ -75,7 +75,7 @@ def accuracy_by_size(scores: dict[str, dict[tuple, Score]], data: dict[str, Data
 
 
 def machine(shown: Trace, title: str, path: Path) -> None:
-    """Draw one sequence's way through the machine, after Figures 3 and 6 of the paper.
+    """Draw one sequence's way through the machine, after Figure 6 of the paper.
 
     Left, what goes in and out; right, what is added and read, and where. Only rows that a head ever visits are drawn.
 
@@ -94,7 +94,7 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         masked = np.where(shown.mask[:, None] > 0, shown.outputs, np.nan)
         targets = np.where(shown.mask[:, None] > 0, shown.targets, np.nan)
         left = (
-            (panels[0, 0], shown.inputs, "inputs (bits, start and end marks)", "channel", (0, 1)),
+            (panels[0, 0], shown.inputs, "inputs", "channel", input_limits(shown)),
             (panels[1, 0], targets, "targets", "bit", (0, 1)),
             (panels[2, 0], masked, f"outputs ({int(wrong.sum())} wrong bits)", "bit", (0, 1)),
         )
@@ -159,7 +159,7 @@ def controls(shown: Trace, title: str, path: Path) -> None:
 
 
 def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
-    """Draw the rows of memory that a head visits: at first, when the sequence has been read, and when it is answered.
+    """Draw the rows of memory that a head visits: at first, before the first answer, and when all is answered.
 
     Args:
         traces: by what to call it, one from `experiment.scoring.trace` for each row of pictures.
@@ -173,10 +173,11 @@ def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
         for axes_of, (name, shown) in zip(panels, traces.items(), strict=True):
             first_answer, order = int(np.flatnonzero(shown.mask)[0]), visited_window(shown)
             wrong = int((np.abs((shown.outputs > 0.5) - shown.targets) * shown.mask[:, None]).sum())
-            limit = max(1e-6, float(np.abs(shown.memories[[first_answer - 1, -1]]).max()))
+            before_answering = shown.memories[first_answer - 1] if first_answer else shown.first_memory
+            limit = max(1e-6, float(np.abs(np.stack((before_answering, shown.memory))).max()))
             for axes, values, when in (
                 (axes_of[0], shown.first_memory, f"{name}"),
-                (axes_of[1], shown.memories[first_answer - 1], "when all is read"),
+                (axes_of[1], before_answering, "before the first answer"),
                 (axes_of[2], shown.memory, f"when all is answered, {wrong or 'no'} wrong bit{'s' * (wrong != 1)}"),
             ):
                 image = axes.imshow(values[order], aspect="auto", vmin=-limit, vmax=limit, cmap="PuOr", origin="lower")
@@ -196,6 +197,11 @@ def first_of(shown: Trace) -> str:
     """What to add to a head's name, where there are several of its kind: the first is drawn."""
     heads = shown.read_weighting.shape[1]
     return f" (1 of {heads})" if heads > 1 else ""
+
+
+def input_limits(shown: Trace) -> tuple[float, float]:
+    """The range of the inputs: 0 to 1 for bits and marks, more where a channel carries a number."""
+    return min(0.0, float(shown.inputs.min())), max(1.0, float(shown.inputs.max()))
 
 
 def visited_window(shown: Trace) -> np.ndarray:

@@ -59,9 +59,14 @@ class Recipe:
     cell_dropout: float = setting(
         0.25, "chance that a cell of an LSTM controller is set to 0, at each step", 0, 0.999999, needs="cells"
     )
-    uneven: float = setting(0.5, "share of sequences with nearly empty, nearly full or repeated vectors", 0, 1)
+    uneven: float = setting(
+        0.5,
+        "share of sequences that are uneven: with vectors nearly empty, nearly full or repeated, or items alike",
+        0,
+        1,
+    )
     full_tape: bool = setting(False, "always train on all rows of memory", needs="memory")
-    curriculum: float = setting(0.5, "share of iterations in which lengths grow", 0, 1)
+    curriculum: float = setting(0.5, "share of iterations in which sizes grow", 0, 1)
 
 
 OPTIMIZER_SETTINGS = {field.name for field in dataclasses.fields(Recipe) if "optimizer" in field.metadata}

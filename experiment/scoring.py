@@ -13,6 +13,8 @@ from ntm.machine import Machine
 from tasks import Batch, Task
 
 BATCH = 64  # sequences at a time
+SCORING_SEED = 1  # of the sequences that reproduce.py scores on
+LONG_LENGTH, LONG_ROWS = 1000, 1024  # of vectors, and the rows of memory that go with them
 # Independent random streams of one seed.
 BATCHES, HELD_OUT, EVALUATION = range(3)
 

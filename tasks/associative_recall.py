@@ -6,7 +6,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.task import Batch, Task
+from tasks.task import Batch
+from tasks.vectors import BitVectorTask
 
 
 class Items(NamedTuple):
@@ -16,7 +17,7 @@ class Items(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AssociativeRecall(Task):
+class AssociativeRecall(BitVectorTask):
     """Read items of `item_len` vectors of `seq_width` random bits, then a query item; answer the item that followed it.
 
     A mark stands before each item and after the last one; between two items there is one. The query is one of the items
@@ -33,24 +34,14 @@ class AssociativeRecall(Task):
     (2^(seq_width item_len) at least the square of their number); else two may be the same.
     """
 
-    seq_width: int  # bits in a vector
     item_len: int  # vectors in an item
 
+    marks: ClassVar[tuple[str, ...]] = ("item", "query")
     Size = Items
     first = Items(3)  # of two items, the answer is always the second: nothing to look for
     can_be_uneven: ClassVar[bool] = True
     limits: ClassVar[dict[str, tuple[int, int]]] = {"items": (2, 500)}
     tested = tuple(map(Items, (8, 10, 12, 15, 20)))
-
-    @property
-    def input_size(self) -> int:
-        """The bits, the item mark, the query mark."""
-        return self.seq_width + 2
-
-    @property
-    def output_size(self) -> int:
-        """The bits."""
-        return self.seq_width
 
     def rows_needed(self, size: tuple[int]) -> int:
         """One for each vector and each mark of the items."""

@@ -1,16 +1,17 @@
 """The priority sort task (paper, 4.5): read vectors, each with a priority; give back the highest ones in order."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from tasks.task import Batch, Task
-from tasks.vectors import Length
+from tasks.task import Batch
+from tasks.vectors import BitVectorTask, Length
 
 
 @dataclass(frozen=True)
-class PrioritySort(Task):
+class PrioritySort(BitVectorTask):
     """Read L vectors of `seq_width` random bits with a priority from [-1, 1], then answer the highest, highest first.
 
     At most `answers` of them are asked for. The priority has a channel of its own. With seq_width 2, answers 2, and the
@@ -27,26 +28,12 @@ class PrioritySort(Task):
     Of vectors of the same priority, the one that came first goes first.
     """
 
-    seq_width: int  # bits in a vector
     answers: int  # at most so many are asked for
 
+    marks: ClassVar[tuple[str, ...]] = ("priority", "start", "end")
     Size = Length
     first = Length(4)
     tested = ()
-
-    @property
-    def input_size(self) -> int:
-        """The bits, the priority, the start mark, the end mark."""
-        return self.seq_width + 3
-
-    @property
-    def output_size(self) -> int:
-        """The bits."""
-        return self.seq_width
-
-    def rows_needed(self, size: tuple[int]) -> int:
-        """One for each vector."""
-        return size[0]
 
     def sample(self, batch_size: int, size: tuple[int], generator: torch.Generator) -> Batch:
         """Draw `batch_size` sequences of L vectors: inputs (L + 2 + min(L, answers), B, seq_width + 3)."""

@@ -7,8 +7,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.task import Batch, Task
-from tasks.vectors import random_vectors
+from tasks.task import Batch
+from tasks.vectors import BitVectorTask, random_vectors
 
 
 class LengthAndRepeats(NamedTuple):
@@ -19,7 +19,7 @@ class LengthAndRepeats(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RepeatCopy(Task):
+class RepeatCopy(BitVectorTask):
     """Read L vectors of `seq_width` random bits and a number K, then answer them K times, and an end mark.
 
     The number comes on a channel of its own, normalised to mean 0 and variance 1 over 1 to `normal_repeats`, the
@@ -34,9 +34,9 @@ class RepeatCopy(Task):
         mask      0   0   0     0     1   1   1   1   1
     """
 
-    seq_width: int  # bits in a vector
     normal_repeats: int  # the largest number in training, at least 2
 
+    marks: ClassVar[tuple[str, ...]] = ("start", "number")
     Size = LengthAndRepeats
     first = LengthAndRepeats(10, 2)
     limits: ClassVar[dict[str, tuple[int, int]]] = {"normal_repeats": (2, 10_000)}
@@ -44,23 +44,14 @@ class RepeatCopy(Task):
     can_be_uneven: ClassVar[bool] = True
 
     @property
-    def input_size(self) -> int:
-        """The bits, the start mark, the number."""
-        return self.seq_width + 2
-
-    @property
     def output_size(self) -> int:
         """The bits, the end mark."""
         return self.seq_width + 1
 
-    def rows_needed(self, size: tuple[int, int]) -> int:
-        """One for each vector."""
-        return size[0]
-
     def normalised(self, repeats: int) -> float:
         """The number as the machine sees it: 1 to n, evenly, have mean (n + 1) / 2 and variance (n^2 - 1) / 12."""
         n = self.normal_repeats
-        return (repeats - (n + 1) / 2) / math.sqrt(max(n * n - 1, 1) / 12)
+        return (repeats - (n + 1) / 2) / math.sqrt((n * n - 1) / 12)
 
     def sample(self, batch_size: int, size: tuple[int, int], generator: torch.Generator, uneven: float = 0.0) -> Batch:
         """Draw `batch_size` sequences: inputs (L + 3 + K L, B, seq_width + 2); see `random_vectors`."""

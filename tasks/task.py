@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+USUAL_LIMITS = (1, 1_000_000)
+
 
 class Batch(NamedTuple):
     """Sequences of one size: T steps, B sequences."""
@@ -32,8 +34,13 @@ class Task(ABC):
     Size: ClassVar[type]  # a NamedTuple
     first: ClassVar[tuple]  # the size from which a curriculum grows
     tested: ClassVar[tuple[tuple, ...]]  # sizes that evaluate.py tests beside the trained ones
-    limits: ClassVar[dict[str, tuple[int, int]]] = {}  # of parameters and sizes by name, where not 1 to a million
+    limits: ClassVar[dict[str, tuple[int, int]]] = {}  # of parameters and parts of a size, where not `USUAL_LIMITS`
     can_be_uneven: ClassVar[bool] = False  # whether `sample` takes `uneven`
+
+    @classmethod
+    def limits_of(cls, name: str) -> tuple[int, int]:
+        """The least and the greatest value of a parameter, or of a part of a size."""
+        return cls.limits.get(name, USUAL_LIMITS)
 
     @property
     @abstractmethod

@@ -42,29 +42,37 @@ class Length(NamedTuple):
 
 
 @dataclass(frozen=True)
-class VectorTask(Task):
-    """Read L vectors of `seq_width` random bits between two marks, then answer one vector for each, in silence."""
+class BitVectorTask(Task):
+    """A task on vectors of `seq_width` bits: each channel of `marks` comes after those of the bits."""
 
     seq_width: int  # bits in a vector
 
-    Size = Length
-    first = Length(10)  # from shorter ones, the machine may put two vectors on one row
-    tested = tuple(map(Length, (20, 30, 50, 75, 100, 120)))
-    can_be_uneven: ClassVar[bool] = True
+    marks: ClassVar[tuple[str, ...]]  # what the channels after the bits carry
 
     @property
     def input_size(self) -> int:
-        """The bits, the start mark, the end mark."""
-        return self.seq_width + 2
+        """The bits and the marks."""
+        return self.seq_width + len(self.marks)
 
     @property
     def output_size(self) -> int:
         """The bits."""
         return self.seq_width
 
-    def rows_needed(self, size: tuple[int]) -> int:
+    def rows_needed(self, size: tuple) -> int:
         """One for each vector."""
         return size[0]
+
+
+@dataclass(frozen=True)
+class VectorTask(BitVectorTask):
+    """Read L vectors of `seq_width` random bits between two marks, then answer one vector for each, in silence."""
+
+    marks: ClassVar[tuple[str, ...]] = ("start", "end")
+    Size = Length
+    first = Length(10)  # from shorter ones, the machine may put two vectors on one row
+    tested = tuple(map(Length, (20, 30, 50, 75, 100, 120)))
+    can_be_uneven: ClassVar[bool] = True
 
     @abstractmethod
     def answer(self, vectors: Tensor) -> Tensor:

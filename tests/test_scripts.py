@@ -319,7 +319,7 @@ WRONG = {
     "a task of the paper without -paper": ("reproduce.py -configs copy", "-configs copy: choose from m1d1"),
     "a name of reverse with -paper": ("reproduce.py -paper -configs m1d1", "-configs m1d1: choose from copy"),
     "two kinds of runs": ("reproduce.py -paper -beyond", "each in a call of its own"),
-    "a configuration of the paper, misspelt": ("train.py -config repeatcopy", "repeat_copy"),
+    "a configuration of the paper, misspelt": ("train.py -config repeatcopy", "did you mean repeat_copy?"),
     "seeds not numbers": ("reproduce.py -seeds 0-x", "'x' is not a whole number"),
     "bench of a baseline": ("bench.py -configs l1d1", "m1d1, m1d2"),
     "no rows": ("evaluate.py -memory_units 0", "-memory_units"),

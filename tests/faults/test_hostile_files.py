@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from real_runs import TINY, Folder
 
 from experiment import checkpoint
-from experiment.configuration import MAX_SIZE, Recipe, load_task_json
+from experiment.configuration import Recipe, load_task_json
 from experiment.errors import InputError
+from tasks.task import USUAL_LIMITS
 
 pytestmark = pytest.mark.slow
 
@@ -167,7 +168,7 @@ def test_mutated_configurations_are_right_or_refused(tmp_path_factory, changes, 
         assert said.startswith(str(path))
         assert "\n" not in said
     else:
-        assert all(1 <= getattr(configuration.network, key) <= MAX_SIZE for key in list(TINY)[:4])
+        assert all(1 <= getattr(configuration.network, key) <= USUAL_LIMITS[1] for key in list(TINY)[:4])
         assert configuration.data.low.seq_len <= configuration.data.high.seq_len
 
 
