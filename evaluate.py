@@ -64,7 +64,7 @@ def parse_options() -> argparse.Namespace:
         help="begin on a memory of normal numbers of this standard deviation; 0: on a blank one",
     )
     parser.add("seed", type=number(int, 0, 2**63 - 1), default=0, help="of the test sequences")
-    parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: cuda if there is one")
+    parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: what is faster")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     parser.add("threads", type=number(int, 1, 1024), help=THREADS_HELP)
     options = parser.parse_args()
@@ -86,7 +86,8 @@ def load(path: Path, options: argparse.Namespace) -> tuple[Machine, Configuratio
     Raises:
         InputError: the file cannot be used, or a flag asks for a memory that the model has not.
     """
-    model, configuration = load_model(path, choose_device(options.device), Backend(options.backend))
+    model, configuration = load_model(path, backend=Backend(options.backend))
+    model = model.to(choose_device(options.device, model))
     if not isinstance(model, NTM):
         for flag in ("memory_units", "dirt", "page", "animate"):
             if getattr(options, flag):

@@ -4,6 +4,7 @@
     python train.py -config m1d1
 
 leaves the model in saved_model/, its curves in runs/ (tensorboard --logdir runs) and its log in log/.
+torchrun --nproc_per_node=2 train.py ... shares each batch out over two processes.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from experiment.backend import choose_device, start_backend
 from experiment.configuration import Configuration
 from experiment.errors import InputError, run_script
 from experiment.options import parse_options
+from experiment.processes import Processes
 from experiment.run import InterruptFlag, TrainState, claim_run, shown_path, verdict
 from experiment.runlog import RunLog, commit
 from experiment.scoring import (
@@ -80,18 +82,25 @@ def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> Scor
     return results["test"]
 
 
-def train(state: TrainState, log: RunLog, held_out: HeldOut, options: argparse.Namespace) -> Score | None:
-    """Iterate until the end, and return the last score; or until someone stops the run, and return None."""
+def train(
+    state: TrainState, log: RunLog | None, held_out: HeldOut, options: argparse.Namespace, processes: Processes
+) -> Score | None:
+    """Iterate until the end, and return the last score; or until someone stops the run, and return None.
+
+    There is a log in the first process alone, which reports, and saves checkpoints.
+    """
     configuration, model, optimizer, clipper = state.configuration, state.model, state.optimizer, state.clipper
     recipe, task, weights = configuration.recipe, configuration.task, model.flat_parameters
-    last_score, stop = None, InterruptFlag()
-    bar = tqdm(total=recipe.num_iters, initial=state.step, unit="it", dynamic_ncols=True, disable=None)
+    part, last_score, interrupt, stop = processes.part(recipe.batch_size), None, InterruptFlag(), False
+    hidden = None if log else True  # None: where there is no terminal
+    bar = tqdm(total=recipe.num_iters, initial=state.step, unit="it", dynamic_ncols=True, disable=hidden)
     while state.step < recipe.num_iters and not stop:
         lr = set_learning_rate(recipe, configuration.network.controller_size, state.step, optimizer)
         source = generator(recipe.seed, BATCHES, state.step)  # all that is random follows from seed and iteration alone
         batch, memory, cell_mask = draw_iteration(configuration, state.step, source).to(model.device)
         weights.grad.zero_()
-        loss, logits = model.forward_backward(*batch, memory, cell_mask, blur_cost(recipe, state.step))
+        loss, logits = model.forward_backward(*batch, memory, cell_mask, blur_cost(recipe, state.step), part)
+        loss, logits, stop = processes.combine(weights, loss, logits, recipe.batch_size, bool(interrupt))
         norm = clipper.clip(weights.grad)
         state.require_finite(loss, norm)
         optimizer.step()
@@ -103,15 +112,13 @@ def train(state: TrainState, log: RunLog, held_out: HeldOut, options: argparse.N
         if state.step % 50 == 0:
             means, speed = state.means(), state.sequences_per_second()
             bar.set_postfix(loss=f"{means['loss']:.4f}", bits=f"{means['bits']:.2f}", seq_s=f"{speed:.0f}")
-        if state.step % options.report_every == 0 or state.step == recipe.num_iters:
+        last = state.step == recipe.num_iters
+        if log and (state.step % options.report_every == 0 or last):
             last_score = report(state, log, held_out, lr)
-        if state.step % options.checkpoint_every == 0 and state.step < recipe.num_iters:
+        if log and not last and (state.step % options.checkpoint_every == 0 or stop):
             state.save(log.sizes())
     bar.close()
-    if state.step < recipe.num_iters:
-        state.save(log.sizes())
-        return None
-    return last_score
+    return last_score if state.step == recipe.num_iters else None
 
 
 def finish(state: TrainState, log: RunLog, verdict: str, saved_model: Path, output: Path) -> None:
@@ -129,25 +136,29 @@ def finish(state: TrainState, log: RunLog, verdict: str, saved_model: Path, outp
     print(f"test it: python evaluate.py -saved_model {shown_path(saved_model)}")
 
 
-def main() -> None:
-    """One run, from top to bottom."""
+def run(processes: Processes) -> None:
+    """One run, from top to bottom, in one process or in several, of which the first prints and writes files."""
     # Options, model, and the places of the run's files.
     options, configuration = parse_options(__doc__)
     if type(configuration.task).loss is not Task.loss:
         raise InputError(f"task {configuration.data.name}: has a loss of its own, and train.py trains on Task.loss")
-    device = choose_device(options.device)
+    processes.part(configuration.recipe.batch_size)  # an error where it cannot be shared out
     torch.manual_seed(configuration.recipe.seed)
-    model = configuration.make_model(Backend(options.backend)).to(device)
+    model = configuration.make_model(Backend(options.backend))
+    device = choose_device(options.device, model, processes.local_rank)
+    model = model.to(device)
     if options.init and not options.resume:
-        checkpoint.load_weights(options.init, model)
+        model.load_state_dict(processes.share(lambda: checkpoint.weights_for(model, options.init)))
     wanted_name = configuration.name
-    configuration, folder, saved_model, lock = claim_run(configuration, options)
+    claim = claim_run(configuration, options) if processes.first else None
+    configuration, folder, saved_model, _ = processes.share(lambda: claim._replace(lock=None))
     recipe, name = configuration.recipe, configuration.name
-    if name != wanted_name and not options.resume:
+    if claim and name != wanted_name and not options.resume:
         print(f"there is a run {wanted_name} already: this one is {name} (-overwrite replaces {wanted_name})")
 
     # Optimizer, and sequences that training never looks at.
-    path = start_backend(model, training=True, threads=options.threads)
+    path = processes.in_turn(lambda: start_backend(model, training=True, threads=options.threads))
+    path += f", {processes.count} processes" * (processes.count > 1)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())
     state = TrainState(configuration, model, optimizer, Clipper(recipe), folder / "checkpoint.pt")
@@ -155,14 +166,17 @@ def main() -> None:
 
     # From the beginning, or from the last checkpoint on.
     if options.resume:
-        state.load(device)
+        state.load(processes.share(lambda: checkpoint.load(state.path, device)))
+    if not claim:
+        train(state, None, held_out, options, processes)
+        return
     log = RunLog(configuration, options.output / "log", options.output / "runs", state.step, state.sizes)
     if not options.resume:
         log.write_header("python " + shlex.join(sys.argv), configuration, path)
         state.save(log.sizes())
     print(f"{name}: {weights.numel():,} parameters, {path}, seed {recipe.seed}")
     try:
-        last_score = train(state, log, held_out, options)
+        last_score = train(state, log, held_out, options, processes)
     except InputError as error:
         log.line(str(error))
         raise
@@ -173,7 +187,13 @@ def main() -> None:
         print(f"stopped at iteration {state.step}; to go on: python {again}")
         sys.exit(130)
     finish(state, log, verdict(last_score, held_out.optimum), saved_model, options.output)
-    lock.release()
+    claim.lock.release()
+
+
+def main() -> None:
+    """Meet the other processes, if there are any, and run."""
+    with Processes.join() as processes:
+        run(processes)
 
 
 if __name__ == "__main__":

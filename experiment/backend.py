@@ -19,19 +19,31 @@ DIFFERENCE = 1e-3  # between the paths, relative: a thousand times their roundin
 PATIENCE = 1.5  # seconds before a user is told what takes so long
 
 
-def choose_device(name: str) -> torch.device:
-    """Turn a -device flag into a device that is there; auto is cuda if there is one, else cpu.
+def choose_device(name: str, model: Machine | None = None, index: int = 0) -> torch.device:
+    """Turn a -device flag into a device that is there.
+
+    `auto` is the CPU for a model that runs on the fused path, which a GPU has not: there the readable path starts some
+    sixty small operations a time step. For all others it is a GPU if there is one.
+
+    Args:
+        name: of the flag.
+        model: what is to run, on the CPU so far.
+        index: which GPU, where the flag says none.
 
     Raises:
-        InputError: there is no such device.
+        InputError: there is no such device, or the model asks for the fused path, and it cannot be had.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() and not (model and model.use_fused()) else "cpu"
+        device = torch.device(name)
+        device = torch.device(device.type, index) if device.type == "cuda" and device.index is None else device
+        torch.empty(0, device=device)
+    except BackendError as error:
+        raise InputError(f"-backend {model.backend.value}: {error}") from error
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"-device {name}: no such device here; try cpu") from error
-    return torch.device(name)
+    return device
 
 
 def small_batch(model: Machine, backend: Backend, training: bool) -> Tensor:
@@ -150,4 +162,5 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
     if training:
         small_batch(model, Backend.FUSED, training=False)  # the forward pass as well
     threads = fused.use_threads(threads)
-    return f"fused path on {device}, {threads} thread{'s' * (threads > 1)}"
+    gpu = "; there is a GPU: -device cuda takes it, by the reference path" if torch.cuda.is_available() else ""
+    return f"fused path on {device}, {threads} thread{'s' * (threads > 1)}{gpu}"

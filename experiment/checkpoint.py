@@ -184,8 +184,8 @@ def load_model(
     return model.to(device).eval(), configuration
 
 
-def load_weights(path: Path, model: Machine) -> None:
-    """Put the weights of a trained model into another of the same sizes.
+def weights_for(model: Machine, path: Path) -> dict[str, Tensor]:
+    """The weights of a trained model, for another of the same sizes.
 
     Raises:
         InputError: the file cannot be used, or its weights are of other sizes.
@@ -199,4 +199,4 @@ def load_weights(path: Path, model: Machine) -> None:
             raise InputError(f"{path}: is of another machine: {name} is {what} there, and {here} here")
     if len(weights) > len(model.state_dict()):
         raise InputError(f"{path}: is of another machine: it has more weights than this one")
-    model.load_state_dict(weights)
+    return weights

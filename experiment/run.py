@@ -178,13 +178,12 @@ class TrainState:
         }
         checkpoint.save(self.path, contents)
 
-    def load(self, device: torch.device) -> None:
-        """Go on from the checkpoint.
+    def load(self, stored: dict[str, Any]) -> None:
+        """Go on from a checkpoint's contents.
 
         Raises:
-            InputError: it is damaged, of other flags, or of an older train.py.
+            InputError: it is of other flags, or of an older train.py.
         """
-        stored = checkpoint.load(self.path, device)
         before = Configuration.from_dict(stored["configuration"], str(self.path))
         if before != self.configuration:
             differ = "; ".join(difference(before.as_dict(), self.configuration.as_dict()))

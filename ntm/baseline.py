@@ -7,6 +7,7 @@ from ntm.backend import Backend
 from ntm.controller import LSTMState
 from ntm.loss import cross_entropy
 from ntm.machine import Machine
+from ntm.shards import WHOLE, Part
 
 
 class LSTMBaseline(Machine):
@@ -65,22 +66,24 @@ class LSTMBaseline(Machine):
         memory: None = None,
         cell_mask: None = None,
         blur_cost: float = 0.0,
+        part: Part = WHOLE,
     ) -> tuple[float, Tensor]:
         """Run over whole sequences and go back: adds to each parameter's `grad`, as `backward()` of the loss does.
 
         Args:
-            inputs, targets, mask: as in `NTM.forward_backward`.
+            inputs, targets, mask, part: as in `NTM.forward_backward`.
             memory, cell_mask, blur_cost: None, None, and not looked at: there is no memory, and no head.
 
         Returns:
-            The loss in nats, and output logits (T, B, output_size) without a graph.
+            The loss in nats, and output logits (T, B, output_size) without a graph; of the part.
 
         Raises:
-            ValueError: there is a memory or a mask.
+            ValueError: there is a memory or a mask, or the batch cannot be split into so many parts.
         """
         if memory is not None or cell_mask is not None:
             raise ValueError("an LSTM alone has no memory and no cell dropout: leave memory and cell_mask away")
-        logits, _ = self(inputs)
-        loss = cross_entropy(logits, targets, mask)
+        here = part.sequences(inputs.shape[1])
+        logits, _ = self(inputs[:, here])
+        loss = cross_entropy(logits, targets[:, here], mask[:, here], mask.sum())
         loss.backward()
         return loss.item(), logits.detach()

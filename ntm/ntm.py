@@ -27,6 +27,7 @@ from ntm.heads import Controls, Heads
 from ntm.loss import cross_entropy
 from ntm.machine import TRANSPOSED, Machine, packed_parameters
 from ntm.memory import initial_memory, read, write
+from ntm.shards import WHOLE, Part
 from ntm.state import NTMState
 
 
@@ -158,6 +159,7 @@ class NTM(Machine):
         memory: Tensor | None = None,
         cell_mask: Tensor | None = None,
         blur_cost: float = 0.0,
+        part: Part = WHOLE,
     ) -> tuple[float, Tensor]:
         """Run over whole sequences and go back: adds to each parameter's `grad`, as `backward()` of the loss does.
 
@@ -172,27 +174,35 @@ class NTM(Machine):
             memory: M_0, (B, N, M), or (1, N, M) for all sequences; None for a blank one of the configured size.
             cell_mask: false where a cell of the controller is made to forget, (T, B, C); None keeps all.
             blur_cost: what blur costs; see `blur`.
+            part: which part of the batch to compute. The losses of all parts add up to that of the batch, and so do
+                their gradients; on the fused path to the bit, if they are added by `ntm.shards.add_in_pairs`.
 
         Returns:
-            The loss in nats, and output logits (T, B, output_size) without a graph.
+            The loss in nats, or the part's share of it, and output logits (T, B, output_size) without a graph, of the
+            part's sequences.
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
+            ValueError: arguments do not fit together, or the batch cannot be split into so many parts.
         """
-        fused_path = self.use_fused()
-        state = self.initial_state(1 if fused_path else inputs.shape[1], None if memory is None else memory.shape[1])
-        if memory is not None:
-            state = state._replace(memory=memory)
-        if fused_path:
+        rows = None if memory is None else memory.shape[1]
+        if self.use_fused():
             from ntm import fused
 
+            state = self.initial_state(1, rows)
+            state = state if memory is None else state._replace(memory=memory)
             parameters = packed_parameters(self), self.flat_parameters
-            return fused.forward_backward(*parameters, inputs, targets, mask, state, cell_mask, blur_cost)
+            return fused.forward_backward(*parameters, inputs, targets, mask, state, cell_mask, blur_cost, part)
+        batch, here = inputs.shape[1], part.sequences(inputs.shape[1])
+        state = self.initial_state(here.stop - here.start, rows)
+        if memory is not None:
+            state = state._replace(memory=memory if len(memory) == 1 else memory[here])
         weightings = [] if blur_cost else None
-        logits, _ = self.unroll(inputs, state, cell_mask, weightings)
-        loss = cross_entropy(logits, targets, mask)
+        cell_mask = None if cell_mask is None else cell_mask[:, here]
+        logits, _ = self.unroll(inputs[:, here], state, cell_mask, weightings)
+        loss = cross_entropy(logits, targets[:, here], mask[:, here], mask.sum())
         if blur_cost:
-            loss = loss + blur_cost * blur(torch.stack(weightings)).mean()
+            loss = loss + blur_cost * blur(torch.stack(weightings)).mean() * logits.shape[1] / batch
         loss.backward()
         return loss.item(), logits.detach()
 

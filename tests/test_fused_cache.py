@@ -75,3 +75,10 @@ def test_a_callee_in_another_file_that_changes_is_compiled_anew(package, tmp_pat
     assert after == pytest.approx(0.5 * 0.2449, abs=1e-3)  # gate 0.5 times tanh(0.5 * 0.5 + 0.5 * (2 * 0.5 - 1))
     assert after != before
     assert package() == (after, 1)
+
+
+def test_a_constant_outside_the_folder_that_changes_is_compiled_anew(package, tmp_path):
+    before, _ = package()
+    shards = tmp_path / "ntm" / "shards.py"
+    shards.write_text(shards.read_text().replace("GROUP = 8", "GROUP = 4"))
+    assert package() == (before, 0)

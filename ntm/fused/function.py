@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from ntm.controller import LSTMState
-from ntm.fused.layout import GROUP, Sizes, State, state_cells, transpose_weights, workspace_size
+from ntm.fused.layout import Sizes, State, state_cells, transpose_weights, workspace_size
 from ntm.fused.loss import LossArgs
-from ntm.fused.runtime import Workspace, run_parallel, shards
+from ntm.fused.runtime import Workspace, run_parallel
 from ntm.fused.unroll import UnrollArgs, groups_backward, groups_forward, groups_forward_backward
 from ntm.machine import pack_parameters, unpack_parameters
+from ntm.shards import GROUP, WHOLE, Part, add_in_pairs, shards
 from ntm.state import NTMState
 
 
@@ -184,7 +185,7 @@ class Unroll(torch.autograd.Function):
         d_initial = swap_memory_axes(State(*map(torch.from_numpy, d_initial)))
         shared = (len(part) < batch for part in args.initial_state)
         d_initial = [d.sum(0, keepdim=True) if one else d for d, one in zip(d_initial, shared, strict=True)]
-        d_weights = unpacked_gradients(parameters, sum(d_parts, np.zeros(count, dtype)))
+        d_weights = unpacked_gradients(parameters, add_in_pairs(d_parts or [np.zeros(count, dtype)]).copy())
         return None, None, torch.from_numpy(d_inputs) if needed[2] else None, *d_initial, *d_weights
 
 
@@ -213,9 +214,11 @@ def unroll(
     return logits, NTMState(*final[:3], LSTMState(*final[3:]) if args.sizes.lstm else ())
 
 
-def loss_and_gradients(args: UnrollArgs, loss_args: LossArgs, gradients: np.ndarray) -> float:
-    """Forward and back, each group while it is in cache: returns the loss, accumulates into the flat gradients."""
-    count, shard_ranges, rows = gradients.size, shards(args.inputs.shape[1]), args.initial_state.memory.shape[2]
+def loss_and_gradients(
+    args: UnrollArgs, loss_args: LossArgs, gradients: np.ndarray, shard_ranges: list[tuple[int, int]]
+) -> float:
+    """Shards forward and back, each group while it is in cache: returns their loss, and adds to the flat gradients."""
+    count, rows = gradients.size, args.initial_state.memory.shape[2]
     workspace = Workspace([count] * len(shard_ranges), gradients.dtype)
     weights_transposed, *sums = workspace.arrays
     transpose_weights(args.weights, args.sizes, weights_transposed)
@@ -229,9 +232,8 @@ def loss_and_gradients(args: UnrollArgs, loss_args: LossArgs, gradients: np.ndar
     jobs = [partial(shard, *shard_ranges[0], True, gradients)]  # adds to what is there
     jobs += [partial(shard, *where, False, total) for where, total in zip(shard_ranges[1:], sums, strict=True)]
     losses = run_parallel(jobs)
-    for total in sums:
-        gradients += total
-    return sum(losses)
+    add_in_pairs([gradients, *sums])
+    return add_in_pairs(losses)
 
 
 def learned_initial_state(weights: np.ndarray, s: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -251,13 +253,14 @@ def forward_backward(
     state: NTMState,
     cell_mask: Tensor | None = None,
     blur_cost: float = 0.0,
+    part: Part = WHOLE,
 ) -> tuple[float, Tensor]:
     """Compute what `NTM.forward_backward` computes, faster.
 
     Args:
         parameters: `packed_parameters`.
         flat: the tensor that they are views of; None, or any other, if they are not.
-        inputs, targets, mask, cell_mask, blur_cost: as there.
+        inputs, targets, mask, cell_mask, blur_cost, part: as there.
         state: where the batch starts. Its reads, hidden state and cell are not looked at: the learned ones are taken.
 
     Raises:
@@ -268,16 +271,18 @@ def forward_backward(
     initial = State(memory, weighting, *learned_initial_state(weights, sizes))
     args = make_unroll_args(weights, sizes, inputs, initial, cell_mask, blur_cost)
     loss_args = make_loss_args(args, targets, mask)
+    shard_ranges, sequences = part.shards(inputs.shape[1]), part.sequences(inputs.shape[1])
+    logits = torch.from_numpy(args.logits)[:, sequences]
     wanted = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
     if len(wanted) == len(parameters) and flat is not None and flat.grad is not None:
         gradients = try_flat_view(wanted, flat.grad)
         if gradients is not None:
-            return loss_and_gradients(args, loss_args, gradients), torch.from_numpy(args.logits)
+            return loss_and_gradients(args, loss_args, gradients, shard_ranges), logits
     gradients = np.zeros_like(args.weights)
-    loss = loss_and_gradients(args, loss_args, gradients)
+    loss = loss_and_gradients(args, loss_args, gradients, shard_ranges)
     for parameter, gradient in zip(parameters, unpacked_gradients(parameters, gradients), strict=True):
         if parameter.requires_grad and parameter.grad is not None:
             parameter.grad += gradient
         elif parameter.requires_grad:
             parameter.grad = gradient
-    return loss, torch.from_numpy(args.logits)
+    return loss, logits

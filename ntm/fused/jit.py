@@ -22,9 +22,9 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 @cache
 def folder_stamp() -> bytes:
-    """A digest of every file in this folder: compiled code has what it calls within it."""
+    """A digest of every file in this folder and of ntm/shards.py: compiled code has what it calls and reads in it."""
     digest = hashlib.sha256()
-    for path in sorted(FOLDER.glob("*.py")):
+    for path in [FOLDER.parent / "shards.py", *sorted(FOLDER.glob("*.py"))]:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.digest()
 

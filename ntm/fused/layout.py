@@ -13,8 +13,6 @@ import numpy as np
 
 from ntm.fused.jit import jit, jit_entry, jit_refcounted
 
-GROUP = 8  # sequences: few enough to stay in cache, enough to feed a matrix product
-
 
 class Sizes(NamedTuple):
     """A machine's own sizes, in the letters of ntm/ntm.py."""

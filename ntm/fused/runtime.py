@@ -1,4 +1,4 @@
-"""Threads and their shares of a batch, and memory that is used again."""
+"""Threads, and memory that is used again."""
 
 import os
 from collections.abc import Callable
@@ -10,10 +10,7 @@ import numpy as np
 import torch
 
 from ntm.fused.blas import set_blas_threads
-from ntm.fused.layout import GROUP, _align_up
-
-MAX_SHARDS = 16  # of whole groups of a batch, and one more for the rest; a constant, so that no sum depends on threads
-
+from ntm.fused.layout import _align_up
 
 MAX_SPARE_BYTES = 2**26  # of buffers that wait to be used again
 
@@ -126,12 +123,3 @@ def run_parallel(jobs: list[Callable[[], Any]]) -> list:
     for other in others:
         other.result()
     return results
-
-
-def shards(batch: int) -> list[tuple[int, int]]:
-    """Split a batch: at most MAX_SHARDS ranges of whole groups, and the remainder; depends on the batch size alone."""
-    whole = batch // GROUP * GROUP
-    count = min(MAX_SHARDS, max(2, whole // (2 * GROUP)))
-    size = GROUP * max(1, -(-whole // (GROUP * count)))
-    ranges = [(first, min(first + size, whole)) for first in range(0, whole, size)]
-    return ranges + [(whole, batch)] * (whole < batch)

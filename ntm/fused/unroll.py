@@ -10,10 +10,11 @@ import numpy as np
 
 from ntm.fused.blas import matmul, matmul_tn
 from ntm.fused.jit import jit, jit_entry, jit_inline
-from ntm.fused.layout import GROUP, Sizes, State, carve_saved, input_offsets, unpack_transposed, unpack_weights
+from ntm.fused.layout import Sizes, State, carve_saved, input_offsets, unpack_transposed, unpack_weights
 from ntm.fused.loss import group_blur, group_loss
 from ntm.fused.mathlib import ONE, accumulate_rows, copy, copy_matrix
 from ntm.fused.step import Scratch, controller_step, controller_step_backward, memory_step, memory_step_backward
+from ntm.shards import GROUP
 
 
 class UnrollArgs(NamedTuple):
