@@ -11,28 +11,22 @@ which were not used in tuning. `-paper` trains the paper's five tasks with its t
 
 import argparse
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
 from experiment import paper
 from experiment.backend import start_backend
-from experiment.checkpoint import load, load_model, write_atomically
-from experiment.configuration import CONFIGS, NAMES, NINE, PAPER, REVERSE, ROOT, Configuration, model_title, task_of
+from experiment.checkpoint import load_model, write_atomically
+from experiment.configuration import CONFIGS, NAMES, NINE, PAPER, REVERSE, ROOT, Configuration
 from experiment.errors import InputError, Parser, number, numbers, run_script
-from experiment.options import parse_options as parse_train_options
+from experiment.processes import Processes
 from experiment.scoring import EVALUATION, LONG_LENGTH, LONG_ROWS, SCORING_SEED, generator, sample_sizes, score, trace
+from experiment.sweep import Job, run_all, train
 from ntm import NTM
 from ntm.machine import Machine
 from tasks import label
@@ -64,62 +58,7 @@ ABLATIONS = {  # what is left out, and the flags of train.py that do so
 }
 
 
-class Job(NamedTuple):
-    """One run, and how many sequences of each length, and of length 1,000, it is scored on."""
-
-    variant: str
-    name: str  # one of NAMES, or a file's
-    seed: int
-    folder: Path
-    flags: list[str]
-    sequences: int
-    long_sequences: int
-
-
-def train(job: Job) -> Path:
-    """Train a job's model, unless that is done; returns its file."""
-    saved = job.folder / "saved_model" / f"{model_title(task_of(job.name), Path(job.name).stem)}.pt"
-    which = ["-config", job.name] if job.name in NAMES else ["-task_json", os.path.relpath(job.name, ROOT)]
-    flags = [*which, "-seed", str(job.seed), *job.flags]
-    _, wanted = parse_train_options("", flags)
-    if saved.exists():
-        if load(saved)["configuration"] != wanted.as_dict():
-            raise InputError(f"{saved}: made by another recipe; delete {job.folder}, or choose another -output")
-        return saved
-    output = os.path.relpath(job.folder, ROOT)  # what the run's log repeats should not name this machine's folders
-    command = [sys.executable, "train.py", *flags, "-output", output]
-    if (job.folder / "runs" / wanted.name / "checkpoint.pt").exists():
-        command.append("-resume")
-    else:
-        command.append("-overwrite")  # of what a run left that was killed before its first checkpoint
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    _running.append(process)
-    error = process.communicate()[1]
-    _running.remove(process)
-    if process.returncode:
-        raise InputError(f"{job.name}, seed {job.seed}: {error.strip()}")
-    return saved
-
-
-_running: list[subprocess.Popen] = []  # the train.py that this worker has started
-
-
-def die_with_the_parent() -> None:
-    """End a worker, and the train.py that it has started, when reproduce.py ends in whatever way."""
-
-    def watch() -> None:
-        wait([parent_process().sentinel])
-        for process in _running:
-            process.terminate()  # which saves a checkpoint
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def count_wrong(model: Machine, configuration: Configuration, sequences: int, long_sequences: int) -> dict[str, int]:
+def count_wrong(model: Machine, configuration: Configuration, sequences: int) -> dict[str, int]:
     """Count the sequences with a wrong bit, by length: on a blank memory, and on a dirty one."""
     task, source, data = configuration.task, generator(SCORING_SEED, EVALUATION), configuration.data
     lengths = LENGTHS
@@ -134,7 +73,7 @@ def count_wrong(model: Machine, configuration: Configuration, sequences: int, lo
 
     for length in lengths:
         test(str(length), length, sequences)
-    test(str(LONG_LENGTH), LONG_LENGTH, long_sequences, LONG_ROWS)
+    test(str(LONG_LENGTH), LONG_LENGTH, max(1, sequences // 10), LONG_ROWS)
     for length in DIRTY_LENGTHS if isinstance(model, NTM) else ():
         test(f"{length} dirty", length, sequences, dirt=DIRT)
     return wrong
@@ -151,7 +90,7 @@ def train_and_score(job: Job) -> dict:
     start_backend(model)
     scored = {"variant": job.variant, "name": configuration.name, "seed": job.seed}
     if configuration.data.name == "reverse":
-        scored["wrong_sequences"] = count_wrong(model, configuration, job.sequences, job.long_sequences)
+        scored["wrong_sequences"] = count_wrong(model, configuration, job.sequences)
         scored |= read_head(model, configuration)
     else:
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -183,18 +122,6 @@ def read_head(model: Machine, configuration: Configuration) -> dict[str, float]:
         "read_gate": round(float(shown.interpolation_gate[reading, :heads].mean()), 3),
         "read_peak": round(float(shown.read_weighting[reading].max(-1).mean()), 3),
     }
-
-
-def run_all(jobs: list[Job], processes: int) -> list[dict]:
-    """Do all jobs, several at a time, and say how each ended; results in the jobs' order."""
-    results = {}
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=die_with_the_parent) as pool:
-        futures = {pool.submit(train_and_score, job): job for job in jobs}
-        for future in tqdm(as_completed(futures), total=len(jobs), unit="run"):
-            job, result = futures[future], future.result()
-            results[job[:3]] = result
-            tqdm.write(f"{job.variant} {result['name']} seed {job.seed}: {in_short(result)}".strip())
-    return [results[job[:3]] for job in jobs]
 
 
 def in_short(result: dict) -> str:
@@ -287,6 +214,11 @@ def parse_options() -> argparse.Namespace:
     parser.add("output", type=Path, default=ROOT / "reproduced", help="folder for the runs (default: reproduced)")
     parser.add("jobs", type=number(int, 1, 256), default=2, help="runs at a time, each on one thread")
     parser.add(
+        "num_sequences",
+        type=number(int, 1, 10**6),
+        help="test sequences a size; of length 1,000 a tenth (default: 1000; with -ablations: 200)",
+    )
+    parser.add(
         "table",
         metavar="FILE",
         help="where the results go (default: seeds.json, ablations.json, beyond.json or paper.json in -output)",
@@ -312,24 +244,27 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def main() -> None:
-    """Run what is missing, then print the table of all that is there."""
+def reproduce(processes: Processes) -> None:
+    """Run what is missing, shared out over all processes; the first then prints the table of all that is there."""
     options = parse_options()
     names, seeds, table, folder = options.names, options.seeds, options.table, options.output
-    more = options.flags.split()
+    more, sequences = options.flags.split(), options.num_sequences or (200 if options.ablations else 1000)
+    processes.require_shared(folder)
     if options.ablations:
         jobs = [
-            Job(v, name, seed, folder / "ablations" / re.sub(r"\W+", "_", v) / str(seed), flags, 200, 20)
+            Job(v, name, seed, folder / "ablations" / re.sub(r"\W+", "_", v) / str(seed), flags, sequences)
             for v, flags in ((v, ABLATIONS[v].split() + more) for v in options.variants)
             for seed in seeds
             for name in names
         ]
         table = table or folder / "ablations.json"
     else:
-        jobs = [Job("", name, seed, folder / str(seed), more, 1000, 100) for seed in seeds for name in names]
+        jobs = [Job("", name, seed, folder / str(seed), more, sequences) for seed in seeds for name in names]
         kind = "paper" if options.paper else "beyond" if options.beyond else "seeds"
         table = table or folder / f"{kind}.json"
-    results = run_all(jobs, options.jobs)
+    results = run_all(jobs, train_and_score, in_short, options.jobs, processes)
+    if not processes.first:
+        return
     if not options.ablations:
         results = sorted(results, key=lambda r: (r["name"], r["seed"]))
     if options.paper:
@@ -342,6 +277,12 @@ def main() -> None:
         copy_runs(folder / str(seeds[0]))
         if not options.paper:
             draw_docs(folder / str(seeds[0]))
+
+
+def main() -> None:
+    """Meet the other processes, if there are any, and reproduce."""
+    with Processes.join() as processes:
+        reproduce(processes)
 
 
 if __name__ == "__main__":

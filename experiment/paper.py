@@ -47,7 +47,7 @@ def score_sizes(model: Machine, configuration: Configuration, sequences: int) ->
         long, memory_units = size[0] == LONG_LENGTH, configuration.network.memory_units
         if long and memory_units and configuration.data.name == "copy":
             memory_units = LONG_ROWS
-        batches = sample_sizes(task, [size], sequences // 10 if long else sequences, source)
+        batches = sample_sizes(task, [size], max(1, sequences // 10) if long else sequences, source)
         result, _ = score(model, task, batches, memory_units)
         rows.append({"size": list(size), "memory_units": memory_units, **result._asdict()})
         optimum = optimal_cost(task, batches)

@@ -1,8 +1,11 @@
 """The processes of one command, where torchrun started several: who does what, and where they meet."""
 
+import itertools
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -21,7 +24,7 @@ def _meeting() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise InputError("another process of this run has ended, so this one ends too") from error
+        raise InputError("another process has ended, so this one ends too; -resume goes on with a run") from error
 
 
 class Processes:
@@ -37,6 +40,7 @@ class Processes:
 
     def __init__(self, rank: int = 0, count: int = 1, local_rank: int = 0, store: dist.Store | None = None) -> None:
         self.rank, self.count, self.local_rank, self._store = rank, count, local_rank, store
+        self._numbers = itertools.count()
 
     @classmethod
     def join(cls) -> "Processes":
@@ -103,9 +107,36 @@ class Processes:
         return result if self.local_rank == 0 else work()
 
     def next(self) -> int:
-        """Count up, over all processes: each number, from 0, is given out once."""
+        """Count up, over all processes: each number, from 0, is given out once.
+
+        Raises:
+            InputError: the process that counts has ended.
+        """
+        if self._store is None:
+            return next(self._numbers)
         with _meeting():
             return self._store.add("next", 1) - 1
+
+    def require_shared(self, folder: Path) -> None:
+        """Stop if a folder is not the same one for all processes.
+
+        Raises:
+            InputError: it is not, or another process has ended.
+        """
+        if self.count == 1:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / self.share(lambda: f".shared-{secrets.token_hex(8)}")
+        if self.first:
+            probe.touch()
+        with _meeting():
+            dist.barrier()
+        if not probe.exists():
+            raise InputError(f"{folder}: is not the same folder on all machines; name one by -output that they share")
+        with _meeting():
+            dist.barrier()
+        if self.first:
+            probe.unlink()
 
     def part(self, batch_size: int) -> Part:
         """The part of each batch that this process computes.

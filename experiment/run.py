@@ -47,6 +47,26 @@ class InterruptFlag:
         return self.asked
 
 
+def acquire_lock(path: Path, timeout: float = -1) -> FileLock:
+    """Take a lock that one process at a time can hold, and that ends with it at the latest.
+
+    Args:
+        path: of a file, which need not be there.
+        timeout: seconds to wait for it; -1: as long as it takes.
+
+    Raises:
+        Timeout: another process holds it.
+        InputError: there are no locks in this place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=timeout)
+    try:
+        lock.acquire()
+    except NotImplementedError as error:
+        raise InputError(f"{path}: this file system has no locks; choose an -output on another one") from error
+    return lock
+
+
 class Claim(NamedTuple):
     """A run's name, which its configuration carries, and the places that are its own until the process ends."""
 
@@ -86,10 +106,8 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
         left = saved_model, options.output / "log" / f"{name}.log", *folder.rglob("*")
         if not (options.resume or options.overwrite) and any(path.name != ".lock" and path.exists() for path in left):
             continue
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
         try:
-            lock.acquire()
+            lock = acquire_lock(folder / ".lock", timeout=0)
         except Timeout as error:
             if options.resume or options.overwrite:
                 raise InputError(
