@@ -6,8 +6,10 @@
 prints, for one training step (forward, backward, clipping, optimizer) and for a forward without gradients, the median
 milliseconds, sequences a second, the ratio to the readable path in the same run, and the share of this machine's own
 measured peak that the matrix products alone account for. Then, what long sequences take, and what starting takes.
+torchrun --nproc_per_node=2 bench.py prints what a training step takes where two processes share the batch.
 """
 
+import argparse
 import dataclasses
 import os
 import statistics
@@ -16,12 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from experiment.backend import choose_device, start_backend
 from experiment.configuration import NINE, ROOT, Configuration, Recipe, load_configuration
 from experiment.errors import InputError, Parser, number, numbers, run_script
+from experiment.processes import Processes
 from experiment.runlog import processor
 from experiment.training import Clipper, draw_mask, draw_memory, make_optimizer
 from ntm import NTM, Backend
@@ -59,12 +63,20 @@ def products(model: NTM, steps: int) -> int:
 
 
 def training_step(
-    configuration: Configuration, model: NTM, batch_size: int, length: int, autograd: bool = False
+    configuration: Configuration,
+    model: NTM,
+    batch_size: int,
+    length: int,
+    autograd: bool = False,
+    processes: Processes | None = None,
 ) -> Callable[[], None]:
     """Make the work of one training iteration: one fixed batch, and each time another memory and other cells forget.
 
-    With `autograd`, by `loss.backward()` of a loss of one's own, without the cost of blur.
+    With `autograd`, by `loss.backward()` of a loss of one's own, without the cost of blur; with `processes`, shared out
+    over them.
     """
+    processes = processes or Processes()
+    part = processes.part(batch_size)
     task, network = configuration.task, configuration.network
     recipe = dataclasses.replace(configuration.recipe, batch_size=batch_size)
     source, device = torch.Generator().manual_seed(0), model.device
@@ -81,7 +93,10 @@ def training_step(
             start = model.initial_state(batch_size)._replace(memory=memory.to(device))
             task.loss(model(batch.inputs, start, cell_mask=cell_mask.to(device))[0], batch).backward()
         else:
-            model.forward_backward(*batch, memory.to(device), cell_mask.to(device), recipe.blur_cost)
+            loss, logits = model.forward_backward(
+                *batch, memory.to(device), cell_mask.to(device), recipe.blur_cost, part
+            )
+            processes.combine(weights, loss, logits, batch_size, False)
         clipper.clip(weights.grad)
         optimizer.step()
 
@@ -159,8 +174,44 @@ def start_up() -> None:
         print(f"start of the fused path in {script}: {cold:.1f} s, from the cache {cached:.1f} s")
 
 
+def shared_batches(
+    configurations: list[Configuration], options: argparse.Namespace, device: torch.device, processes: Processes
+) -> None:
+    """Print what a training step takes where all processes share the batch, and what their exchange alone takes."""
+    if processes.first:
+        print(f"{processes.count} processes\n            batch   step ms    seq/s  exchange ms")
+    for configuration in configurations:
+        for batch_size in options.batch_sizes:
+            torch.manual_seed(0)  # the same model in all of them
+            model = configuration.make_model().to(device)
+            processes.in_turn(partial(start_backend, model, training=True))
+            step = training_step(configuration, model, batch_size, options.length, processes=processes)
+            step()
+            weights, part = model.flat_parameters, processes.part(batch_size).sequences(batch_size)
+            logits = torch.zeros(2 * options.length + 2, part.stop - part.start, model.output_proj.out_features)
+            exchange = partial(processes.combine, weights, 0.0, logits.to(device), batch_size, False)
+            times = []
+            for work in (step, exchange):
+                begun = time.perf_counter()
+                work()
+                count = 3 + int(options.seconds / (time.perf_counter() - begun))
+                times.append(
+                    [milliseconds(work, 0, device) for _ in range(processes.share(lambda n=count: n) // 5 + 1)]
+                )
+            step_ms, exchange_ms = map(statistics.median, times)
+            if processes.first:
+                line = f"{configuration.name[:2]:6}{batch_size:11d}{step_ms:10.2f}{1e3 * batch_size / step_ms:9.0f}"
+                print(f"{line}{exchange_ms:13.2f}", flush=True)
+
+
 def main() -> None:
     """Measure and print."""
+    with Processes.join() as processes:
+        measure(processes)
+
+
+def measure(processes: Processes) -> None:
+    """Measure and print, in one process; or, in several, what they make of a batch together."""
     parser = Parser(__doc__)
     parser.add("configs", default="m1d1,m2d1,m3d1", help="configurations to measure")
     parser.add("batch_sizes", type=numbers(1, 10**6), default="1,16,64", help="sequences a batch")
@@ -170,14 +221,18 @@ def main() -> None:
     parser.add("compile", action="store_true", help="measure the readable path with torch.compile as well (slow)")
     parser.add("device", default="cpu", metavar="NAME", help="cpu or cuda")
     options = parser.parse_args()
-    device = choose_device(options.device)
+    device = choose_device(options.device, index=processes.local_rank)
     names = options.configs.split(",")
     if not set(names) <= set(NINE):
         raise InputError(f"-configs {options.configs}: choose from {', '.join(NINE)}")
     configurations = [load_configuration(name, Recipe()) for name in names]
     paths = ["reference"] + ["compiled"] * options.compile + ["fused"] * (device.type == "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
-    print(f"{name}, torch {torch.__version__}, length {options.length}, medians of {options.seconds:g} s each")
+    if processes.first:
+        print(f"{name}, torch {torch.__version__}, length {options.length}, medians of {options.seconds:g} s each")
+    if processes.count > 1:
+        shared_batches(configurations, options, device, processes)
+        return
 
     for n in options.threads:
         torch.set_num_threads(n)

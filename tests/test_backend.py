@@ -10,6 +10,7 @@ from conftest import ROOT, lively_model
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
+from experiment.backend import choose_device
 from ntm import NTM, Backend, BackendError, LSTMBaseline
 from ntm.controller import LSTMController
 from ntm.heads import Heads
@@ -226,3 +227,17 @@ print(tuple(model(torch.rand(5, 2, 10))[0].shape))
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "(5, 2, 8)\n", done.stderr
     assert not {"experiment", "tasks", "tests", "configs"} & {path.name for path in (tmp_path / "site").iterdir()}
+
+
+def test_auto_takes_a_gpu_for_what_the_fast_path_cannot_run(monkeypatch):
+    stock, changed = lively_model(), lively_model()
+    five_shifts(changed)
+    lstm = LSTMBaseline(5, 3, 6, 1)
+    assert [choose_device("auto", model).type for model in (stock, lstm, None)] == ["cpu"] * 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)  # so that any device can be had
+    assert [choose_device("auto", model).type for model in (stock, changed, lstm, None)] == ["cpu", *["cuda"] * 3]
+    assert choose_device("auto", lstm, 3) == choose_device("cuda", stock, 3) == torch.device("cuda", 3)
+    assert choose_device("cuda:1", stock, 3) == torch.device("cuda", 1)
+    stock.backend = Backend.REFERENCE
+    assert choose_device("auto", stock).type == "cuda"

@@ -7,7 +7,7 @@ from conftest import lively_model
 from experiment.errors import InputError
 from experiment.processes import Processes
 from ntm import Backend, LSTMBaseline
-from ntm.shards import MAX_SHARDS, Part, add_in_pairs, part_counts, shards
+from ntm.shards import MAX_SHARDS, WHOLE, Part, add_in_pairs, part_counts, shards
 
 
 @pytest.mark.parametrize("batch", [1, 7, 8, 9, 16, 43, 64, 100, 4096])
@@ -56,7 +56,7 @@ def test_parts_add_up_to_the_batch(backend, flattened, size, count):
         model.flatten_parameters()
     more = torch.randn(size, 9, 5), torch.rand(6, size, 6) < 0.8, 0.1
 
-    def compute(part=Part()):
+    def compute(part=WHOLE):
         model.zero_grad()
         loss, logits = model.forward_backward(*batch_of(size), *more, part)
         return loss, logits, [parameter.grad.clone() for parameter in model.parameters()]
