@@ -40,11 +40,10 @@ def parse_options() -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add(
         "config",
-        default="m1d1",
         metavar="NAME",
-        help=f"one of {', '.join(NAMES)}; all: the nine of m1, m2, m3; m1d1-2: the second run of m1d1",
+        help=f"one of {', '.join(NAMES)}; all: the nine of m1, m2, m3; m1d1-2: the second run of m1d1 (default: m1d1)",
     )
-    parser.add("saved_model", type=Path, metavar="PATH", help="the model (default: the configuration's)")
+    parser.add("saved_model", type=Path, metavar="PATH", help="a model's file, instead of -config")
     parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/ and log/ (default: here)")
     parser.add(
         "sizes",
@@ -55,7 +54,7 @@ def parse_options() -> argparse.Namespace:
     parser.add("input", type=Path, metavar="FILE", help="answer these sequences instead: a vector a line, as 01101001")
     parser.add("page", action="store_true", help="write log/<config>.html instead: the model, running in a browser")
     parser.add("animate", action="store_true", help="write log/<config>_steps.gif and _training.gif instead")
-    parser.add("num_sequences", type=number(int, 1, 10**7), default=256, help="sequences a size")
+    parser.add("num_sequences", type=number(int, 1, 10**7), help="sequences a size (default: 256)")
     parser.add("memory_units", type=number(int, 1, 10**6), help="rows of memory (default: as configured)")
     parser.add(
         "dirt",
@@ -68,15 +67,19 @@ def parse_options() -> argparse.Namespace:
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     parser.add("threads", type=number(int, 1, 1024), help=THREADS_HELP)
     options = parser.parse_args()
+    if options.saved_model and options.config:
+        raise InputError("-saved_model PATH goes instead of -config: give one of them")
+    options.config = options.config or "m1d1"
     if options.config != "all" and re.sub(r"-\d+$", "", options.config) not in NAMES:
         raise unknown_name(options.config)
-    for flag in ("saved_model", "input"):
-        if options.config == "all" and getattr(options, flag):
-            raise InputError(f"-{flag} goes with one model, not with -config all")
+    if options.config == "all" and options.input:
+        raise InputError("-input goes with one model, not with -config all")
     if options.input and (options.animate or options.page):
         raise InputError("-input answers sequences; give -animate and -page in a call of their own")
-    if options.dirt and (options.input or options.animate or options.page):
-        raise InputError("-dirt goes with the table and its pictures, not with -input, -animate or -page")
+    for flag in ("dirt", "sizes", "num_sequences"):
+        if getattr(options, flag) and (options.input or options.animate or options.page):
+            raise InputError(f"-{flag} goes with the table and its pictures, not with -input, -animate or -page")
+    options.num_sequences = options.num_sequences or 256
     return options
 
 

@@ -22,7 +22,7 @@ import torch
 from experiment import paper
 from experiment.backend import start_backend
 from experiment.checkpoint import load_model, write_atomically
-from experiment.configuration import CONFIGS, NAMES, NINE, PAPER, REVERSE, ROOT, Configuration
+from experiment.configuration import CONFIGS, NAMES, NINE, PAPER, REVERSE, ROOT, Configuration, model_title, task_of
 from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.processes import Processes
 from experiment.scoring import EVALUATION, LONG_LENGTH, LONG_ROWS, SCORING_SEED, generator, sample_sizes, score, trace
@@ -169,14 +169,14 @@ def print_table(results: list[dict], by: str) -> None:
             print(f"{variant}{r['name']} seed {r['seed']}: {bad}")
 
 
-def copy_runs(folder: Path) -> None:
-    """Copy one seed's runs to where the repository keeps its models, curves and logs."""
-    for run in (folder / "runs").iterdir():  # its events have names of their own, and would come beside the old ones
-        shutil.rmtree(ROOT / "runs" / run.name, ignore_errors=True)
-    for top in ("saved_model", "runs", "log"):
-        for path in (folder / top).rglob("*"):
-            if path.is_file() and (top != "log" or path.suffix == ".log") and path.name != ".lock":
-                target = ROOT / top / path.relative_to(folder / top)
+def copy_runs(folder: Path, names: list[str]) -> None:
+    """Copy one seed's runs of some names to where the repository keeps its models, curves and logs."""
+    for name in names:
+        saved_model = Path("saved_model") / f"{model_title(task_of(name), name)}.pt"
+        shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)  # events have names of their own: they would be added
+        for path in (folder / saved_model, folder / "log" / f"{name}.log", *(folder / "runs" / name).rglob("*")):
+            if path.is_file() and path.name != ".lock":
+                target = ROOT / path.relative_to(folder)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
 
@@ -227,6 +227,8 @@ def parse_options() -> argparse.Namespace:
     parser.add("flags", default="", help="more flags for train.py, in one word: '-dirt 1 -lr 1e-3'")
     options = parser.parse_args()
     options.names = options.configs.split(",") if options.configs else list(PAPER if options.paper else NINE)
+    if options.variants and not options.ablations:
+        raise InputError("-variants goes with -ablations, of which it names some")
     options.variants = options.variants.split(",") if options.variants else list(ABLATIONS)
     options.seeds = options.seeds or numbers(0, 2**31)(SOME_SEEDS if options.beyond or options.paper else SEEDS)
     if options.ablations + options.beyond + options.paper > 1:
@@ -274,7 +276,7 @@ def reproduce(processes: Processes) -> None:
         print_table(results, "variant" if options.ablations else "name")
     write_atomically(ROOT / table, ("[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n").encode())
     if options.ship:
-        copy_runs(folder / str(seeds[0]))
+        copy_runs(folder / str(seeds[0]), names)
         if not options.paper:
             draw_docs(folder / str(seeds[0]))
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from experiment.errors import InputError, did_you_mean
-from experiment.recipe import OPTIMIZER_SETTINGS, Recipe, make_recipe, refuse_other_optimizers
+from experiment.json_file import checked_keys, read_json
+from experiment.recipe import OPTIMIZER_SETTINGS, Recipe, make_recipe, refuse_useless
 from ntm import NTM, Backend, LSTMBaseline
 from ntm.controller import CONTROLLERS
 from ntm.heads import control_sizes
@@ -31,7 +32,6 @@ END = re.compile(r"^(longer_)?(min|max)_")
 
 MAX_MEMORY_CELLS = 100_000_000  # of one sequence's memory, rows times width
 MAX_WEIGHTS = 100_000_000
-MAX_FILE_BYTES = 100_000
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,11 @@ class Configuration:
         Raises:
             InputError: something is missing, unknown or impossible; the message begins with `source`.
         """
-        fields = _checked_keys(fields, {"name": str, "network": dict, "data": dict, "recipe": dict}, source)
+        fields = checked_keys(fields, {"name": str, "network": dict, "data": dict, "recipe": dict}, source)
         recipe, types = fields["recipe"], _types(Recipe)
         if finished:
             recipe = dataclasses.asdict(Recipe()) | {key: recipe[key] for key in recipe.keys() & types.keys()}
-        recipe = _checked_keys(recipe, types, f"{source}: recipe")
+        recipe = checked_keys(recipe, types, f"{source}: recipe")
         network, data = network_and_data({**fields["network"], **fields["data"]}, source)
         return cls(fields["name"], network, data, make_recipe(recipe, f"{source}: "))
 
@@ -169,13 +169,19 @@ def read_recipe(name: str) -> dict[str, Any]:
     path = CONFIGS / "recipes" / f"{name}.json" if name in names else Path(name)
     if path.suffix != ".json":
         raise InputError(f"-recipe {name}: no such recipe; choose one of {', '.join(names)}, or give a JSON file")
-    settings = _checked_keys(_read_json(path), _types(Recipe), str(path), partial=True)
+    settings = checked_keys(read_json(path), _types(Recipe), str(path), partial=True)
     make_recipe(settings, f"{path}: ")
     return settings
 
 
-def with_settings(configuration: Configuration, settings: dict[str, Any], source: str = "-") -> Configuration:
+def with_settings(
+    configuration: Configuration, settings: dict[str, Any], source: str = "-", for_any_machine: bool = False
+) -> Configuration:
     """Put other settings in the place of those of a configuration's own recipe.
+
+    Args:
+        source: what a message begins with.
+        for_any_machine: whether some may be for machines that have what this has not.
 
     Raises:
         InputError: one of them is impossible, or belongs to an optimizer, a machine or a task that this has not.
@@ -185,13 +191,18 @@ def with_settings(configuration: Configuration, settings: dict[str, Any], source
     if other:  # what the own recipe says of its optimizer is no setting of the other
         own = {key: value for key, value in own.items() if key not in OPTIMIZER_SETTINGS}
     recipe = make_recipe({**own, **settings}, source)
-    refuse_other_optimizers(settings, recipe)
-    return _checked_recipe(dataclasses.replace(configuration, recipe=recipe), source)
+    return _checked_recipe(dataclasses.replace(configuration, recipe=recipe), settings, source, for_any_machine)
 
 
-def _checked_recipe(configuration: Configuration, source: str) -> Configuration:
-    if configuration.recipe.uneven and not configuration.task.can_be_uneven:
+def _checked_recipe(
+    configuration: Configuration, given: dict[str, Any], source: str, for_any_machine: bool = False
+) -> Configuration:
+    """Refuse what was given and cannot be, or would do nothing."""
+    recipe, name = configuration.recipe, configuration.name
+    if recipe.uneven and not configuration.task.can_be_uneven:
         raise InputError(f"{source}uneven: the task {configuration.data.name} has no uneven sequences; 0 is allowed")
+    has = {"memory", "cells"} if for_any_machine else configuration.network.has
+    refuse_useless(given, recipe, has, name, source)
     return configuration
 
 
@@ -215,9 +226,9 @@ def load_configuration(name: str, recipe: Recipe | None = None) -> Configuration
     if name not in NAMES:
         raise unknown_name(name)
     paths = CONFIGS / f"{name[:2]}.json", CONFIGS / f"{name[2:]}.json"
-    parts = [_read_json(path) for path in paths]
+    parts = [read_json(path) for path in paths]
     for fields, path, types in zip(parts, paths, (_types(_network_kind(parts[0])), _data_types(parts[1])), strict=True):
-        _checked_keys(fields, types, str(path), partial=True)
+        checked_keys(fields, types, str(path), partial=True)
     network, data = network_and_data({**parts[0], **parts[1]}, f"{paths[0]}, {paths[1]}")
     return Configuration(name, network, data, recipe or Recipe())
 
@@ -233,16 +244,19 @@ def load_task_json(path: Path, recipe: Recipe | None = None) -> Configuration:
     Raises:
         InputError: the file cannot be read or is wrong.
     """
-    fields = _read_json(path)
+    fields = read_json(path)
     settings = fields.pop("recipe", {})
     if not isinstance(settings, dict):
         raise InputError(f"{path}: 'recipe' must be an object, not {json.dumps(settings)[:40]}")
-    settings = _checked_keys(settings, _types(Recipe), f"{path}: recipe", partial=True)
+    settings = checked_keys(settings, _types(Recipe), f"{path}: recipe", partial=True)
     network, data = network_and_data(fields, str(path))
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", path.stem):
         raise InputError(f"{path}: a run is named after its file; use letters, digits, '_', '-' and '.', 64 at most")
-    configuration = Configuration(path.stem, network, data, recipe or make_recipe(settings, f"{path}: "))
-    return configuration if recipe else _checked_recipe(configuration, f"{path}: ")
+    if recipe:
+        return Configuration(path.stem, network, data, recipe)
+    own = settings if data.task.can_be_uneven else {"uneven": 0.0, **settings}
+    configuration = Configuration(path.stem, network, data, make_recipe(own, f"{path}: "))
+    return _checked_recipe(configuration, settings, f"{path}: recipe: ")
 
 
 def _network_kind(fields: dict[str, Any]) -> type[Network] | type[BaselineNetwork]:
@@ -264,7 +278,7 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     if isinstance(fields.get("task"), str) and fields["task"] not in TASKS:
         raise InputError(f"{source}: 'task' is {fields['task']!r}; allowed are {', '.join(TASKS)}")
     kind, data_types = _network_kind(fields), _data_types(fields)
-    fields = _checked_keys({**_defaults(kind), **fields}, {**_types(kind), **data_types}, source)
+    fields = checked_keys({**_defaults(kind), **fields}, {**_types(kind), **data_types}, source)
     if fields.get("controller", "lstm") not in CONTROLLERS:
         allowed = ", ".join(CONTROLLERS)
         raise InputError(f"{source}: 'controller' is {fields['controller']!r}; allowed are {allowed}")
@@ -283,54 +297,12 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     return network, data
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise InputError(f"{path}: larger than {MAX_FILE_BYTES} characters, which no configuration is")
-        fields = json.loads(text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(fields, dict):
-        raise InputError(f"{path}: holds no JSON object {{...}}")
-    return fields
-
-
 def _types(kind: type) -> dict[str, type]:
     return {field.name: field.type for field in dataclasses.fields(kind)}
 
 
 def _defaults(kind: type) -> dict[str, Any]:
     return {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
-
-
-def _checked_keys(fields: dict[str, Any], types: dict[str, type], source: str, partial: bool = False) -> dict[str, Any]:
-    """Check that exactly the keys of `types` are there, or, if `partial`, some of them; each of its type."""
-    for key in fields:
-        if key not in types:
-            raise InputError(f"{source}: unknown key {key!r}; allowed are {', '.join(types)}")
-    for key, kind in types.items():
-        if partial and key not in fields:
-            continue
-        if key not in fields:
-            raise InputError(f"{source}: key {key!r} is missing")
-        value = fields[key]
-        if kind is float and type(value) is int:
-            fields = {**fields, key: float(value)}
-        elif type(value) is not kind:  # and not isinstance, for which True is an int
-            nouns = {
-                int: "a whole number",
-                float: "a number",
-                str: "a string",
-                bool: "true or false",
-                dict: "an object",
-            }
-            shown = json.dumps(value, default=str)[:40]
-            raise InputError(f"{source}: {key!r} must be {nouns[kind]}, not {shown}")
-    return fields
 
 
 def _check_together(network: Network | BaselineNetwork, data: Data, source: str) -> None:

@@ -14,10 +14,17 @@ from experiment.configuration import (
     with_settings,
 )
 from experiment.errors import InputError, Parser, number
-from experiment.recipe import Recipe, bounds, refuse_what_a_machine_has_not
+from experiment.recipe import Recipe, bounds
 from ntm import Backend
 
 THREADS_HELP = "threads of the CPU (default: one a core; for an NTM on the readable path, one)"
+
+
+def yes_or_no(text: str) -> bool:
+    """An argparse type."""
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
+    return text == "yes"
 
 
 def add_recipe_flag(parser: Parser, field: dataclasses.Field) -> None:
@@ -26,7 +33,7 @@ def add_recipe_flag(parser: Parser, field: dataclasses.Field) -> None:
     if "optimizer" in field.metadata:
         options["help"] = f"{field.metadata['optimizer']}: {options['help']}"
     if field.type is bool:
-        options["action"] = "store_true"
+        options |= {"nargs": "?", "const": True, "type": yes_or_no, "metavar": "yes|no"}
     else:
         options["help"] += f" (default: {field.default})"
         limits = field.metadata.get("choices")
@@ -79,6 +86,5 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
     else:
         configuration = load_task_json(options.task_json)
     if options.recipe:
-        configuration = with_settings(configuration, read_recipe(options.recipe), f"-recipe {options.recipe}: ")
-    refuse_what_a_machine_has_not(given, configuration.network.has, configuration.name)
+        configuration = with_settings(configuration, read_recipe(options.recipe), f"-recipe {options.recipe}: ", True)
     return options, with_settings(configuration, given)

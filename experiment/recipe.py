@@ -92,26 +92,23 @@ def make_recipe(settings: dict[str, Any], source: str) -> Recipe:
     return Recipe(**settings)
 
 
-def refuse_other_optimizers(given: dict[str, Any], recipe: Recipe) -> None:
-    """Refuse a setting that the recipe's optimizer has no use for.
+def refuse_useless(given: dict[str, Any], recipe: Recipe, has: set[str], name: str, source: str = "-") -> None:
+    """Refuse a setting that would do nothing: one of another optimizer, or for want of a memory or of LSTM cells.
+
+    Args:
+        given: the settings that somebody gave.
+        recipe: with them.
+        has: what the machine has of "memory" and "cells".
+        name: of the configuration.
+        source: what the message begins with.
 
     Raises:
-        InputError: one of the settings given is another optimizer's.
+        InputError: there is one.
     """
     for field in dataclasses.fields(Recipe):
-        owner = field.metadata.get("optimizer", recipe.optimizer)
+        owner, needs = field.metadata.get("optimizer", recipe.optimizer), field.metadata.get("needs")
         if field.name in given and owner != recipe.optimizer:
-            raise InputError(f"-{field.name} is a flag of -optimizer {owner}; this run uses {recipe.optimizer}")
-
-
-def refuse_what_a_machine_has_not(given: dict[str, Any], has: set[str], name: str) -> None:
-    """Refuse a setting that would do nothing for want of a memory, or of cells of an LSTM controller.
-
-    Raises:
-        InputError: one of the settings given needs what the machine, of the configuration `name`, has not.
-    """
-    for field in dataclasses.fields(Recipe):
-        needs = field.metadata.get("needs")
+            raise InputError(f"{source}{field.name}: is a setting of {owner}; this run uses {recipe.optimizer}")
         if given.get(field.name) and needs and needs not in has:
             what = {"memory": "memory", "cells": "cells of an LSTM controller"}[needs]
-            raise InputError(f"-{field.name}: would do nothing, since {name} has no {what}")
+            raise InputError(f"{source}{field.name}: would do nothing, since {name} has no {what}")

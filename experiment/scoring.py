@@ -124,9 +124,17 @@ def sample_sizes(task: Task, sizes: list[tuple], sequences: int, source: torch.G
 
 
 def spread_sizes(low: tuple, high: tuple, count: int) -> list[tuple]:
-    """Spread up to `count` different sizes evenly from `low` to `high`, both included."""
-    steps = (i / (count - 1) for i in range(count))
-    return sorted({type(low)(*(round(a + (b - a) * x) for a, b in zip(low, high, strict=True))) for x in steps})
+    """Spread sizes from `low` to `high`, both included: up to `count` values of each part.
+
+    Where a size has several parts, they grow together, and once more one against the others: a machine may be right
+    where both are small or both are large, and wrong elsewhere.
+    """
+    steps = [i / (count - 1) for i in range(count)]
+    falling = steps[::-1]
+    ends = list(zip(low, high, strict=True))
+    parts = [[round(a + (b - a) * x) for x in steps] for a, b in ends]
+    against = [[round(a + (b - a) * x) for x in (falling if i else steps)] for i, (a, b) in enumerate(ends)]
+    return sorted({type(low)(*size) for each in (parts, against) for size in zip(*each, strict=True)})
 
 
 def optimal_cost(task: Task, batches: list[Batch]) -> float | None:

@@ -1,6 +1,7 @@
 """Configuration files: the nine, and everything that can be wrong with one."""
 
 import json
+import re
 
 import pytest
 
@@ -15,6 +16,7 @@ from experiment.configuration import (
     with_settings,
 )
 from experiment.errors import InputError
+from experiment.options import parse_options
 
 GOOD = {
     "controller_size": 8, "memory_units": 16, "memory_unit_size": 4, "num_heads": 1,
@@ -129,6 +131,40 @@ def test_an_impossible_setting_is_refused_in_a_recipe_and_in_a_model(tmp_path, c
     fields["recipe"] |= change
     with pytest.raises(InputError, match="here"):
         Configuration.from_dict(fields, "here")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task": "ngram", "uneven": 0.5}, "uneven: the task ngram has no uneven sequences"),
+        ({"optimizer": "rmsprop", "beta1": 0.5}, "beta1: is a setting of adam; this run uses rmsprop"),
+        ({"momentum": 0.5}, "momentum: is a setting of rmsprop; this run uses adam"),
+        ({"controller": "feedforward", "cell_dropout": 0.1}, "cell_dropout: would do nothing, since own has no cells"),
+        ({"machine": "lstm", "blur_cost": 0.1}, "blur_cost: would do nothing, since own has no memory"),
+        ({"machine": "lstm", "full_tape": True}, "full_tape: would do nothing, since own has no memory"),
+    ],
+)
+def test_a_recipe_within_a_file_that_does_nothing_is_refused(tmp_path, change, said):
+    recipe = {key: value for key, value in change.items() if key not in ("task", "controller", "machine")}
+    name = "ngram" if "task" in change else "copy_lstm" if "machine" in change else "copy"
+    fields = json.loads((CONFIGS / f"{name}.json").read_text()) | {"recipe": recipe}
+    if "controller" in change:
+        fields["controller"] = change["controller"]
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=re.escape(f"own.json: recipe: {said}")):
+        load_task_json(path)
+    path.write_text(json.dumps({**fields, "recipe": {}}))
+    assert load_task_json(path).recipe.uneven == (0.0 if name == "ngram" else 0.5)
+
+
+def test_a_recipe_for_any_machine_leaves_out_what_one_has_not(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text('{"full_tape": true, "cell_dropout": 0.1, "num_iters": 7}')
+    for name in ("copy", "copy_ff", "copy_lstm"):
+        assert parse_options("", ["-config", name, "-recipe", str(path)])[1].recipe.num_iters == 7
+    for flags, full_tape in ((["-full_tape"], True), (["-full_tape", "no"], False), ([], True)):
+        assert parse_options("", ["-config", "associative_recall", *flags])[1].recipe.full_tape is full_tape
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "beyond").glob("*.json")))

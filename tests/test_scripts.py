@@ -78,8 +78,9 @@ def test_a_baseline_trains_evaluates_and_has_no_memory_to_show(repository):
     (repository.folder / "base.json").write_text(json.dumps({**fields, "hidden_size": 8, "num_layers": 2}))
     done = repository.run("train.py", "-task_json", "base.json", "-num_iters", 5, "-batch_size", 2)
     assert "the fused path knows the NTM, and no LSTMBaseline" in done.stdout
-    saved = ("evaluate.py", "-saved_model", "saved_model/reverse_base.pt", "-num_sequences", 5, "-sizes", "1,3")
-    assert re.search(r"^ +3 +- +5 ", repository.run(*saved).stdout, re.MULTILINE)
+    saved = ("evaluate.py", "-saved_model", "saved_model/reverse_base.pt")
+    table = repository.run(*saved, "-num_sequences", 5, "-sizes", "1,3").stdout
+    assert re.search(r"^ +3 +- +5 ", table, re.MULTILINE)
     (repository.folder / "some_bits.txt").write_text("110\n")
     assert "no memory" in repository.run(*saved, "-input", "some_bits.txt").stdout
     for flags in (("-memory_units", 9), ("-dirt", 1), ("-page",), ("-animate",)):
@@ -276,14 +277,17 @@ WRONG = {
     "text for a number": ("train.py -lr fast", "'fast' is not a number above 0"),
     "infinite rate": ("train.py -lr inf", "-lr"),
     "rate not a number": ("train.py -lr nan", "-lr"),
-    "momentum with adam": ("train.py -momentum 0.9", "-optimizer rmsprop"),
+    "momentum with adam": ("train.py -momentum 0.9", "-momentum: is a setting of rmsprop"),
     "more than all dirty": ("train.py -dirty 1.5", "-dirty"),
     "a flag of an older recipe": ("train.py -weaning 0.5", "-weaning"),
-    "beta with rmsprop": ("train.py -optimizer rmsprop -beta1 0.5", "-optimizer adam"),
+    "beta with rmsprop": (
+        "train.py -optimizer rmsprop -beta1 0.5",
+        "-beta1: is a setting of adam; this run uses rmsprop",
+    ),
     "unknown recipe": ("train.py -recipe papers", "paper"),
     "a recipe with an unknown key": ("train.py -recipe unknown.json", "'controller_size'"),
     "an impossible recipe": ("train.py -recipe impossible.json", "impossible.json: batch_size is 0"),
-    "a recipe of both optimizers": ("train.py -recipe paper -beta1 0.5", "-optimizer adam"),
+    "a recipe of both optimizers": ("train.py -recipe paper -beta1 0.5", "-beta1: is a setting of adam"),
     "unknown optimizer": ("train.py -optimizer sgd", "adam"),
     "unknown flag": ("train.py -learning_rate 1", "-learning_rate"),
     "abbreviated flag": ("train.py -conf m1d1", "-conf"),
@@ -297,7 +301,7 @@ WRONG = {
     "a missing model": ("evaluate.py -saved_model missing.pt", "missing.pt"),
     "a folder as model": ("evaluate.py -saved_model ntm", "ntm"),
     "evaluate an unknown name": ("evaluate.py -config m9d9", "m1d1, m1d2"),
-    "all, and one": ("evaluate.py -config all -saved_model x.pt", "-config all"),
+    "a name, and a model": ("evaluate.py -config all -saved_model x.pt", "-saved_model PATH goes instead of -config"),
     "all, on one's own data": ("evaluate.py -config all -input good.txt", "-config all"),
     "own data: none": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -input missing.txt", "missing.txt"),
     "own data: empty": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -input empty.txt", "no sequence"),
@@ -318,6 +322,10 @@ WRONG = {
     "a name and a file": ("train.py -config m1d1 -task_json tiny.json", "give one of them"),
     "a task of the paper without -paper": ("reproduce.py -configs copy", "-configs copy: choose from m1d1"),
     "a name of reverse with -paper": ("reproduce.py -paper -configs m1d1", "-configs m1d1: choose from copy"),
+    "sizes of a page": ("evaluate.py -page -sizes 5", "-sizes goes with the table"),
+    "a number of moving pictures": ("evaluate.py -animate -num_sequences 9", "-num_sequences goes with the table"),
+    "variants of no ablation": ("reproduce.py -variants clipping", "-variants goes with -ablations"),
+    "neither yes nor no": ("train.py -full_tape maybe", "'maybe' is neither yes nor no"),
     "two kinds of runs": ("reproduce.py -paper -beyond", "each in a call of its own"),
     "a configuration of the paper, misspelt": ("train.py -config repeatcopy", "did you mean repeat_copy?"),
     "seeds not numbers": ("reproduce.py -seeds 0-x", "'x' is not a whole number"),

@@ -1,0 +1,56 @@
+"""JSON files that people write: read, and checked key by key."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiment.errors import InputError
+
+MAX_FILE_BYTES = 100_000
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one object.
+
+    Raises:
+        InputError: it cannot be read, or holds something else.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise InputError(f"{path}: larger than {MAX_FILE_BYTES} characters, which no configuration is")
+        fields = json.loads(text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: holds no JSON object {{...}}")
+    return fields
+
+
+def checked_keys(fields: dict[str, Any], types: dict[str, type], source: str, partial: bool = False) -> dict[str, Any]:
+    """Check that exactly the keys of `types` are there, or, if `partial`, some of them; each of its type."""
+    for key in fields:
+        if key not in types:
+            raise InputError(f"{source}: unknown key {key!r}; allowed are {', '.join(types)}")
+    for key, kind in types.items():
+        if partial and key not in fields:
+            continue
+        if key not in fields:
+            raise InputError(f"{source}: key {key!r} is missing")
+        value = fields[key]
+        if kind is float and type(value) is int:
+            fields = {**fields, key: float(value)}
+        elif type(value) is not kind:  # and not isinstance, for which True is an int
+            nouns = {
+                int: "a whole number",
+                float: "a number",
+                str: "a string",
+                bool: "true or false",
+                dict: "an object",
+            }
+            shown = json.dumps(value, default=str)[:40]
+            raise InputError(f"{source}: {key!r} must be {nouns[kind]}, not {shown}")
+    return fields
