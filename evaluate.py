@@ -303,10 +303,6 @@ def main() -> None:
                 animate(path, options)
             if options.page:
                 model, configuration = load(path, options)
-                if configuration.data.name != "reverse":
-                    raise InputError(
-                        f"-page: the page does reverse; {configuration.name} does {configuration.data.name}"
-                    )
                 page = options.output / "log" / f"{configuration.name}.html"
                 write_page(model, configuration, page)
                 print(page)

@@ -1,25 +1,61 @@
-"""A page of its own for a browser, with a trained model inside: one types bits and watches the heads move."""
+"""A page of its own for a browser, with a trained model inside: one gives it sequences and watches the heads move."""
 
 import base64
+import inspect
 import json
 from pathlib import Path
 
 from experiment.checkpoint import write_atomically
 from experiment.configuration import Configuration
+from experiment.scoring import EVALUATION, generator
 from ntm import NTM, addressing, memory
+from tasks import Copy, Reverse, Task, label
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PLACE = "/*SPEC*/null"  # where the template takes the model
+SAMPLES = 8  # sequences that come with a page on which none can be typed
+MOST_OF_A_SIZE = 30  # each part of their size, or the largest trained where that is less
+MOST_ROWS = 256  # of the page
+
+
+def asks(task: Task) -> str:
+    """What a task asks for, in a sentence: the first line of its docstring, with its parameters' values."""
+    sentence = inspect.getdoc(type(task)).split("\n")[0]
+    for name, value in vars(task).items():
+        sentence = sentence.replace(f"`{name}`", str(value))
+    return sentence
+
+
+def samples(configuration: Configuration) -> list[dict[str, list]]:
+    """Some sequences of a task: inputs and targets by step, null where no answer counts."""
+    task, source, drawn = configuration.task, generator(0, EVALUATION), []
+    size = task.Size(*(min(part, MOST_OF_A_SIZE) for part in configuration.data.high))
+    for _ in range(SAMPLES):
+        inputs, targets, mask = (part[:, 0].tolist() for part in task.sample(1, size, source))
+        wanted = [target if counts else None for target, counts in zip(targets, mask, strict=True)]
+        drawn.append({"inputs": inputs, "targets": wanted})
+    return drawn
 
 
 def page(model: NTM, configuration: Configuration) -> str:
     """Make the page: the template, with the model's sizes and weights (float32, base64) in it."""
     weights = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
-    network, data = configuration.network, configuration.data
+    network, data, task = configuration.network, configuration.data, configuration.task
+    typed = type(task) in (Reverse, Copy)  # whose sequences are vectors, and can be typed
     spec = {
         "name": configuration.name,
-        "bits": data.task.seq_width,
-        "trained": [data.low.seq_len, data.high.seq_len],
+        "task": data.name.replace("_", " "),
+        "asks": asks(task),
+        "bits": task.output_size,
+        "inputs": task.input_size,
+        "outputs": task.output_size,
+        "marks": list(getattr(task, "marks", ())),
+        "reversed": type(task) is Reverse,
+        "samples": None if typed else samples(configuration),
+        "trained": [label(data.low), label(data.high)],
+        "longest": data.high[0],
+        "rows": min(network.memory_units, MOST_ROWS),
+        "shifts": list(addressing.SHIFTS),
         "width": network.memory_unit_size,
         "cells": network.controller_size,
         "heads": network.num_heads,

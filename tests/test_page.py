@@ -9,7 +9,12 @@ from conftest import lively_model
 
 from experiment.configuration import ROOT, Configuration, Data, Network, Recipe
 from experiment.page import write_page
-from experiment.scoring import trace
+from experiment.scoring import EVALUATION, generator, trace
+from ntm import NTM
+from tasks.associative_recall import AssociativeRecall
+from tasks.ngram import NGram
+from tasks.priority_sort import PrioritySort
+from tasks.repeat_copy import RepeatCopy
 from tasks.reverse import Reverse
 from tasks.vectors import Length
 
@@ -52,6 +57,69 @@ def feedforward():
         1, torch.float32, memory_units=9, width=5, controller_size=11, scale=0.4, controller="feedforward"
     )
     return model.eval(), Configuration("ff", Network(11, 9, 5, 1, "feedforward"), data, Recipe())
+
+
+def drawn(task, name, size):
+    """A machine for a task of which no sequence can be typed."""
+    data = Data(name, task, size, size, size, size)
+    model = NTM(task.input_size, task.output_size, 11, 9, 5, 2)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return model.eval(), Configuration(name, Network(11, 9, 5, 2), data, Recipe())
+
+
+DRAWN = {
+    "associative_recall": (AssociativeRecall(6, 3), AssociativeRecall.Size(4)),
+    "repeat_copy": (RepeatCopy(4, 10), RepeatCopy.Size(3, 2)),
+    "ngram": (NGram(3), Length(20)),
+    "priority_sort": (PrioritySort(4, 3), Length(5)),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_task_of_which_no_sequence_can_be_typed_brings_some(browser, tmp_path, name):
+    task, size = DRAWN[name]
+    model, configuration = drawn(task, name, size)
+    write_page(model, configuration, tmp_path / "page.html")
+    browser.get((tmp_path / "page.html").as_uri())
+    assert text(browser, "title") == f"A Neural Turing Machine: {name.replace('_', ' ')}"
+    assert "`" not in text(browser, "asks")
+    assert not browser.find_element(By.ID, "bits").is_displayed()
+    source = generator(0, EVALUATION)
+    for _ in range(2):
+        batch = task.sample(1, size, source)
+        expected = trace(model, batch)
+        steps = browser.execute_script("return page.trace.map((s) => ({ ...s, memory: s.memory.map((r) => [...r]) }))")
+        assert len(steps) == len(batch.inputs)
+        for t, step in enumerate(steps):
+            np.testing.assert_allclose(step["input"], expected.inputs[t], rtol=1e-6)
+            np.testing.assert_allclose(1 / (1 + np.exp(-np.array(step["logits"]))), expected.outputs[t], atol=1e-4)
+            np.testing.assert_allclose(step["memory"], expected.memories[t], rtol=1e-4, atol=1e-4)
+            assert step["target"] == (expected.targets[t].tolist() if expected.mask[t] else None)
+        browser.find_element(By.TAG_NAME, "body").send_keys(Keys.END)
+        count, wrong = (
+            int(batch.mask.sum()),
+            int(task.wrong_bits(torch.logit(torch.from_numpy(expected.outputs))[:, None], batch)[0]),
+        )
+        kind = "bits" if name == "ngram" else "vectors"
+        assert f"{count} of {count} {kind} answered, {wrong or 'no'} wrong bit" in text(browser, "score")
+        assert f"answer {count} of {count}" in text(browser, "phase")
+        browser.find_element(By.ID, "random").click()
+    browser.execute_script(
+        "const r = document.getElementById('rows'); r.value = 4; r.dispatchEvent(new Event('input'))"
+    )
+    assert browser.execute_script("return page.trace[0].memory.length") == 4
+
+
+def test_memory_and_heads_are_seen_while_it_plays(browser, tmp_path):
+    """On a usual screen, 1280 x 900, with nothing scrolled."""
+    size = {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    write_page(*shipped(), tmp_path / "page.html")
+    browser.get((tmp_path / "page.html").as_uri())
+    for part in ("play", "now", "memory", "paths"):
+        assert browser.execute_script(f"return document.getElementById('{part}').getBoundingClientRect().bottom") <= 900
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def text(browser, name):
