@@ -99,7 +99,7 @@ def controller_step_backward(first, args, weights_transposed, saved, t, d_state)
 def memory_step(sizes, saved, before, after, slot, gated):
     """From the controls' sums to new memory, weightings and reads, each sequence of the group.
 
-    Each equation is taken for all heads before the next, so that none waits for what the stop has just written.
+    Each equation is taken for all heads before the next, so that none waits for what the last has just written.
     """
     heads, width, num_read_heads = 2 * sizes.num_read_heads, sizes.width, sizes.num_read_heads
     reads_offset, output_offset = input_offsets(sizes)
@@ -136,32 +136,18 @@ def memory_step_backward(blur_weight, saved, t, d_state, scratch):
         previous, weighting = saved.weighting[t, g], saved.weighting[t + 1, g]
         similarity, content = saved.similarity[t, g], saved.content[t, g]
         shifted, log_shifted = saved.shifted[t, g], saved.log_shifted[t, g]
-        d_memory, d_weighting, d_reads = (
-            d_state.memory[g],
-            d_state.weighting[g],
-            d_state.reads_and_output[g, : num_read_heads * width],
-        )
+        d_memory, d_weighting = d_state.memory[g], d_state.weighting[g]
+        d_reads = d_state.reads_and_output[g, : num_read_heads * width]
         controls = split_controls(saved.controls[t, g], heads, width)
         d_controls = split_controls(saved.d_controls[t, g], heads, width)
+        erase, d_erase, add, d_add = controls.erase, d_controls.erase, controls.add, d_controls.add
         read_write_backward(
-            memory,
-            weighting,
-            controls.erase,
-            controls.add,
-            d_reads,
-            d_memory,
-            d_weighting,
-            d_controls.erase,
-            d_controls.add,
-            scratch.memory,
+            memory, weighting, erase, add, d_reads, d_memory, d_weighting, d_erase, d_add, scratch.memory
         )
         for h in range(heads):
             blur_backward(weighting[h], blur_weight, d_weighting[h])
-            gate, shifts, d_shifts = (
-                controls.interpolation_gate[h],
-                controls.shift_weighting[3 * h :],
-                d_controls.shift_weighting[3 * h :],
-            )
+            gate = controls.interpolation_gate[h]
+            shifts, d_shifts = controls.shift_weighting[3 * h :], d_controls.shift_weighting[3 * h :]
             interpolate(content[h], previous[h], gate, scratch.gated)
             d_controls.sharpening[h] = sharpen_backward(
                 shifted[h], controls.sharpening[h], log_shifted[h], weighting[h], d_weighting[h], scratch.d_shifted

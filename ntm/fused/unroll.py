@@ -154,7 +154,7 @@ def groups_backward(first, stop, args, buffers, d_logits, d_final, d_initial, d_
         unpack_weights(d_weights_flat, args.sizes),
     )
     d_weights.reads[:], d_weights.hidden[:], d_weights.cell[:] = 0, 0, 0  # they are in `d_initial`
-    for i in range(len(buffers) - 1, -1, -1):  # what the stop one left may still be in cache
+    for i in range(len(buffers) - 1, -1, -1):  # what the last one left may still be in cache
         saved, d_state = carve_saved(buffers[i], steps, group, rows, args.sizes, True)
         b, reads_size, cells = first + i * group, args.sizes.num_read_heads * args.sizes.width, d_state.cell.shape[1]
         for t in range(steps):
