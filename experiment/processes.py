@@ -129,14 +129,18 @@ class Processes:
         probe = folder / self.share(lambda: f".shared-{secrets.token_hex(8)}")
         if self.first:
             probe.touch()
-        with _meeting():
-            dist.barrier()
-        if not probe.exists():
-            raise InputError(f"{folder}: is not the same folder on all machines; name one by -output that they share")
-        with _meeting():
-            dist.barrier()
-        if self.first:
-            probe.unlink()
+        try:
+            with _meeting():
+                dist.barrier()  # now it is there
+            if not probe.exists():
+                raise InputError(
+                    f"{folder}: is not the same folder on all machines; name one by -output that they share"
+                )
+            with _meeting():
+                dist.barrier()  # all have seen it
+        finally:
+            if self.first:
+                probe.unlink()
 
     def part(self, batch_size: int) -> Part:
         """The part of each batch that this process computes.

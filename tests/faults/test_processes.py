@@ -115,12 +115,26 @@ def table(folder):
     return [{key: row[key] for key in row if "seconds" not in key} for row in rows]
 
 
-def test_a_sweep_over_two_nodes_of_which_one_is_killed(repository, tmp_path):
-    """Twelve runs; the table is complete, and the one that a single machine makes, of which a third is made here."""
+def meeting():
+    """How two nodes find each other on this machine: flags of torchrun, and the port."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    meet = "--nnodes=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}", "--rdzv_id=sweep"
+    return ("--nnodes=2", "--rdzv_backend=c10d", f"--rdzv_endpoint=localhost:{port}", "--rdzv_id=sweep"), port
+
+
+def test_machines_that_share_no_folder_are_told(repository, tmp_path):
+    meet, _ = meeting()
+    nodes = [torchrun(repository, 1, *meet, "reproduce.py", "-output", tmp_path / str(i)) for i in range(2)]
+    errors = "".join(each.communicate()[1] for each in nodes)
+    assert [each.returncode for each in nodes] == [1, 1]
+    assert errors.count("error:") == errors.count("is not the same folder on all machines") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_sweep_over_two_nodes_of_which_one_is_killed(repository, tmp_path):
+    """Twelve runs; the table is complete, and the one that a single machine makes, of which a third is made here."""
+    meet, port = meeting()
     sweep = "reproduce.py", "-configs", "m1d1,f1d1", "-seeds", "0-5", "-num_sequences", "2"
     sweep += "-flags", "-num_iters 20 -report_every 20"
     one, two = tmp_path / "one", tmp_path / "two"
