@@ -215,6 +215,8 @@ def unknown_name(name: str) -> InputError:
 def load_configuration(name: str, recipe: Recipe | None = None) -> Configuration:
     """Read a configuration by its name: a network and a data set of reverse, such as m1d1, or a file, such as copy.
 
+    The network's file may hold a "recipe" as that of `load_task_json`.
+
     Args:
         recipe: in the place of the configuration's own.
 
@@ -227,10 +229,11 @@ def load_configuration(name: str, recipe: Recipe | None = None) -> Configuration
         raise unknown_name(name)
     paths = CONFIGS / f"{name[:2]}.json", CONFIGS / f"{name[2:]}.json"
     parts = [read_json(path) for path in paths]
+    settings = _own_recipe(parts[0], paths[0])
     for fields, path, types in zip(parts, paths, (_types(_network_kind(parts[0])), _data_types(parts[1])), strict=True):
         checked_keys(fields, types, str(path), partial=True)
     network, data = network_and_data({**parts[0], **parts[1]}, f"{paths[0]}, {paths[1]}")
-    return Configuration(name, network, data, recipe or Recipe())
+    return _with_own_recipe(name, network, data, recipe, settings, paths[0])
 
 
 def load_task_json(path: Path, recipe: Recipe | None = None) -> Configuration:
@@ -245,17 +248,29 @@ def load_task_json(path: Path, recipe: Recipe | None = None) -> Configuration:
         InputError: the file cannot be read or is wrong.
     """
     fields = read_json(path)
-    settings = fields.pop("recipe", {})
-    if not isinstance(settings, dict):
-        raise InputError(f"{path}: 'recipe' must be an object, not {json.dumps(settings)[:40]}")
-    settings = checked_keys(settings, _types(Recipe), f"{path}: recipe", partial=True)
+    settings = _own_recipe(fields, path)
     network, data = network_and_data(fields, str(path))
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", path.stem):
         raise InputError(f"{path}: a run is named after its file; use letters, digits, '_', '-' and '.', 64 at most")
+    return _with_own_recipe(path.stem, network, data, recipe, settings, path)
+
+
+def _own_recipe(fields: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Take the key "recipe" out of a file's fields: what is other than in the default recipe."""
+    settings = fields.pop("recipe", {})
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: 'recipe' must be an object, not {json.dumps(settings)[:40]}")
+    return checked_keys(settings, _types(Recipe), f"{path}: recipe", partial=True)
+
+
+def _with_own_recipe(
+    name: str, network: Network | BaselineNetwork, data: Data, recipe: Recipe | None, settings: dict, path: Path
+) -> Configuration:
+    """A configuration with the recipe given, or with the settings of its file."""
     if recipe:
-        return Configuration(path.stem, network, data, recipe)
+        return Configuration(name, network, data, recipe)
     own = settings if data.task.can_be_uneven else {"uneven": 0.0, **settings}
-    configuration = Configuration(path.stem, network, data, make_recipe(own, f"{path}: "))
+    configuration = Configuration(name, network, data, make_recipe(own, f"{path}: "))
     return _checked_recipe(configuration, settings, f"{path}: recipe: ")
 
 
