@@ -77,7 +77,7 @@ def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> Scor
         line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
     log.line(line)
     if isinstance(state.model, NTM):
-        log.images("test", step, plots.trace_images(trace(state.model, held_out.shown)))
+        log.images("test", step, plots.trace_images(trace(state.model, held_out.shown)), plots.CAPTIONS)
     state.sums = dict.fromkeys(state.sums, 0)
     return results["test"]
 

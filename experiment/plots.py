@@ -112,7 +112,7 @@ def machine(shown: Trace, title: str, path: Path) -> None:
             (panels[3, 0], shown.write_weighting[:, 0], f"write weighting, w{which}"),
             (panels[3, 1], shown.read_weighting[:, 0], f"read weighting, w{which}"),
         ):
-            _heat(figure, axes, values[:, order].T, name, f"row ({len(order)} of {shown.memory.shape[0]})", (0, 1))
+            _heat(figure, axes, values[:, order].T, name, rows_label(shown, order), (0, 1))
             ticks = np.linspace(0, len(order) - 1, min(8, len(order))).round().astype(int)
             axes.set_yticks(ticks, [str(order[i]) for i in ticks])
             axes.set_xlabel("time (steps)")
@@ -186,7 +186,7 @@ def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
             ticks = np.linspace(0, len(order) - 1, min(10, len(order))).round().astype(int)
             axes_of[0].set_yticks(ticks, [str(order[i]) for i in ticks])
-            axes_of[0].set_ylabel(f"row ({len(order)} of {shown.memory.shape[0]})")
+            axes_of[0].set_ylabel(rows_label(shown, order))
             figure.colorbar(image, ax=axes_of, fraction=0.04, pad=0.02, label="value")
         figure.suptitle(title)
         figure.savefig(path)
@@ -217,6 +217,13 @@ def visited_window(shown: Trace) -> np.ndarray:
     return (start - margin + np.arange(length + 2 * margin)) % rows
 
 
+def rows_label(shown: Trace, order: np.ndarray) -> str:
+    """What the axis of some rows says: memory is a circle, in which the last row lies below row 0."""
+    count = shown.memory.shape[0]
+    circle = ", a circle" if len(order) < count else ""
+    return f"row ({len(order)} of {count}{circle})"
+
+
 def _heat(
     figure, axes: Axes, values, name: str, label: str, limits: tuple[float, float], colours: str = "viridis"
 ) -> None:
@@ -225,6 +232,15 @@ def _heat(
     axes.set_ylabel(label)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+
+
+CAPTIONS = {  # of `trace_images`
+    "answer_above_target": "Above, the probability of each bit of the answer; below, the target; time goes right. Dark "
+    "blue is 0, yellow is 1; grey steps do not count. The sequence is held out, and the same at each point.",
+    "read_weighting": "Where the first read head is: rows of memory from top to bottom, time to the right.",
+    "write_weighting": "Where the first write head is: rows of memory from top to bottom, time to the right.",
+    "memory": "The memory after the last step: a column is a row of it. Orange is below 0, purple above.",
+}
 
 
 def trace_images(shown: Trace) -> dict[str, np.ndarray]:
@@ -243,7 +259,7 @@ def trace_images(shown: Trace) -> dict[str, np.ndarray]:
 
 
 def _pixels(values: np.ndarray, zoom: int, colours: str = "viridis") -> np.ndarray:
-    """Colour values in [0, 1], (rows, columns); NaN becomes white."""
-    colour_map = matplotlib.colormaps[colours].with_extremes(bad="white")
+    """Colour values in [0, 1], (rows, columns); NaN becomes grey."""
+    colour_map = matplotlib.colormaps[colours].with_extremes(bad="lightgrey")
     image = colour_map(np.ma.masked_invalid(values), bytes=True)[..., :3]
     return image.repeat(zoom, 0).repeat(zoom, 1).transpose(2, 0, 1)

@@ -158,10 +158,12 @@ class RunLog:
         for tag, value in values.items():
             self._curves[curve].add(summary.scalar(tag, value), step)
 
-    def images(self, curve: str, step: int, images: dict[str, np.ndarray]) -> None:
-        """Add images (3, height, width) of bytes, by tag."""
+    def images(self, curve: str, step: int, images: dict[str, np.ndarray], captions: dict[str, str]) -> None:
+        """Add images (3, height, width) of bytes, each with its caption, by tag."""
         for tag, image in images.items():
-            self._curves[curve].add(summary.image(tag, image), step)
+            shown = summary.image(tag, image)
+            shown.value[0].metadata.summary_description = captions[tag]
+            self._curves[curve].add(shown, step)
 
     def sizes(self) -> dict[str, int]:
         """Bring all files to disk; their sizes by name, for a checkpoint.

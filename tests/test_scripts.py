@@ -16,6 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_configuration import GOOD
 
+from experiment import plots
 from experiment.checkpoint import load, load_model, save
 from experiment.configuration import ROOT, Recipe
 from experiment.errors import InputError
@@ -94,8 +95,10 @@ def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
         for tag in TAGS:
             assert [step for step, _ in points[curve, tag]] == [20, 40, 60]
     assert {"learning_rate", "gradient_norm", "sequences_per_second"} <= {t for c, t in points if c == "train"}
-    images = EventAccumulator(str(repository.folder / "runs" / "tiny" / "test")).Reload().Tags()["images"]
-    assert {"read_weighting", "write_weighting", "memory"} <= set(images)
+    events = EventAccumulator(str(repository.folder / "runs" / "tiny" / "test")).Reload()
+    for tag in ("read_weighting", "write_weighting", "memory", "answer_above_target"):
+        assert len(events.Images(tag)) == 3
+        assert events.SummaryMetadata(tag).summary_description == plots.CAPTIONS[tag]
     log = (repository.folder / "log" / "tiny.log").read_text()
     for key in ("command: python train.py -task_json", "network", "recipe", "commit", "versions", "hardware"):
         assert f"# {key}" in log
