@@ -30,7 +30,12 @@ STYLE = {
 }
 
 
-def accuracy_by_size(scores: dict[str, dict[tuple, Score]], data: dict[str, Data], path: Path) -> None:
+def accuracy_by_size(
+    scores: dict[str, dict[tuple, Score]],
+    data: dict[str, Data],
+    path: Path,
+    beside: dict[str, dict[str, float]] | None = None,
+) -> None:
     """Draw the share of exact sequences and the wrong bits a sequence over size, a line a model.
 
     A size of one number is drawn to scale; those of several stand side by side.
@@ -39,6 +44,7 @@ def accuracy_by_size(scores: dict[str, dict[tuple, Score]], data: dict[str, Data
         scores: by model name, then by size; all of one task.
         data: by model name, what it was trained on.
         path: the PNG file to write.
+        beside: by model name, wrong bits a sequence of other machines, by length: grey lines.
     """
     sizes = sorted({size for by_size in scores.values() for size in by_size})
     to_scale = len(sizes[0]) == 1
@@ -58,6 +64,10 @@ def accuracy_by_size(scores: dict[str, dict[tuple, Score]], data: dict[str, Data
                 for axes in (top, bottom):
                     axes.axvspan(low[0], high[0], color="#000000", alpha=0.07, linewidth=0)
                 top.text(place[sizes[0]], 4, " trained", fontsize=8, color="#555555")
+        for i, by_length in enumerate((beside or {}).values()):
+            label_once = None if i else "those replaced"
+            bottom.plot(list(map(int, by_length)), list(by_length.values()), "o-", color="#aaaaaa", markersize=3,
+                        linewidth=1, label=label_once)  # fmt: skip
         top.set(ylabel="exact sequences (%)", ylim=(0, 103))
         bottom.set(ylabel="wrong bits a sequence", xlabel=f"size ({' x '.join(sizes[0]._fields)})")
         bottom.set_ylim(0, max(1.0, 1.08 * bottom.get_ylim()[1]))
@@ -67,7 +77,10 @@ def accuracy_by_size(scores: dict[str, dict[tuple, Score]], data: dict[str, Data
         which = f"{next(iter(scores))}: a" if one else "A"
         top.set_title(f"{which}ccuracy by size, {sequences:,} fresh sequences a point, bars: 95% interval", loc="left")
         if not one:
-            figure.legend(*top.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+            of_both = (
+                a + b for a, b in zip(top.get_legend_handles_labels(), bottom.get_legend_handles_labels(), strict=True)
+            )
+            figure.legend(*of_both, loc="outside right upper", fontsize=8)
         for axes in (top, bottom):
             axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         figure.savefig(path)
