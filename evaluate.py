@@ -63,7 +63,7 @@ def parse_options() -> argparse.Namespace:
         default=0.0,
         help="begin on a memory of normal numbers of this standard deviation; 0: on a blank one",
     )
-    parser.add("seed", type=number(int, 0, 2**63 - 1), default=0, help="of the test sequences")
+    parser.add("seed", type=number(int, 0, 2**63 - 1), help="of the test sequences (default: 0)")
     parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: what is faster")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     parser.add("threads", type=number(int, 1, 1024), help=THREADS_HELP)
@@ -80,7 +80,9 @@ def parse_options() -> argparse.Namespace:
     for flag in ("dirt", "sizes", "num_sequences"):
         if getattr(options, flag) and (options.input or options.animate or options.page):
             raise InputError(f"-{flag} goes with the table and its pictures, not with -input, -animate or -page")
-    options.num_sequences = options.num_sequences or 256
+    if options.seed is not None and (options.input or options.page):
+        raise InputError("-seed is of the sequences that are drawn, and -input and -page draw none by it")
+    options.num_sequences, options.seed = options.num_sequences or 256, options.seed or 0
     return options
 
 
@@ -224,7 +226,7 @@ def write_files(
         | ({"optimal_cost": optima[size]} if size in optima else {})
         for size, s in scores.items()
     ]
-    document = {"name": name, "seed": options.seed, "scores": table}
+    document = {"name": name, "seed": options.seed, "dirt": options.dirt, "scores": table}
     (options.output / "log" / f"{name}_scores.json").write_text(json.dumps(document, indent=1) + "\n")
     with open(options.output / "log" / f"{name}_scores.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
@@ -237,7 +239,8 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
     model, configuration = load(path, options)
     rows = options.memory_units or configuration.network.memory_units
     scores, optima, mistakes = evaluate(model, configuration, options)
-    print(f"{configuration.name} ({path.name}), seed {options.seed} of the test sequences")
+    dirty = f", on a dirty memory ({options.dirt:g})" if options.dirt else ""
+    print(f"{configuration.name} ({path.name}), seed {options.seed} of the test sequences{dirty}")
     print_table(scores, optima, rows)
     for mistake in mistakes:
         print(show_mistake(model, mistake, options.memory_units))
@@ -285,16 +288,33 @@ def animate(path: Path, options: argparse.Namespace) -> None:
     log.mkdir(parents=True, exist_ok=True)
     animation.steps(shown, f"{configuration.title}: {describe(size)}", log / f"{name}_steps.gif")
     print(f"{log / f'{name}_steps.gif'}")
-    animation.training(options.output / "runs" / name, name, log / f"{name}_training.gif")
+    curves = path.absolute().parent.parent / "runs" / name  # of the run that made this very file
+    if not curves.exists():
+        print(f"no film of the training: its curves are not in {curves}")
+        return
+    animation.training(curves, name, log / f"{name}_training.gif")
     print(f"{log / f'{name}_training.gif'}")
+
+
+def model_path(name: str, output: Path) -> Path:
+    """Where the model of a configuration is: in the folder of outputs, or else in this one.
+
+    Raises:
+        InputError: it is in neither.
+    """
+    file = f"{model_title(task_of(name), name)}.pt"
+    paths = [folder / "saved_model" / file for folder in (output, ROOT)]
+    for path in paths:
+        if path.exists():
+            return path
+    raise InputError(f"{paths[0]}: is not there; train it with train.py, or name a model's file by -saved_model")
 
 
 def main() -> None:
     """Evaluate one model, or all nine."""
     options = parse_options()
     names = NINE if options.config == "all" else (options.config,)
-    folder = options.output / "saved_model"
-    paths = {name: options.saved_model or folder / f"{model_title(task_of(name), name)}.pt" for name in names}
+    paths = {name: options.saved_model or model_path(name, options.output) for name in names}
     if options.input:
         answer(paths[options.config], options)
         return
@@ -305,7 +325,7 @@ def main() -> None:
             if options.page:
                 model, configuration = load(path, options)
                 page = options.output / "log" / f"{configuration.name}.html"
-                write_page(model, configuration, page)
+                write_page(model, configuration, page, options.memory_units)
                 print(page)
         return
     results = {name: evaluate_one(path, options) for name, path in paths.items()}

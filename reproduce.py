@@ -84,11 +84,13 @@ def train_and_score(job: Job) -> dict:
     result = job.folder / "log" / f"{Path(job.name).stem}_reproduce.json"
     saved = train(job)
     if result.exists():
-        return json.loads(result.read_text())
+        scored = json.loads(result.read_text())
+        if scored.get("sequences", job.sequences) == job.sequences:
+            return scored
     torch.set_num_threads(1)
     model, configuration = load_model(saved)
     start_backend(model)
-    scored = {"variant": job.variant, "name": configuration.name, "seed": job.seed}
+    scored = {"variant": job.variant, "name": configuration.name, "seed": job.seed, "sequences": job.sequences}
     if configuration.data.name == "reverse":
         scored["wrong_sequences"] = count_wrong(model, configuration, job.sequences)
         scored |= read_head(model, configuration)
@@ -239,8 +241,13 @@ def parse_options() -> argparse.Namespace:
         options.names = sorted(map(str, (CONFIGS / "beyond").glob("*.json")))
     elif not set(options.names) <= set(allowed := PAPER if options.paper else REVERSE):
         raise InputError(f"-configs {options.configs}: choose from {', '.join(allowed)}")
-    if options.ship and (options.ablations or options.beyond):
-        raise InputError("-ship goes with runs of the whole recipe on the nine, not with -ablations or -beyond")
+    if options.ship and (options.ablations or options.beyond or options.flags):
+        raise InputError("-ship goes with runs of the whole recipe, not with -ablations, -beyond or -flags")
+    if options.ship and not options.paper and set(options.names) != set(NINE):
+        raise InputError("-ship goes with all nine, since docs/ shows all, or with -paper")
+    for flag in ("seed", "config", "task_json", "output", "saved_model", "resume", "overwrite"):
+        if re.search(rf"(^|\s)--?{flag}\b", options.flags):
+            raise InputError(f"-flags: -{flag} is set by reproduce.py; leave it away")
     if not set(options.variants) <= set(ABLATIONS):
         raise InputError(f"-variants {','.join(options.variants)}: choose from {', '.join(ABLATIONS)}")
     return options

@@ -36,9 +36,10 @@ from experiment.scoring import (
     spread_sizes,
     trace,
 )
+from experiment.task_check import check_task
 from experiment.training import Clipper, blur_cost, draw_iteration, largest_size, make_optimizer, set_learning_rate
 from ntm import NTM, Backend
-from tasks import Batch, Task
+from tasks import Batch
 
 
 class HeldOut(NamedTuple):
@@ -140,8 +141,7 @@ def run(processes: Processes) -> None:
     """One run, from top to bottom, in one process or in several, of which the first prints and writes files."""
     # Options, model, and the places of the run's files.
     options, configuration = parse_options(__doc__)
-    if type(configuration.task).loss is not Task.loss:
-        raise InputError(f"task {configuration.data.name}: has a loss of its own, and train.py trains on Task.loss")
+    check_task(configuration)
     processes.part(configuration.recipe.batch_size)  # an error where it cannot be shared out
     torch.manual_seed(configuration.recipe.seed)
     model = configuration.make_model(Backend(options.backend))
@@ -161,7 +161,7 @@ def run(processes: Processes) -> None:
     path += f", {processes.count} processes" * (processes.count > 1)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())
-    state = TrainState(configuration, model, optimizer, Clipper(recipe), folder / "checkpoint.pt")
+    state = TrainState(configuration, model, optimizer, Clipper(recipe), folder / "checkpoint.pt", options.init)
     held_out = draw_held_out(configuration)
 
     # From the beginning, or from the last checkpoint on.

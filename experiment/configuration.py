@@ -209,7 +209,8 @@ def _checked_recipe(
 def unknown_name(name: str) -> InputError:
     """The error of a -config that there is not."""
     near = did_you_mean(name, NAMES)
-    return InputError(f"-config {name}: no such configuration; choose one of {', '.join(NAMES)}{near}")
+    file = "; a model or a task of your own goes by its file: -saved_model, -task_json"
+    return InputError(f"-config {name}: no such configuration; choose one of {', '.join(NAMES)}{near or file}")
 
 
 def load_configuration(name: str, recipe: Recipe | None = None) -> Configuration:

@@ -18,7 +18,7 @@ class InputError(Exception):
 
 def did_you_mean(word: str, known: Iterable[str], dash: str = "") -> str:
     """What to add to an error about an unknown word: the known one that is near it, if there is one."""
-    near = difflib.get_close_matches(word, known, 1)
+    near = difflib.get_close_matches(word.lower(), known, 1)
     return f"; did you mean {dash}{near[0]}?" if near else ""
 
 
@@ -59,7 +59,8 @@ class Parser(argparse.ArgumentParser):
         """Say what is wrong in one line, with the flag that may have been meant, and leave with code 2."""
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
         known = (flag.strip("-") for flag in self._option_string_actions)
-        raise InputError(message + (did_you_mean(unknown.lstrip("-"), known, "-") if unknown != message else ""))
+        near = did_you_mean(unknown.lstrip("-"), known, "-") if unknown != message and unknown.startswith("-") else ""
+        raise InputError(message + near)
 
 
 class Bounds(NamedTuple):
@@ -76,7 +77,8 @@ class Bounds(NamedTuple):
 
     def __str__(self) -> str:
         noun = "a whole number" if self.kind is int else "a number"
-        upper = f" and at most {self.high:g}" if self.high < 1e18 else ""
+        high = f"{self.high:,}" if self.kind is int else f"{self.high:g}"
+        upper = f" and at most {high}" if self.high < 1e18 else ""
         return f"{noun} {'above' if self.above else 'of at least'} {self.low:g}{upper}"
 
 

@@ -7,15 +7,17 @@ from pathlib import Path
 
 from experiment.checkpoint import write_atomically
 from experiment.configuration import Configuration
+from experiment.errors import InputError
 from experiment.scoring import EVALUATION, generator
 from ntm import NTM, addressing, memory
+from ntm.controller import FeedForwardController, LSTMController
 from tasks import Copy, Reverse, Task, label
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PLACE = "/*SPEC*/null"  # where the template takes the model
 SAMPLES = 8  # sequences that come with a page on which none can be typed
 MOST_OF_A_SIZE = 30  # each part of their size, or the largest trained where that is less
-MOST_ROWS = 256  # of the page
+FIRST_ROWS, MOST_ROWS = 32, 256  # of the page
 
 
 def asks(task: Task) -> str:
@@ -37,8 +39,18 @@ def samples(configuration: Configuration) -> list[dict[str, list]]:
     return drawn
 
 
-def page(model: NTM, configuration: Configuration) -> str:
-    """Make the page: the template, with the model's sizes and weights (float32, base64) in it."""
+def page(model: NTM, configuration: Configuration, rows: int | None = None) -> str:
+    """Make the page: the template, with the model's sizes and weights (float32, base64) in it.
+
+    Args:
+        rows: of memory at first; None for as many as the page chooses.
+
+    Raises:
+        InputError: the page, which has the equations once more, does not know this machine.
+    """
+    if type(model) is not NTM or type(model.controller) not in (LSTMController, FeedForwardController):
+        kind = type(model.controller).__name__
+        raise InputError(f"-page: knows the stock machine, and this one has a {kind} and is a {type(model).__name__}")
     weights = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
     network, data, task = configuration.network, configuration.data, configuration.task
     typed = type(task) in (Reverse, Copy)  # whose sequences are vectors, and can be typed
@@ -54,7 +66,7 @@ def page(model: NTM, configuration: Configuration) -> str:
         "samples": None if typed else samples(configuration),
         "trained": [label(data.low), label(data.high)],
         "longest": data.high[0],
-        "rows": min(network.memory_units, MOST_ROWS),
+        "rows": min(rows or (FIRST_ROWS if typed else network.memory_units), MOST_ROWS),
         "shifts": list(addressing.SHIFTS),
         "width": network.memory_unit_size,
         "cells": network.controller_size,
@@ -68,7 +80,7 @@ def page(model: NTM, configuration: Configuration) -> str:
     return TEMPLATE.read_text(encoding="utf-8").replace(PLACE, json.dumps(spec))
 
 
-def write_page(model: NTM, configuration: Configuration, path: Path) -> None:
-    """Write the page, a single file that needs no network."""
+def write_page(model: NTM, configuration: Configuration, path: Path, rows: int | None = None) -> None:
+    """Write the page, a single file that needs no network; raises as `page`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page(model, configuration).encode())
+    write_atomically(path, page(model, configuration, rows).encode())

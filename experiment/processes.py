@@ -152,8 +152,8 @@ class Processes:
         if self.count not in allowed:
             counts = ", ".join(map(str, allowed))
             raise InputError(
-                f"-batch_size {batch_size}: cannot be shared out over {self.count} processes; allowed are {counts} "
-                "(a share is at least 16 sequences, and the number of processes 1, 2, 4, 8 or 16)"
+                f"-batch_size {batch_size}: cannot be shared out over {self.count} processes; allowed are {counts}; "
+                "16 sequences go to two processes, 64 to four, 256 and more to 16"
             )
         return Part(self.rank, self.count)
 

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import signal
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,6 +91,12 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
         raise InputError(f"-saved_model {wanted}: is a folder; name a file in it")
     if wanted and wanted.exists() and not options.overwrite:
         raise InputError(f"-saved_model {wanted}: is there already; -overwrite replaces it")
+    if wanted:
+        try:
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=wanted.parent).close()
+        except OSError as error:
+            raise InputError(f"-saved_model {wanted}: cannot be written ({error.strerror})") from error
     if options.resume:
         names = [path.parent.name for path in runs.glob(f"{glob.escape(base)}*/checkpoint.pt")]
         names = [name for name in names if re.fullmatch(rf"{re.escape(base)}(-\d+)?", name)]
@@ -97,7 +104,7 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
             raise InputError(
                 f"-resume: there is no interrupted run of {base} in {runs}; leave -resume away to begin one"
             )
-        names = [max(names, key=lambda name: (runs / name / "checkpoint.pt").stat().st_mtime)]
+        names = [_run_to_resume(configuration, runs, names)]
     else:
         names = [base] if options.overwrite else (f"{base}-{n}" if n > 1 else base for n in itertools.count(1))
     for name in names:
@@ -120,6 +127,17 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
     raise AssertionError("names never end")
 
 
+def _run_to_resume(configuration: Configuration, runs: Path, names: list[str]) -> str:
+    """Choose among interrupted runs: the last with the flags of this one; the last, where none has."""
+    paths = {name: runs / name / "checkpoint.pt" for name in names}
+    names = sorted(names, key=lambda name: paths[name].stat().st_mtime, reverse=True)
+    for name in names if len(names) > 1 else ():
+        stored = Configuration.from_dict(checkpoint.load(paths[name])["configuration"], str(paths[name]))
+        if stored == dataclasses.replace(configuration, name=name):
+            return name
+    return names[0]
+
+
 def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Name each setting of two configurations, as `Configuration.as_dict` gives them, in which they differ."""
     found = []
@@ -139,6 +157,7 @@ class TrainState:
         step: iterations done.
         sums: of what each iteration since the last report measured.
         sizes: of the run's files at the checkpoint that was loaded; None at the beginning.
+        init: the model file that it began with; None where it began from nothing.
     """
 
     def __init__(
@@ -148,9 +167,10 @@ class TrainState:
         optimizer: torch.optim.Optimizer,
         clipper: Clipper,
         path: Path,
+        init: Path | None = None,
     ) -> None:
         self.configuration, self.model, self.optimizer, self.clipper = configuration, model, optimizer, clipper
-        self.path = path
+        self.path, self.init = path, str(init.absolute()) if init else None
         self.step, self.sums, self.sizes = 0, {"iters": 0}, None
         self._seconds_before, self._step_before, self._started = 0.0, 0, time.perf_counter()
 
@@ -192,6 +212,7 @@ class TrainState:
             "step": self.step,
             "seconds": self.seconds(),
             "sums": self.sums,
+            "init": self.init,
             "sizes": sizes,
         }
         checkpoint.save(self.path, contents)
@@ -206,6 +227,8 @@ class TrainState:
         if before != self.configuration:
             differ = "; ".join(difference(before.as_dict(), self.configuration.as_dict()))
             raise InputError(f"-resume: {self.path} is of a run with other flags: {differ}")
+        if stored.get("init") != self.init:
+            raise InputError(f"-resume: {self.path} is of a run with other flags: -init was {stored.get('init')}")
         try:
             self.model.load_state_dict(stored["model"])
             self.optimizer.load_state_dict(stored["optimizer"])

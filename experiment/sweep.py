@@ -124,7 +124,7 @@ def run_all(
     left, running, results = drawn(len(jobs), processes), {}, {}
     with (
         ProcessPoolExecutor(at_once, get_context("spawn"), initializer=die_with_the_parent) as pool,
-        tqdm(total=len(jobs), unit="run") as bar,
+        tqdm(total=len(jobs), unit="run", disable=None) as bar,
     ):
         while True:
             running |= {pool.submit(do_once, work, jobs[i]): i for i in islice(left, at_once - len(running))}

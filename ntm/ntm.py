@@ -60,6 +60,8 @@ class NTM(Machine):
         backend: Backend = Backend.AUTO,
     ) -> None:
         super().__init__(backend)
+        if controller not in CONTROLLERS:
+            raise ValueError(f"controller is {controller!r}; allowed are {', '.join(CONTROLLERS)}")
         self.input_size = input_size
         self.memory_units = memory_units
         reads_size = num_heads * memory_unit_size
@@ -142,7 +144,10 @@ class NTM(Machine):
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
+            ValueError: there are both a state and a number of rows, and they do not agree.
         """
+        if state is not None and memory_units not in (None, state.memory.shape[1]):
+            raise ValueError(f"memory_units is {memory_units}, and the state has {state.memory.shape[1]} rows")
         if self.use_fused():
             from ntm import fused  # here, so that the readable path does without Numba
 

@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ntm.loss import cross_entropy
 
 USUAL_LIMITS = (1, 1_000_000)
 
@@ -62,8 +63,7 @@ class Task(ABC):
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Binary cross-entropy in nats, averaged over the bits of the steps that count: a scalar."""
-        by_bit = F.binary_cross_entropy_with_logits(logits, batch.targets, reduction="none")
-        return (by_bit * batch.mask.unsqueeze(-1)).sum() / (batch.mask.sum() * self.output_size)
+        return cross_entropy(logits, batch.targets, batch.mask)
 
     def wrong_bits(self, logits: Tensor, batch: Batch) -> Tensor:
         """Count the wrong bits of each sequence at the steps that count: (B,), whole numbers as floats.

@@ -142,13 +142,21 @@ def test_more_shifts_than_three_are_declined():
 
 
 @pytest.mark.slow
-def test_a_changed_equation_stops_a_run_before_its_first_step(repository):
-    path = repository.folder / "ntm" / "addressing.py"
+@pytest.mark.parametrize(
+    ("file", "old", "new", "training_alone"),
+    [
+        ("addressing.py", "torch.softmax(", "torch.softmax(0.5 * ", False),
+        ("controller.py", "cell = cell * cell_mask", "cell = torch.where(cell_mask, cell, state.cell)", True),
+    ],
+)
+def test_a_changed_equation_stops_a_run_before_its_first_step(repository, file, old, new, training_alone):
+    path = repository.folder / "ntm" / file
     source = path.read_text()
-    assert source.count("torch.softmax(") > 0
+    assert old in source
+    commands = ("train.py", "-output", "changed"), ("evaluate.py", "-saved_model", trained(repository))
     try:
-        path.write_text(source.replace("torch.softmax(", "torch.softmax(0.5 * "))
-        for command in (("train.py", "-output", "changed"), ("evaluate.py", "-saved_model", trained(repository))):
+        path.write_text(source.replace(old, new))
+        for command in commands[: 1 if training_alone else 2]:
             done = repository.run(*command, code=2)
             assert "the fast path gives other" in done.stderr
             assert "Traceback" not in done.stderr

@@ -235,3 +235,17 @@ def test_a_memory_without_rows_is_refused(backend):
         with pytest.raises(ValueError, match="at least one row"):
             model(torch.rand(2, 1, 5, dtype=torch.float64), memory_units=0)
         model(torch.rand(2, 1, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("backend", [Backend.REFERENCE, Backend.FUSED])
+def test_rows_that_a_state_has_not_are_refused(backend):
+    model = lively_model(backend=backend)
+    state = model.initial_state(2, 9)
+    assert model(torch.zeros(3, 2, 5).double(), state, memory_units=9)[1].memory.shape[1] == 9
+    with pytest.raises(ValueError, match="memory_units is 30, and the state has 9 rows"):
+        model(torch.zeros(3, 2, 5).double(), state, memory_units=30)
+
+
+def test_an_unknown_controller_is_refused():
+    with pytest.raises(ValueError, match="controller is 'gru'; allowed are lstm, feedforward"):
+        NTM(5, 3, 6, 7, 5, controller="gru")

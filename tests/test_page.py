@@ -8,7 +8,8 @@ import torch
 from conftest import lively_model
 
 from experiment.configuration import ROOT, Configuration, Data, Network, Recipe
-from experiment.page import write_page
+from experiment.errors import InputError
+from experiment.page import page, write_page
 from experiment.scoring import EVALUATION, generator, trace
 from ntm import NTM
 from tasks.associative_recall import AssociativeRecall
@@ -230,3 +231,10 @@ def test_fits_a_phone_in_light_and_dark(browser, tmp_path, dark):
     back = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (back == "rgb(22, 24, 27)") == dark
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_machine_that_the_page_does_not_know_is_refused():
+    model, configuration = feedforward()
+    model.controller = torch.nn.RNNCell(2, 3)
+    with pytest.raises(InputError, match="-page: knows the stock machine, and this one has a RNNCell"):
+        page(model, configuration)

@@ -1,13 +1,16 @@
 """The reverse task, its scoring, and the lengths and tapes that training draws."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from experiment.configuration import NINE, Recipe, load_configuration
+from experiment.configuration import NINE, PAPER, Recipe, load_configuration
+from experiment.errors import InputError
 from experiment.scoring import generator, sample_sizes, score, spread_sizes, summarise
+from experiment.task_check import check_task
 from experiment.training import (
     Clipper,
     blur_cost,
@@ -19,7 +22,8 @@ from experiment.training import (
     set_learning_rate,
 )
 from ntm.memory import INITIAL_VALUE
-from tasks import TASKS
+from tasks import TASKS, Batch
+from tasks.copy import Copy
 from tasks.repeat_copy import LengthAndRepeats
 from tasks.reverse import Reverse
 from tasks.vectors import Length
@@ -250,3 +254,50 @@ def test_clipping():
     assert [clipped(never, value, value)[1] for value in (0.1, 10.0)] == pytest.approx([0.1 * 5**0.5, 10 * 5**0.5])
     by_value = Clipper(Recipe(clip_typical=0.0, clip_value=2.0))
     assert clipped(by_value, 10.0, -10.0)[1] == pytest.approx(2 * 5**0.5)
+
+
+class Broken(Copy):
+    """Copy with one mistake."""
+
+    def change(self, batch):
+        return batch
+
+    def sample(self, *arguments):
+        return self.change(super().sample(*arguments))
+
+
+MISTAKES = {
+    "batch first": (
+        lambda b: Batch(*(part.transpose(0, 1) for part in b)),
+        r"inputs must be \(T, B, 10\), of T steps of",
+    ),
+    "too narrow": (lambda b: b._replace(inputs=b.inputs[..., :9]), r"inputs must be \(T, B, 10\)"),
+    "float64": (lambda b: b._replace(inputs=b.inputs.double()), "inputs must be float32, and are torch.float64"),
+    "minus ones": (lambda b: b._replace(targets=2 * b.targets - 1), "targets must be 0 or 1"),
+    "no mask": (lambda b: b._replace(mask=0 * b.mask), "the mask is 0 at all steps"),
+    "infinite": (lambda b: b._replace(inputs=b.inputs / 0), "inputs are not all finite"),
+    "global randomness": (lambda b: b._replace(targets=torch.randint(0, 2, b.targets.shape).float()), "from elsewhere"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_task_of_ones_own_is_named(monkeypatch, mistake):
+    change, said = MISTAKES[mistake]
+    configuration = load_configuration("copy")
+    data = dataclasses.replace(configuration.data, task=Broken(8))
+    configuration = dataclasses.replace(configuration, data=data)
+    check_task(configuration)
+    monkeypatch.setattr(Broken, "change", lambda self, batch: change(batch))
+    with pytest.raises(InputError, match=said):
+        check_task(configuration)
+
+
+def test_a_loss_of_a_tasks_own_and_no_rows_are_refused(monkeypatch):
+    for name in (*PAPER, "m1d1"):
+        check_task(load_configuration(name))
+    monkeypatch.setattr(Copy, "rows_needed", lambda self, size: 0)
+    with pytest.raises(InputError, match="task copy, size 1: rows_needed is 0"):
+        check_task(load_configuration("copy"))
+    monkeypatch.setattr(Copy, "loss", lambda self, logits, batch: logits.sum())
+    with pytest.raises(InputError, match="task copy: has a loss of its own"):
+        check_task(load_configuration("copy"))

@@ -1,0 +1,49 @@
+"""A look at what a task makes, before a run trains on it: a mistake in one of one's own is one line, not a riddle."""
+
+import torch
+
+from experiment.configuration import Configuration
+from experiment.errors import InputError
+from tasks import Batch, Task, label
+
+
+def check_task(configuration: Configuration) -> None:
+    """Draw batches of a configuration's smallest and largest size, and see that they are what training needs.
+
+    Raises:
+        InputError: they are not, or the task has a loss of its own.
+    """
+    task, data = configuration.task, configuration.data
+    if type(task).loss is not Task.loss:
+        raise InputError(f"task {data.name}: has a loss of its own, and train.py trains on Task.loss")
+    for size in (data.low, data.high):
+        batch = task.sample(3, size, torch.Generator().manual_seed(0))
+        trouble = trouble_of(batch, task)
+        if not trouble:
+            again = task.sample(3, size, torch.Generator().manual_seed(0))
+            if not all(map(torch.equal, batch, again)):
+                trouble = "sample draws something from elsewhere than its generator: a run could not be repeated"
+        if not trouble and task.rows_needed(size) < 1:
+            trouble = f"rows_needed is {task.rows_needed(size)}; a tape has at least one row"
+        if trouble:
+            raise InputError(f"task {data.name}, size {label(size)}: {trouble}")
+
+
+def trouble_of(batch: Batch, task: Task) -> str | None:
+    """Say in one phrase what is wrong with a batch of three sequences; None where nothing is."""
+    steps = len(batch.inputs)
+    wanted = {"inputs": (steps, 3, task.input_size), "targets": (steps, 3, task.output_size), "mask": (steps, 3)}
+    for name, part in batch._asdict().items():
+        if part.shape != wanted[name]:
+            shape = "(T, B)" if name == "mask" else f"(T, B, {wanted[name][2]})"
+            return f"{name} must be {shape}, of T steps of B = 3 sequences, and have shape {tuple(part.shape)}"
+        if part.dtype != torch.float32:
+            return f"{name} must be float32, and are {part.dtype}"
+        if not part.isfinite().all():
+            return f"{name} are not all finite"
+    for name in ("targets", "mask"):
+        if not torch.isin(getattr(batch, name), torch.tensor([0.0, 1.0])).all():
+            return f"{name} must be 0 or 1, and are not all"
+    if not batch.mask.any(0).all():
+        return "the mask is 0 at all steps of a sequence, so that no answer counts"
+    return None
