@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -342,7 +343,10 @@ WRONG = {
     "a word too many": ("train.py -config m1d1 extra", "unrecognized arguments: extra\n"),
     "a task of one's own as a name": ("evaluate.py -config lookup", "goes by its file: -saved_model, -task_json"),
     "a model that is not trained": ("evaluate.py -config f1d1", "train it with train.py"),
-    "a place that cannot be": ("train.py -saved_model good.txt/x.pt", "-saved_model good.txt/x.pt: cannot be written"),
+    "a place that cannot be": (
+        "train.py -saved_model short.txt/x.pt",
+        "short.txt/x.pt: cannot be written",
+    ),
     "to ship one of nine": ("reproduce.py -ship -configs m1d1", "-ship goes with all nine"),
     "to ship with flags": ("reproduce.py -ship -flags '-lr 1'", "-ship goes with runs of the whole recipe"),
     "a seed among the flags": ("reproduce.py -flags '-seed 3'", "-flags: -seed is set by reproduce.py"),
@@ -405,7 +409,7 @@ def refused(repository, bad_files, tmp_path_factory):
         By case, its exit code, standard output and standard error.
     """
     before, said = repository.files(), tmp_path_factory.mktemp("said")
-    words = json.dumps([command.split() for command, _ in WRONG.values()])
+    words = json.dumps([shlex.split(command) for command, _ in WRONG.values()])
     command = [sys.executable, "-c", FORKED, said]
     done = subprocess.run(command, cwd=repository.folder, input=words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
