@@ -242,6 +242,9 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
     dirty = f", on a dirty memory ({options.dirt:g})" if options.dirt else ""
     print(f"{configuration.name} ({path.name}), seed {options.seed} of the test sequences{dirty}")
     print_table(scores, optima, rows)
+    needed = max(configuration.task.rows_needed(size) for size in scores)
+    if rows and needed > rows:
+        print(f"the largest size needs {needed} rows of memory: -memory_units {needed + 2} would hold it")
     for mistake in mistakes:
         print(show_mistake(model, mistake, options.memory_units))
     (options.output / "log").mkdir(parents=True, exist_ok=True)
