@@ -133,7 +133,7 @@ def test_machines_that_share_no_folder_are_told(repository, tmp_path):
 
 
 def test_a_sweep_over_two_nodes_of_which_one_is_killed(repository, tmp_path):
-    """Twelve runs; the table is complete, and the one that a single machine makes, of which a third is made here."""
+    """Twelve runs; the table is complete, and the one that a single machine makes, of which two are made here."""
     meet, port = meeting()
     sweep = "reproduce.py", "-configs", "m1d1,f1d1", "-seeds", "0-5", "-num_sequences", "2"
     sweep += "-flags", "-num_iters 20 -report_every 20"
@@ -153,8 +153,8 @@ def test_a_sweep_over_two_nodes_of_which_one_is_killed(repository, tmp_path):
     os.killpg(nodes[0].pid, signal.SIGTERM)  # its torchrun waits minutes for the other to say goodbye
     said, _ = nodes[0].communicate()
     assert "0 of 12 runs without any wrong sequence" in said
-    repository.run(*sweep, "-seeds", "2-3", "-output", one)
-    assert table(one) == [row for row in table(two) if row["seed"] in (2, 3)]
+    repository.run(*sweep, "-seeds", "2", "-output", one)
+    assert table(one) == [row for row in table(two) if row["seed"] == 2]
     for path in one.glob("*/saved_model/*.pt"):
         ours, theirs = weights(path), weights(two / path.relative_to(one))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
