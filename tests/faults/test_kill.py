@@ -11,7 +11,7 @@ from real_runs import Folder, points
 
 pytestmark = pytest.mark.slow
 
-KILLS = 60  # over all chains
+KILLS = 36  # over all chains
 CHAINS = 3
 
 
