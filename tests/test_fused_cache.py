@@ -45,8 +45,7 @@ def package(tmp_path):
     return one_step
 
 
-@pytest.mark.parametrize("kind", ["nbi", "nbc"])
-@pytest.mark.parametrize("left", [0, 0.99])
+@pytest.mark.parametrize(("kind", "left"), [("nbi", 0), ("nbc", 0.99)])
 def test_a_damaged_cache_costs_a_compilation_and_is_mended(package, tmp_path, kind, left):
     before, _ = package()
     (path,) = (tmp_path / "cache").rglob(f"probe.step-*.{kind}")

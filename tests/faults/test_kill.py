@@ -11,8 +11,8 @@ from real_runs import Folder, points
 
 pytestmark = pytest.mark.slow
 
-KILLS = 36  # over all chains
-CHAINS = 3
+KILLS = 24  # over all chains
+CHAINS = 2
 
 
 @pytest.fixture(scope="module")
