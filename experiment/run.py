@@ -25,7 +25,7 @@ from ntm.machine import Machine
 
 # A run says that it has not learned if fewer of the held-out sequences are right, or, where even the best is wrong at
 # times, if its predictions cost more than this much above the best's.
-LEARNED, LEARNED_ABOVE = 0.9, 0.05
+LEARNED, LEARNED_ABOVE = 0.95, 0.05
 
 
 class InterruptFlag:
