@@ -4,19 +4,21 @@ A batch is split into shards. Their gradients are added in pairs, and the pairs 
 process computes, is a branch of that tree.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 GROUP = 8  # sequences that are computed together: few enough to stay in cache, enough to feed a matrix product
 MAX_SHARDS = 16  # of whole groups, and one more for the rest
 
 
-def shards(batch: int) -> list[tuple[int, int]]:
+@cache
+def shards(batch: int) -> tuple[tuple[int, int], ...]:
     """Split a batch: at most MAX_SHARDS ranges of whole groups, and the remainder; depends on the batch size alone."""
     whole = batch // GROUP * GROUP
     count = min(MAX_SHARDS, max(2, whole // (2 * GROUP)))
     size = GROUP * max(1, -(-whole // (GROUP * count)))
     ranges = [(first, min(first + size, whole)) for first in range(0, whole, size)]
-    return ranges + [(whole, batch)] * (whole < batch)
+    return (*ranges, *[(whole, batch)] * (whole < batch))
 
 
 def add_in_pairs(terms: list[Any]) -> Any:
@@ -38,14 +40,14 @@ class Part(NamedTuple):
     index: int = 0
     count: int = 1
 
-    def shards(self, batch: int) -> list[tuple[int, int]]:
+    def shards(self, batch: int) -> tuple[tuple[int, int], ...]:
         """The shards of a batch that are this part's.
 
         Raises:
             ValueError: a batch of this size cannot be split into so many parts.
         """
         ranges, count, index = shards(batch), self.count, self.index
-        if count not in part_counts(batch):
+        if count > 1 and count not in part_counts(batch):
             raise ValueError(f"a batch of {batch} has {part_counts(batch)} parts, not {count}")
         while count > 1:
             count //= 2
@@ -56,7 +58,7 @@ class Part(NamedTuple):
 
     def sequences(self, batch: int) -> slice:
         """The sequences of a batch that are this part's."""
-        ranges = self.shards(batch) or [(0, 0)]
+        ranges = self.shards(batch) or ((0, 0),)
         return slice(ranges[0][0], ranges[-1][1])
 
 
@@ -65,4 +67,4 @@ WHOLE = Part()
 
 def part_counts(batch: int) -> list[int]:
     """Into how many parts a batch of this size can be split."""
-    return [2**k for k in range(8) if 2**k <= len(shards(batch))] or [1]
+    return [2**k for k in range(MAX_SHARDS.bit_length()) if 2**k <= max(1, len(shards(batch)))]

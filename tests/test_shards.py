@@ -14,7 +14,7 @@ from ntm.shards import MAX_SHARDS, WHOLE, Part, add_in_pairs, part_counts, shard
 def test_each_sequence_is_in_one_shard_and_one_part(batch):
     for count in part_counts(batch):
         ranges = [r for i in range(count) for r in Part(i, count).shards(batch)]
-        assert ranges == shards(batch)
+        assert tuple(ranges) == shards(batch)
         assert [n for first, last in ranges for n in range(first, last)] == list(range(batch))
         sequences = [Part(i, count).sequences(batch) for i in range(count)]
         assert [n for part in sequences for n in range(part.start, part.stop)] == list(range(batch))
