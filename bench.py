@@ -174,6 +174,13 @@ def start_up() -> None:
         print(f"start of the fused path in {script}: {cold:.1f} s, from the cache {cached:.1f} s")
 
 
+def in_step(work: Callable[[], None], seconds: float, device: torch.device, processes: Processes) -> float:
+    """The median time of a call in milliseconds, where all processes must make the same number of calls."""
+    rounds = 1 + int(seconds / (5e-3 * milliseconds(work, 0, device)))  # each a warm-up and three calls
+    rounds = processes.share(lambda: rounds)
+    return statistics.median(milliseconds(work, 0, device) for _ in range(rounds))
+
+
 def shared_batches(
     configurations: list[Configuration], options: argparse.Namespace, device: torch.device, processes: Processes
 ) -> None:
@@ -190,15 +197,7 @@ def shared_batches(
             weights, part = model.flat_parameters, processes.part(batch_size).sequences(batch_size)
             logits = torch.zeros(2 * options.length + 2, part.stop - part.start, model.output_proj.out_features)
             exchange = partial(processes.combine, weights, 0.0, logits.to(device), batch_size, False)
-            times = []
-            for work in (step, exchange):
-                begun = time.perf_counter()
-                work()
-                count = 3 + int(options.seconds / (time.perf_counter() - begun))
-                times.append(
-                    [milliseconds(work, 0, device) for _ in range(processes.share(lambda n=count: n) // 5 + 1)]
-                )
-            step_ms, exchange_ms = map(statistics.median, times)
+            step_ms, exchange_ms = (in_step(work, options.seconds, device, processes) for work in (step, exchange))
             if processes.first:
                 line = f"{configuration.name[:2]:6}{batch_size:11d}{step_ms:10.2f}{1e3 * batch_size / step_ms:9.0f}"
                 print(f"{line}{exchange_ms:13.2f}", flush=True)

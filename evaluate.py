@@ -124,11 +124,6 @@ def tested_sizes(configuration: Configuration, asked: list[tuple] | None) -> lis
     return sorted({data.low, middle, data.high, *configuration.task.tested})
 
 
-def shown_size(configuration: Configuration, most: int) -> tuple:
-    """The largest size in training, each of its parts at most so large."""
-    return configuration.task.Size(*(min(part, most) for part in configuration.data.high))
-
-
 def evaluate(
     model: Machine, configuration: Configuration, options: argparse.Namespace
 ) -> tuple[dict[tuple, Score], dict[tuple, float], list[Batch]]:
@@ -261,7 +256,7 @@ def draw_memory_pictures(
 ) -> None:
     """Draw what the heads and the memory do on one sequence, and on the first mistake, into log/."""
     name, rows = configuration.name, options.memory_units or configuration.network.memory_units
-    size, source = shown_size(configuration, SHOWN_SIZE), generator(options.seed, EVALUATION)
+    size, source = configuration.shown_size(SHOWN_SIZE), generator(options.seed, EVALUATION)
     sequence = configuration.task.sample(1, size, source)
     shown = trace(model, sequence, options.memory_units, options.dirt, source)
     clean_and_dirty = {
@@ -285,7 +280,7 @@ def animate(path: Path, options: argparse.Namespace) -> None:
     """Write the moving pictures of a model, and of the run that made it."""
     model, configuration = load(path, options)
     name, log = configuration.name, options.output / "log"
-    size = shown_size(configuration, ANIMATED_SIZE)
+    size = configuration.shown_size(ANIMATED_SIZE)
     sequence = configuration.task.sample(1, size, generator(options.seed, EVALUATION))
     shown = trace(model, sequence, options.memory_units)
     log.mkdir(parents=True, exist_ok=True)
@@ -306,11 +301,12 @@ def model_path(name: str, output: Path) -> Path:
         InputError: it is in neither.
     """
     file = f"{model_title(task_of(name), name)}.pt"
-    paths = [folder / "saved_model" / file for folder in (output, ROOT)]
-    for path in paths:
-        if path.exists():
-            return path
-    raise InputError(f"{paths[0]}: is not there; train it with train.py, or name a model's file by -saved_model")
+    own, other = (folder / "saved_model" / file for folder in (output, ROOT))
+    if not (own.exists() or other.exists()):
+        raise InputError(f"{own}: is not there; train it with train.py, or name a model's file by -saved_model")
+    if not own.exists():
+        print(f"{own} is not there: this is {other}")
+    return own if own.exists() else other
 
 
 def main() -> None:

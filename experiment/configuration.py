@@ -118,6 +118,10 @@ class Configuration:
         """The task."""
         return self.data.task
 
+    def shown_size(self, most: int) -> tuple:
+        """The largest size in training, each of its parts at most so large: of a sequence that is shown."""
+        return self.task.Size(*(min(part, most) for part in self.data.high))
+
     def make_model(self, backend: Backend = Backend.AUTO) -> NTM | LSTMBaseline:
         """Build the network for the task, its weights drawn from torch's default generator."""
         task = self.task

@@ -16,8 +16,8 @@ from tasks import Copy, Reverse, Task, label
 TEMPLATE = Path(__file__).with_name("page.html")
 PLACE = "/*SPEC*/null"  # where the template takes the model
 SAMPLES = 8  # sequences that come with a page on which none can be typed
-MOST_OF_A_SIZE = 30  # each part of their size, or the largest trained where that is less
-FIRST_ROWS, MOST_ROWS = 32, 256  # of the page
+SHOWN_SIZE = 30  # each part of their size, or the largest trained where that is less
+FIRST_ROWS = 32  # of a page on which sequences are typed
 
 
 def asks(task: Task) -> str:
@@ -31,9 +31,9 @@ def asks(task: Task) -> str:
 def samples(configuration: Configuration) -> list[dict[str, list]]:
     """Some sequences of a task: inputs and targets by step, null where no answer counts."""
     task, source, drawn = configuration.task, generator(0, EVALUATION), []
-    size = task.Size(*(min(part, MOST_OF_A_SIZE) for part in configuration.data.high))
     for _ in range(SAMPLES):
-        inputs, targets, mask = (part[:, 0].tolist() for part in task.sample(1, size, source))
+        batch = task.sample(1, configuration.shown_size(SHOWN_SIZE), source)
+        inputs, targets, mask = (part[:, 0].tolist() for part in batch)
         wanted = [target if counts else None for target, counts in zip(targets, mask, strict=True)]
         drawn.append({"inputs": inputs, "targets": wanted})
     return drawn
@@ -58,7 +58,6 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
         "name": configuration.name,
         "task": data.name.replace("_", " "),
         "asks": asks(task),
-        "bits": task.output_size,
         "inputs": task.input_size,
         "outputs": task.output_size,
         "marks": list(getattr(task, "marks", ())),
@@ -66,7 +65,7 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
         "samples": None if typed else samples(configuration),
         "trained": [label(data.low), label(data.high)],
         "longest": data.high[0],
-        "rows": min(rows or (FIRST_ROWS if typed else network.memory_units), MOST_ROWS),
+        "rows": rows or (FIRST_ROWS if typed else network.memory_units),
         "shifts": list(addressing.SHIFTS),
         "width": network.memory_unit_size,
         "cells": network.controller_size,

@@ -67,7 +67,7 @@ class Processes:
             return
         if kind is None:
             dist.destroy_process_group()
-        elif kind is InputError and not self._first_to_fail():
+        elif issubclass(kind, InputError | OSError) and not self._first_to_fail():
             raise SystemExit(2)
 
     def _first_to_fail(self) -> bool:

@@ -109,8 +109,8 @@ def refuse_useless(given: dict[str, Any], recipe: Recipe, has: set[str], name: s
         owner, needs = field.metadata.get("optimizer", recipe.optimizer), field.metadata.get("needs")
         if field.name in given and owner != recipe.optimizer:
             raise InputError(f"{source}{field.name}: is a setting of {owner}; this run uses {recipe.optimizer}")
-        if field.name == "dirt" in given and recipe.dirty == 0:
-            raise InputError(f"{source}dirt: would do nothing, since dirty is 0")
         if given.get(field.name) and needs and needs not in has:
             what = {"memory": "memory", "cells": "cells of an LSTM controller"}[needs]
             raise InputError(f"{source}{field.name}: would do nothing, since {name} has no {what}")
+    if "dirt" in given and recipe.dirty == 0:
+        raise InputError(f"{source}dirt: would do nothing, since dirty is 0")

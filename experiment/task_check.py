@@ -4,6 +4,7 @@ import torch
 
 from experiment.configuration import Configuration
 from experiment.errors import InputError
+from ntm.loss import cross_entropy
 from tasks import Batch, Task, label
 
 
@@ -14,8 +15,8 @@ def check_task(configuration: Configuration) -> None:
         InputError: they are not, or the task has a loss of its own.
     """
     task, data = configuration.task, configuration.data
-    if type(task).loss is not Task.loss:
-        raise InputError(f"task {data.name}: has a loss of its own, and train.py trains on Task.loss")
+    if type(task).loss is not Task.loss or not trained_on(task):
+        raise InputError(f"task {data.name}: has a loss of its own, and train.py trains on that of ntm/loss.py")
     for size in (data.low, data.high):
         batch = task.sample(3, size, torch.Generator().manual_seed(0))
         trouble = trouble_of(batch, task)
@@ -27,6 +28,13 @@ def check_task(configuration: Configuration) -> None:
             trouble = f"rows_needed is {task.rows_needed(size)}; a tape has at least one row"
         if trouble:
             raise InputError(f"task {data.name}, size {label(size)}: {trouble}")
+
+
+def trained_on(task: Task) -> bool:
+    """Whether `Task.loss` is what training computes: an edit of it alone would be printed, and never trained on."""
+    logits, targets = torch.tensor([-1.0, 2.0]).reshape(2, 1, 1), torch.ones(2, 1, 1)
+    batch = Batch(targets, targets, torch.tensor([[1.0], [0.0]]))
+    return torch.equal(task.loss(logits, batch), cross_entropy(logits, batch.targets, batch.mask))
 
 
 def trouble_of(batch: Batch, task: Task) -> str | None:

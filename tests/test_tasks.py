@@ -22,7 +22,7 @@ from experiment.training import (
     set_learning_rate,
 )
 from ntm.memory import INITIAL_VALUE
-from tasks import TASKS, Batch
+from tasks import TASKS, Batch, Task
 from tasks.copy import Copy
 from tasks.repeat_copy import LengthAndRepeats
 from tasks.reverse import Reverse
@@ -300,4 +300,11 @@ def test_a_loss_of_a_tasks_own_and_no_rows_are_refused(monkeypatch):
         check_task(load_configuration("copy"))
     monkeypatch.setattr(Copy, "loss", lambda self, logits, batch: logits.sum())
     with pytest.raises(InputError, match="task copy: has a loss of its own"):
+        check_task(load_configuration("copy"))
+
+
+def test_an_edit_of_the_loss_that_training_would_not_see_is_refused(monkeypatch):
+    original = Task.loss
+    monkeypatch.setattr(Task, "loss", lambda self, logits, batch: 3 * original(self, logits, batch))
+    with pytest.raises(InputError, match=r"has a loss of its own, and train\.py trains on that of"):
         check_task(load_configuration("copy"))
