@@ -118,23 +118,24 @@ def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
 @pytest.mark.slow
 def test_the_same_seed_gives_the_same_model_however_often_it_reports(repository, tiny):
     flags, _, model, _ = tiny
-    other = ("-saved_model", "elsewhere/again.pt", "-overwrite")
+    other, saved = ("-output", "again", "-overwrite"), repository.folder / "again" / "saved_model" / "reverse_tiny.pt"
     repository.run("train.py", *flags, "-report_every", 7, *other)
-    again = torch.load(repository.folder / "elsewhere" / "again.pt", weights_only=True)["model"]
+    again = torch.load(saved, weights_only=True)["model"]
     assert all(torch.equal(model[name], again[name]) for name in model)
     repository.run("train.py", *flags, "-seed", 1, *other)
-    different = torch.load(repository.folder / "elsewhere" / "again.pt", weights_only=True)["model"]
+    different = torch.load(saved, weights_only=True)["model"]
     assert not torch.equal(model["output_proj.weight"], different["output_proj.weight"])
 
 
 @pytest.mark.slow
 def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     flags, _, _, _ = tiny
-    flags = (*flags[:2], "-num_iters", 3000, "-report_every", 250, "-batch_size", 4, "-overwrite")
-    one, other = repository.folder / "saved_model" / "one.pt", repository.folder / "saved_model" / "other.pt"
+    flags = (*flags[:2], "-num_iters", 3000, "-report_every", 250, "-batch_size", 4, "-output", "stopped", "-overwrite")
+    folder = repository.folder / "stopped"
+    one, other = folder / "saved_model" / "one.pt", folder / "saved_model" / "other.pt"
     repository.run("train.py", *flags, "-saved_model", one)
-    whole = curves(repository.folder, "tiny")
-    log = repository.folder / "log" / "tiny.log"
+    whole = curves(folder, "tiny")
+    log = folder / "log" / "tiny.log"
     whole_log = [re.sub(r" +\S+ s  ", " ", line) for line in log.read_text().splitlines() if line.startswith("iter")]
 
     log.unlink()
@@ -150,11 +151,11 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     stopped = int(re.search(r"stopped at iteration (\d+); to go on: python train.py .* -resume", out)[1])
     assert 500 <= stopped < 3000
     assert not other.exists()
-    assert (repository.folder / "runs" / "tiny" / "checkpoint.pt").exists()
+    assert (folder / "runs" / "tiny" / "checkpoint.pt").exists()
 
     wrong = repository.run("train.py", *flags, "-lr", 0.5, "-resume", code=2).stderr
     assert "other flags" in wrong
-    path = repository.folder / "runs" / "tiny" / "checkpoint.pt"
+    path = folder / "runs" / "tiny" / "checkpoint.pt"
     good, older = path.read_bytes(), load(path)
     older["optimizer"]["param_groups"][0]["params"] = [0, 1]  # which had a tensor for each weight
     save(path, older)
@@ -163,7 +164,7 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     repository.run("train.py", *flags, "-saved_model", other, "-resume")
     a, b = (torch.load(path, weights_only=True)["model"] for path in (one, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    resumed = curves(repository.folder, "tiny")
+    resumed = curves(folder, "tiny")
     for key in whole:
         if key[1] != "sequences_per_second":
             assert resumed[key] == whole[key]
@@ -175,11 +176,9 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
 @pytest.mark.slow
 def test_both_paths_train_alike(repository, tiny):
     flags, _, model, _ = tiny
-    done = repository.run(
-        "train.py", *flags, "-backend", "reference", "-saved_model", "elsewhere/slow.pt", "-overwrite"
-    )
+    done = repository.run("train.py", *flags, "-backend", "reference", "-output", "slow")
     assert "reference path on cpu" in done.stdout
-    slow = torch.load(repository.folder / "elsewhere" / "slow.pt", weights_only=True)["model"]
+    slow = torch.load(repository.folder / "slow" / "saved_model" / "reverse_tiny.pt", weights_only=True)["model"]
     for name in model:
         torch.testing.assert_close(model[name], slow[name], rtol=0.05, atol=2e-3)
 
