@@ -1,5 +1,6 @@
 """The processes of one command, where torchrun started several: who does what, and where they meet."""
 
+import importlib
 import itertools
 import os
 import secrets
@@ -53,6 +54,9 @@ class Processes:
         """
         if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
             return cls()
+        # torch.optim imports this module later, and its functions keep, as a default, the group that there is then: the
+        # threads of that group would never end.
+        importlib.import_module("torch.distributed.nn.functional")
         with _meeting():
             store, rank, count = next(dist.rendezvous("env://"))
             dist.init_process_group(store=store, rank=rank, world_size=count)
@@ -65,9 +69,9 @@ class Processes:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if self._store is None:
             return
-        if kind is None:
-            dist.destroy_process_group()
-        elif issubclass(kind, InputError | OSError) and not self._first_to_fail():
+        told = kind is not None and issubclass(kind, InputError | OSError) and not self._first_to_fail()
+        dist.destroy_process_group()  # its threads end here: one that is busy when Python ends aborts the process
+        if told:
             raise SystemExit(2)
 
     def _first_to_fail(self) -> bool:

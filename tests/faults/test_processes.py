@@ -58,6 +58,30 @@ def same_run(ours, theirs):
     assert ours.log_lines() == theirs.log_lines()
 
 
+ENDS = """
+import contextlib, sys
+from pathlib import Path
+import torch
+from experiment.processes import Processes
+with contextlib.suppress(SystemExit), Processes.join() as processes:
+    torch.optim.Adam([torch.zeros(1)])
+    processes.share(lambda: 0)
+    if len(sys.argv) > 1:
+        sys.exit(130)
+names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+sys.stdout.write(f"{[name for name in names if 'gloo' in name]}\\n")
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["stop"]])
+def test_no_thread_of_the_connections_is_left_to_abort_a_process_that_ends(repository, words):
+    (repository.folder / "ends.py").write_text(ENDS)
+    process = torchrun(repository, 2, "ends.py", *words)
+    said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert said == "[]\n[]\n"
+
+
 @pytest.fixture(scope="module")
 def alone(repository, tmp_path_factory):
     """What one process makes."""
