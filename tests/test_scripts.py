@@ -594,7 +594,7 @@ def test_an_output_that_is_full_or_closed(repository, tiny, end, code, said):
 @pytest.mark.slow
 def test_reproduce_trains_scores_and_draws_the_papers_tasks(repository):
     flags = ("-paper", "-configs", "copy,associative_recall_lstm", "-seeds", "0", "-output", "papers")
-    command = ("reproduce.py", *flags, "-flags", "-num_iters 20 -report_every 10")
+    command = ("reproduce.py", *flags, "-num_sequences", 30, "-flags", "-num_iters 10 -report_every 10")
     out = repository.run(*command).stdout
     folder = repository.folder / "papers"
     results = json.loads((folder / "paper.json").read_text())
