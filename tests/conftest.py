@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -5,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiment.backend import use_widest_vectors
 from ntm import NTM, NTMState
@@ -12,6 +14,12 @@ from ntm.controller import LSTMState
 
 ROOT = Path(__file__).resolve().parent.parent
 use_widest_vectors()  # as the scripts do
+
+GOOD = {  # a task file
+    "controller_size": 8, "memory_units": 16, "memory_unit_size": 4, "num_heads": 1,
+    "task": "reverse", "seq_width": 3, "min_seq_len": 1, "max_seq_len": 4,
+    "longer_min_seq_len": 4, "longer_max_seq_len": 8,
+}  # fmt: skip
 
 
 def lively_model(heads=1, dtype=torch.float64, memory_units=7, width=5, controller_size=6, scale=0.7, **options):
@@ -37,6 +45,11 @@ def flat(state):
 def nested(parts):
     """A state of such tensors."""
     return NTMState(*parts[:3], LSTMState(*parts[3:]) if parts[3:] else ())
+
+
+def shown(batch, part):
+    """The first sequence of a batch, channel by channel."""
+    return getattr(batch, part)[:, 0].transpose(0, -1).tolist()
 
 
 class Repository:
@@ -68,6 +81,26 @@ class Repository:
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory):
     return Repository(tmp_path_factory.mktemp("repository") / "copy")
+
+
+def curves(folder, name):
+    """All points of a run's curves: by curve and tag, (step, value) in order."""
+    points = {}
+    for curve in ("train", "test", "test_longer"):
+        events = EventAccumulator(str(folder / "runs" / name / curve)).Reload()
+        for tag in events.Tags()["scalars"]:
+            points[curve, tag] = [(event.step, event.value) for event in events.Scalars(tag)]
+    return points
+
+
+@pytest.fixture(scope="session")
+def tiny(repository):
+    """A small task file in the copy, and one finished run of it."""
+    (repository.folder / "tiny.json").write_text(json.dumps(GOOD))
+    flags = ("-task_json", "tiny.json", "-num_iters", 60, "-report_every", 20, "-batch_size", 4)
+    done = repository.run("train.py", *flags)
+    model = torch.load(repository.folder / "saved_model" / "reverse_tiny.pt", weights_only=True)["model"]
+    return flags, done, model, curves(repository.folder, "tiny")
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Each of the paper's equations against the oracle, and where the answer is plain to see."""
+"""ntm/addressing.py: each of the paper's equations against the oracle, and where the answer is plain to see."""
 
 import numpy as np
 import oracle
@@ -98,34 +98,6 @@ def test_sharpening_by_one_changes_nothing_and_by_much_leaves_the_largest(given)
     sharp = addressing.sharpen(given["previous"], torch.full((B, H, 1), 1e3))
     assert torch.equal(sharp.argmax(-1), given["previous"].argmax(-1))
     assert (sharp.max(-1).values > 0.99).all()
-
-
-def test_reading_a_one_hot_weighting_gives_that_row(given):
-    weighting = torch.eye(N, dtype=torch.float64)[[2, 0, 5]].expand(B, H, N)
-    assert torch.equal(memory.read(given["memory"], weighting), given["memory"][:, [2, 0, 5]])
-
-
-def test_reading_is_equation_2(given):
-    ours = memory.read(given["memory"], given["previous"])
-    rows = given["memory"].unsqueeze(1).expand(B, H, N, M)
-    np.testing.assert_allclose(ours, by_head(oracle.read, rows, given["previous"]), rtol=1e-10)
-
-
-def test_an_erase_of_ones_with_a_one_hot_weighting_clears_exactly_one_row(given):
-    weighting = torch.eye(N, dtype=torch.float64)[3].expand(B, 1, N)
-    ones, nothing = torch.ones(B, 1, M, dtype=torch.float64), torch.zeros(B, 1, M, dtype=torch.float64)
-    left = memory.write(given["memory"], weighting, ones, nothing)
-    assert (left[:, 3] == 0).all()
-    others = [0, 1, 2, 4, 5]
-    assert torch.equal(left[:, others], given["memory"][:, others])
-
-
-def test_writing_is_equations_3_and_4_for_several_heads(given):
-    erase, add = torch.rand(B, H, M, dtype=torch.float64), torch.randn(B, H, M, dtype=torch.float64)
-    ours = memory.write(given["memory"], given["previous"], erase, add)
-    for b in range(B):
-        theirs = oracle.write(*(part[b].tolist() for part in (given["memory"], given["previous"], erase, add)))
-        np.testing.assert_allclose(ours[b], theirs, rtol=1e-10)
 
 
 def test_gradients(given):

@@ -4,10 +4,14 @@ import json
 import re
 
 import pytest
+from conftest import GOOD
 
 from experiment.configuration import (
     CONFIGS,
+    MACHINES,
     NINE,
+    PAPER,
+    PAPER_TASKS,
     Configuration,
     Recipe,
     load_configuration,
@@ -17,12 +21,8 @@ from experiment.configuration import (
 )
 from experiment.errors import InputError
 from experiment.options import parse_options
-
-GOOD = {
-    "controller_size": 8, "memory_units": 16, "memory_unit_size": 4, "num_heads": 1,
-    "task": "reverse", "seq_width": 3, "min_seq_len": 1, "max_seq_len": 4,
-    "longer_min_seq_len": 4, "longer_max_seq_len": 8,
-}  # fmt: skip
+from tasks import TASKS
+from tasks.repeat_copy import LengthAndRepeats
 
 
 def test_the_nine():
@@ -81,9 +81,18 @@ def test_bad_fields_are_named(tmp_path, case):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "contents", [b"", b"{", b"\xff\xfe\x00", b"[" * 100_000, b'{"seq_width": NaN}', b" " * 200_000, b"1" * 5000]
-)
+JUNK = {
+    "nothing": b"",
+    "half": b"{",
+    "no UTF-8": b"\xff\xfe\x00",
+    "deep": b"[" * 100_000,
+    "NaN": b'{"seq_width": NaN}',
+    "blanks": b" " * 200_000,
+    "a long number": b"1" * 5000,
+}
+
+
+@pytest.mark.parametrize("contents", JUNK.values(), ids=JUNK)
 def test_junk_is_refused_in_one_line(tmp_path, contents):
     path = tmp_path / "junk.json"
     path.write_bytes(contents)
@@ -170,3 +179,9 @@ def test_a_recipe_for_any_machine_leaves_out_what_one_has_not(tmp_path):
 @pytest.mark.parametrize("path", sorted((CONFIGS / "beyond").glob("*.json")))
 def test_the_configurations_beyond_the_nine_are_right(path):
     assert load_task_json(path, Recipe()).name == path.stem
+
+
+def test_there_is_a_configuration_for_each_task_and_machine():
+    assert set(PAPER_TASKS) | {"reverse"} == set(TASKS)
+    assert len(PAPER) == len(PAPER_TASKS) * len(MACHINES) == 15
+    assert LengthAndRepeats(3, 2)._fields == ("seq_len", "repeats")

@@ -1,146 +1,13 @@
-"""The whole machine: against the oracle, and what must hold for any such machine."""
+"""ntm/machine.py: all parameters in one flat tensor."""
 
-import numpy as np
-import oracle
 import pytest
 import torch
-from conftest import flat, lively_model, lively_state, nested
-from torch.autograd import gradcheck
+from conftest import lively_model
 
-from experiment.configuration import Recipe, load_configuration
-from ntm import NTM, Backend, BackendError
-from ntm.addressing import blur
+from ntm import Backend
 from ntm.loss import cross_entropy
-from tasks import Batch, Reverse
 
 BACKENDS = [Backend.REFERENCE, Backend.FUSED]
-CONTROLLERS = ["lstm", "feedforward"]
-
-
-@pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("controller", CONTROLLERS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_unroll_is_the_paper(heads, controller, backend):
-    model = lively_model(heads, controller=controller, backend=backend)
-    inputs, state = torch.rand(6, 3, 5, dtype=torch.float64), lively_state(model, 3)
-    cell_mask = torch.rand(6, 3, 6) < 0.7 if controller == "lstm" else None
-    logits, end = model(inputs, state, cell_mask=cell_mask)
-    for b in range(3):
-        start, mask = [part[b] for part in flat(state)], None if cell_mask is None else cell_mask[:, b].numpy()
-        theirs, their_end = oracle.unroll(model, inputs[:, b].numpy(), start, mask)
-        np.testing.assert_allclose(logits[:, b].detach(), theirs, rtol=1e-9, atol=1e-12)
-        for ours, other in zip(flat(end), their_end, strict=True):
-            np.testing.assert_allclose(ours[b].detach(), other, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("heads", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("controller", CONTROLLERS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_gradients_of_an_unroll(heads, controller, backend):
-    model = lively_model(heads, memory_units=4, width=3, controller_size=4, controller=controller, backend=backend)
-    inputs, state = torch.rand(3, 2, 5, dtype=torch.float64), lively_state(model, 2)
-    parameters, count = dict(model.named_parameters()), len(flat(state))
-
-    def run(inputs, *parts):
-        state, weights = nested(parts[:count]), dict(zip(parameters, parts[count:], strict=True))
-        logits, end = torch.func.functional_call(model, weights, (inputs, state))
-        return (logits, *flat(end))
-
-    free = [part.detach().clone().requires_grad_() for part in (inputs, *flat(state), *parameters.values())]
-    # The readable path has no backward pass of its own: there, one random direction finds what is cut off.
-    assert gradcheck(run, free, atol=1e-6, fast_mode=backend == Backend.REFERENCE)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_default_state_and_rows_at_call_time(backend):
-    model = lively_model(memory_units=7, backend=backend)
-    inputs = torch.rand(5, 2, 5, dtype=torch.float64)
-    for rows in (1, 2, 7, 30):
-        logits, end = model(inputs, memory_units=rows)
-        assert end.memory.shape == (2, rows, 5)
-        again, _ = model(inputs, model.initial_state(2, rows))
-        assert torch.equal(logits, again)
-    assert model(inputs)[1].memory.shape == (2, 7, 5)
-
-
-def test_the_initial_state_is_one_hot_on_row_0_and_the_constant():
-    state = lively_model().initial_state(2)
-    assert (state.weighting == torch.eye(7)[0]).all()
-    assert (state.memory == 1e-6).all()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_two_halves_are_the_whole(backend):
-    model = lively_model(backend=backend)
-    inputs = torch.rand(8, 2, 5, dtype=torch.float64)
-    whole, end = model(inputs)
-    first, middle = model(inputs[:3])
-    second, end_again = model(inputs[3:], middle)
-    torch.testing.assert_close(torch.cat((first, second)), whole)
-    for a, b in zip(flat(end), flat(end_again), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_batch_of_16_is_16_batches_of_one(backend):
-    model = lively_model(backend=backend)
-    inputs = torch.rand(5, 16, 5, dtype=torch.float64)
-    together, _ = model(inputs)
-    alone = torch.cat([model(inputs[:, b : b + 1])[0] for b in range(16)], dim=1)
-    torch.testing.assert_close(together, alone)
-
-
-@pytest.mark.parametrize("name", ["m1d1", "m2d1", "m3d1", "f1d1"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_every_parameter_gets_a_gradient(name, backend):
-    configuration = load_configuration(name, Recipe())
-    model, task = configuration.make_model(backend), configuration.task
-    batch = task.sample(4, (3,), torch.Generator().manual_seed(0))
-    task.loss(model(batch.inputs)[0], batch).backward()
-    for parameter in model.parameters():
-        assert parameter.grad.isfinite().all()
-        assert parameter.grad.abs().max() > 0
-
-
-def test_parameter_counts_do_not_depend_on_rows():
-    counts = {sum(p.numel() for p in NTM(10, 8, 100, rows, 20).parameters()) for rows in (8, 128, 1024)}
-    assert counts == {62_880}
-
-
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_forward_backward_is_the_papers_loss_with_blur_from_any_memory(backend, shared):
-    model, rows = lively_model(2, backend=backend), 9
-    memory = torch.randn(1 if shared else 6, rows, 5, dtype=torch.float64)
-    batch = Batch(torch.rand(5, 6, 5).double(), torch.rand(5, 6, 3).double().round(), (torch.rand(5, 6) < 0.7).double())
-    cell_mask, blur_cost = torch.rand(5, 6, 6) < 0.7, 0.7
-
-    state, outputs, blurs = model.initial_state(6, rows)._replace(memory=memory), [], []
-    for x, keep in zip(batch.inputs, cell_mask, strict=True):
-        logits, state = model.step(x, state, keep)
-        outputs.append(logits)
-        blurs.append(1 - state.weighting.square().sum(-1))
-    loss = Reverse(3).loss(torch.stack(outputs), batch) + blur_cost * torch.stack(blurs).mean()
-    wanted = torch.autograd.grad(loss, model.parameters())
-
-    ours, logits = model.forward_backward(*batch, memory, cell_mask, blur_cost)
-    assert ours == pytest.approx(loss.item(), rel=1e-12)
-    torch.testing.assert_close(logits, torch.stack(outputs).detach())
-    for parameter, theirs in zip(model.parameters(), wanted, strict=True):
-        torch.testing.assert_close(parameter.grad, theirs)
-
-
-def test_blur_is_0_on_one_row_and_largest_on_all():
-    weighting = torch.tensor([[0.0, 1, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]])
-    assert blur(weighting).tolist() == [0, 0.5, 0.75]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_machine_draws_nothing_and_is_the_same_in_training_and_in_eval(backend):
-    model, inputs = lively_model(backend=backend), torch.rand(5, 2, 5, dtype=torch.float64)
-    state = torch.get_rng_state()
-    assert torch.equal(model.train()(inputs)[0], model.eval()(inputs)[0])
-    assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -185,12 +52,6 @@ def test_a_parameter_that_left_the_flat_tensor_is_the_one_that_counts():
     assert not flat.grad.any()
 
 
-def test_asking_for_the_fused_path_where_it_cannot_be_had_is_an_error():
-    model = lively_model(dtype=torch.float16, backend=Backend.FUSED)
-    with pytest.raises(BackendError, match="float32 or float64"):
-        model(torch.rand(2, 1, 5, dtype=torch.float16))
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("order", ["before", "between"])
 @pytest.mark.parametrize("at_once", [True, False])
@@ -216,37 +77,3 @@ def test_an_optimizer_over_flat_parameters_learns_with_a_plain_zero_grad(backend
         found.append([parameter.detach() for parameter in model.parameters()])
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(theirs, ours)
-
-
-def test_second_derivatives_are_right_or_refused():
-    model, inputs = lively_model(backend=Backend.FUSED), torch.rand(3, 2, 5, dtype=torch.float64)
-    weight = model.output_proj.weight
-    with pytest.raises(RuntimeError, match="not twice differentiable"):
-        torch.autograd.grad(model(inputs)[0].square().sum(), weight, create_graph=True)
-    model.backend = Backend.REFERENCE
-    (first,) = torch.autograd.grad(model(inputs)[0].square().sum(), weight, create_graph=True)
-    (second,) = torch.autograd.grad(first.sum(), weight)
-    assert second.abs().max() > 0
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_memory_without_rows_is_refused(backend):
-    model = lively_model(backend=backend)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="at least one row"):
-            model(torch.rand(2, 1, 5, dtype=torch.float64), memory_units=0)
-        model(torch.rand(2, 1, 5, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("backend", [Backend.REFERENCE, Backend.FUSED])
-def test_rows_that_a_state_has_not_are_refused(backend):
-    model = lively_model(backend=backend)
-    state = model.initial_state(2, 9)
-    assert model(torch.zeros(3, 2, 5).double(), state, memory_units=9)[1].memory.shape[1] == 9
-    with pytest.raises(ValueError, match="memory_units is 30, and the state has 9 rows"):
-        model(torch.zeros(3, 2, 5).double(), state, memory_units=30)
-
-
-def test_an_unknown_controller_is_refused():
-    with pytest.raises(ValueError, match="controller is 'gru'; allowed are lstm, feedforward"):
-        NTM(5, 3, 6, 7, 5, controller="gru")

@@ -1,0 +1,28 @@
+"""ntm/fused/adamw.py."""
+
+import torch
+
+from experiment.configuration import Recipe
+from experiment.training import (
+    make_optimizer,
+)
+
+
+def test_compiled_adamw_is_pytorchs():
+    recipe, found = Recipe(lr=1e-2, eps=1e-6, weight_decay=0.1), []
+    for fused in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.nn.Parameter(torch.randn(1000, generator=generator))
+        weights.grad = torch.zeros(1000)
+        optimizer = make_optimizer(recipe, weights, fused)
+        for step in range(20):
+            weights.grad.copy_(torch.randn(1000, generator=generator) * 10.0 ** torch.arange(-10, 0).repeat(100))
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + step)
+            optimizer.step()
+            if step == 10:  # the other one goes on where this one is
+                state = optimizer.state_dict()
+                optimizer = make_optimizer(recipe, weights, not fused)
+                optimizer.load_state_dict(state)
+        found.append((weights.detach(), *optimizer.state[weights].values()))
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)

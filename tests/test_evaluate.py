@@ -1,0 +1,114 @@
+"""evaluate.py, run for real in a copy of the repository."""
+
+import csv
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from PIL import Image
+
+from experiment.checkpoint import load_model
+
+SOME = ("m1d1", "m2d2", "m3d3", "f1d1")  # each network and each data set
+
+
+@pytest.fixture(scope="session")
+def evaluated(repository):
+    """Each configuration, trained and evaluated shortly, two at a time."""
+
+    def train_and_evaluate(name):
+        repository.run("train.py", "-config", name, "-num_iters", 50)
+        return repository.run("evaluate.py", "-config", name, "-num_sequences", 5, "-sizes", "1,3").stdout
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(SOME, pool.map(train_and_evaluate, SOME), strict=True))
+
+
+@pytest.mark.xdist_group("evaluated")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOME)
+def test_each_configuration_trains_saves_and_evaluates(repository, evaluated, name):
+    saved = repository.folder / "saved_model" / f"reverse_{name}.pt"
+    model, configuration = load_model(saved)
+    assert not model.training
+    assert configuration.name == name
+    assert configuration.recipe.num_iters == 50
+    assert re.search(r"^ +3 +128 +5 ", evaluated[name], re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_evaluate_writes_moving_pictures_and_the_page(repository, tiny):
+    saved, log = repository.folder / "saved_model" / "reverse_tiny.pt", repository.folder / "log"
+    out = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-page").stdout.split()
+    assert out == [str(log / name) for name in ("tiny_steps.gif", "tiny_training.gif", "tiny.html")]
+    for name, frames in (("tiny_steps.gif", 2 * 4 + 2), ("tiny_training.gif", 3)):
+        with Image.open(log / name) as image:
+            assert image.n_frames == frames
+            assert (log / name).stat().st_size < 2_000_000
+            shown = set()
+            for frame in range(frames):
+                image.seek(frame)
+                shown.add(image.convert("RGB").tobytes())
+            assert len(shown) == frames  # no frame like another
+    html = (log / "tiny.html").read_text()
+    assert "/*SPEC*/" not in html
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://", html)  # it needs no network
+    elsewhere = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-output", "elsewhere").stdout.split()
+    assert len(elsewhere) == 2  # of the run that made the model, wherever its pictures go
+    for name in ("tiny_steps.gif", "tiny_training.gif"):
+        assert (repository.folder / "elsewhere" / "log" / name).read_bytes() == (log / name).read_bytes()
+    alone = repository.folder / "sent" / "saved_model" / "tiny.pt"
+    alone.parent.mkdir(parents=True)
+    alone.write_bytes(saved.read_bytes())
+    said = repository.run("evaluate.py", "-saved_model", alone, "-animate", "-output", "elsewhere").stdout
+    assert "no film of the training: its curves are not in " in said
+
+
+def test_evaluate_writes_its_table_and_pictures(repository, tiny):
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    out = repository.run("evaluate.py", "-saved_model", saved, "-num_sequences", 70, "-memory_units", 40).stdout
+    document = json.loads((repository.folder / "log" / "tiny_scores.json").read_text())
+    lengths = [row["seq_len"] for row in document["scores"]]
+    assert lengths == [1, 2, 4, 20, 30, 50, 75, 100, 120]
+    assert all(row["sequences"] == 70 and row["memory_units"] == 40 for row in document["scores"])
+    with open(repository.folder / "log" / "tiny_scores.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["bits"]) for row in rows] == [row["bits"] for row in document["scores"]]
+    for picture in ("accuracy", "machine"):
+        with Image.open(repository.folder / "log" / f"tiny_{picture}.png") as image:
+            assert image.width > 600
+            assert len(image.convert("RGB").getcolors(1 << 24)) > 20
+    # a mistake is drawn with a mark below each wrong bit
+    target, answer, marks = re.search(r"target ([01]+)  answer ([01]+)\n +([ ^]*)\n", out).groups()
+    assert len(target) == 3
+    assert target != answer
+    assert marks.count("^") == sum(a != b for a, b in zip(target, answer, strict=True))
+
+
+def test_evaluate_answers_ones_own_sequences(repository, tiny):
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    (repository.folder / "bits.txt").write_text("110\n0 0 1\n\n\n111")
+    out = repository.run("evaluate.py", "-saved_model", saved, "-input", "bits.txt").stdout
+    model, configuration = load_model(saved)
+    for number, bits in ((1, [[1, 1, 0], [0, 0, 1]]), (2, [[1, 1, 1]])):
+        batch = configuration.task.batch(torch.tensor(bits, dtype=torch.float32).unsqueeze(1))
+        logits, _ = model(batch.inputs)
+        said = re.search(rf"sequence {number}: .*\n((?:  .*\n?)+)", out)[1].splitlines()
+        assert len(said) == len(bits)
+        for line, answer, meant in zip(said, logits[-len(bits) :, 0] > 0, bits[::-1], strict=True):
+            answer = "".join(str(int(bit)) for bit in answer)
+            meant = "".join(map(str, meant))
+            assert line == f"  {answer}" + (f"  wrong: {meant} was meant" if answer != meant else "")
+
+
+@pytest.mark.slow
+def test_evaluate_gives_the_same_table_on_either_path_and_again(repository, tiny):
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    flags = ("evaluate.py", "-saved_model", saved, "-num_sequences", 30, "-sizes", "1,4")
+    table = repository.run(*flags).stdout
+    assert repository.run(*flags).stdout == table
+    assert repository.run(*flags, "-seed", 1).stdout != table
+    slow = repository.run(*flags, "-backend", "reference").stdout
+    assert [line.split()[:7] for line in slow.splitlines()] == [line.split()[:7] for line in table.splitlines()]

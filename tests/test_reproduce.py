@@ -1,0 +1,40 @@
+"""reproduce.py, with experiment/sweep.py and experiment/paper.py, run for real in a copy of the repository."""
+
+import json
+import re
+
+import pytest
+
+
+@pytest.mark.slow
+def test_reproduce_trains_scores_and_says_the_same_again(repository):
+    flags = ("reproduce.py", "-configs", "m1d2", "-seeds", 3, "-flags", "-num_iters 20", "-table", "log/table.json")
+    repository.run(*flags, "-num_sequences", 3)
+    flags += "-num_sequences", 20  # other than the first ones: the model is scored again
+    first = repository.run(*flags).stdout
+    assert re.search(r"^\| m1d2 \| 0/1 \|", first, re.MULTILINE)
+    assert "0 of 1 runs without any wrong sequence on a blank memory" in first
+    (result,) = json.loads((repository.folder / "log" / "table.json").read_text())
+    assert result["seed"] == 3
+    assert result["wrong_sequences"]["120"] == 20 == result["wrong_sequences"]["120 dirty"]
+    assert repository.run(*flags).stdout == first
+
+
+@pytest.mark.slow
+def test_reproduce_trains_scores_and_draws_the_papers_tasks(repository):
+    flags = ("-paper", "-configs", "copy,associative_recall_lstm", "-seeds", "0", "-output", "papers")
+    command = ("reproduce.py", *flags, "-num_sequences", 30, "-flags", "-num_iters 10 -report_every 10")
+    out = repository.run(*command).stdout
+    folder = repository.folder / "papers"
+    results = json.loads((folder / "paper.json").read_text())
+    assert [r["name"] for r in results] == ["associative_recall_lstm", "copy"]
+    assert results[0]["parameters"] == 1_328_134  # Table 3: 1,344,518
+    assert [row["size"] for row in results[0]["scores"]] == [[n] for n in (2, 3, 4, 5, 6, 8, 10, 12, 15, 20)]
+    assert results[1]["scores"][-1]["memory_units"] == 1024
+    assert results[0]["scores"][-1]["memory_units"] is None
+    assert all(row["bits"] > 0 for r in results for row in r["scores"])
+    assert "associative_recall_lstm: 1,328,134 parameters" in out
+    drawn = {path.name for path in (folder / "figures").iterdir()}
+    recall, copy = {"curves.png", "items.png"}, {"curves.png", "memory.png", "outputs.png"}
+    assert drawn == {f"associative_recall_{name}" for name in recall} | {f"copy_{name}" for name in copy}
+    assert repository.run(*command).stdout.endswith(out[out.index("\nassociative_recall_lstm:") :])

@@ -1,0 +1,45 @@
+"""experiment/scoring.py: held-out sequences, and what is said of answers."""
+
+import numpy as np
+import pytest
+import torch
+
+from experiment.configuration import Recipe, load_configuration
+from experiment.scoring import generator, sample_sizes, score, spread_sizes, summarise
+from tasks.repeat_copy import LengthAndRepeats
+from tasks.vectors import Length
+
+
+def test_spread_sizes_has_both_ends():
+    spread = spread_sizes(Length(1), Length(20), 8)
+    assert (spread[0], spread[-1], len(spread)) == ((1,), (20,), 8)
+    assert spread_sizes(Length(4), Length(4), 8) == [(4,)]
+    spread = spread_sizes(LengthAndRepeats(1, 2), LengthAndRepeats(10, 5), 4)
+    assert spread == sorted([(1, 2), (4, 3), (7, 4), (10, 5), (1, 5), (4, 4), (7, 3), (10, 2)])
+    assert all(isinstance(size, LengthAndRepeats) for size in spread)
+
+
+def test_summary_intervals():
+    wrong = torch.tensor([0.0] * 98 + [3.0, 5.0])
+    result = summarise([0.1, 0.3], [8, 4], [wrong[:75], wrong[75:]])
+    assert result.loss == pytest.approx(0.75 * 0.1 + 0.25 * 0.3)
+    assert result.cost == pytest.approx(0.75 * 8 + 0.25 * 4)
+    assert result.exact == pytest.approx(0.98)
+    assert result.bits == pytest.approx(0.08)
+    assert result.bits_interval == pytest.approx(1.96 * np.std(wrong.numpy(), ddof=1) / 10, rel=1e-6)
+    assert result.exact_low == pytest.approx(0.9300, abs=1e-4)  # Wilson, from a published calculator's formula
+    assert summarise([0.0], [0.0], [torch.zeros(256)]).exact_low == pytest.approx(256 / (256 + 1.96**2), abs=1e-6)
+
+
+def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():
+    configuration = load_configuration("m1d2", Recipe())
+    model, task = configuration.make_model(), configuration.task
+    batches = sample_sizes(task, [(2,), (3,)], 70, generator(0, 1))
+    assert [b.inputs.shape[1] for b in batches] == [64, 6, 64, 6]
+    state = torch.get_rng_state()
+    first, wrong = score(model, task, batches)
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert first.sequences == 140 == sum(map(len, wrong))
+    assert score(model, task, batches)[0] == first
+    assert first.bits == pytest.approx((2 + 3) / 2 * 4, rel=0.2)  # an untrained model guesses

@@ -1,0 +1,66 @@
+"""experiment/task_check.py: a mistake in a task of one's own is named before a run."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from experiment.configuration import PAPER, load_configuration
+from experiment.errors import InputError
+from experiment.task_check import check_task
+from tasks import Batch, Task
+from tasks.copy import Copy
+
+
+class Broken(Copy):
+    """Copy with one mistake."""
+
+    def change(self, batch):
+        return batch
+
+    def sample(self, *arguments):
+        return self.change(super().sample(*arguments))
+
+
+MISTAKES = {
+    "batch first": (
+        lambda b: Batch(*(part.transpose(0, 1) for part in b)),
+        r"inputs must be \(T, B, 10\), of T steps of",
+    ),
+    "too narrow": (lambda b: b._replace(inputs=b.inputs[..., :9]), r"inputs must be \(T, B, 10\)"),
+    "float64": (lambda b: b._replace(inputs=b.inputs.double()), "inputs must be float32, and are torch.float64"),
+    "minus ones": (lambda b: b._replace(targets=2 * b.targets - 1), "targets must be 0 or 1"),
+    "no mask": (lambda b: b._replace(mask=0 * b.mask), "the mask is 0 at all steps"),
+    "infinite": (lambda b: b._replace(inputs=b.inputs / 0), "inputs are not all finite"),
+    "global randomness": (lambda b: b._replace(targets=torch.randint(0, 2, b.targets.shape).float()), "from elsewhere"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_task_of_ones_own_is_named(monkeypatch, mistake):
+    change, said = MISTAKES[mistake]
+    configuration = load_configuration("copy")
+    data = dataclasses.replace(configuration.data, task=Broken(8))
+    configuration = dataclasses.replace(configuration, data=data)
+    check_task(configuration)
+    monkeypatch.setattr(Broken, "change", lambda self, batch: change(batch))
+    with pytest.raises(InputError, match=said):
+        check_task(configuration)
+
+
+def test_a_loss_of_a_tasks_own_and_no_rows_are_refused(monkeypatch):
+    for name in (*PAPER, "m1d1"):
+        check_task(load_configuration(name))
+    monkeypatch.setattr(Copy, "rows_needed", lambda self, size: 0)
+    with pytest.raises(InputError, match="task copy, size 1: rows_needed is 0"):
+        check_task(load_configuration("copy"))
+    monkeypatch.setattr(Copy, "loss", lambda self, logits, batch: logits.sum())
+    with pytest.raises(InputError, match="task copy: has a loss of its own"):
+        check_task(load_configuration("copy"))
+
+
+def test_an_edit_of_the_loss_that_training_would_not_see_is_refused(monkeypatch):
+    original = Task.loss
+    monkeypatch.setattr(Task, "loss", lambda self, logits, batch: 3 * original(self, logits, batch))
+    with pytest.raises(InputError, match=r"has a loss of its own, and train\.py trains on that of"):
+        check_task(load_configuration("copy"))

@@ -1,0 +1,203 @@
+"""train.py, run for real in a copy of the repository."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import GOOD, curves
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from experiment import plots
+from experiment.checkpoint import load, load_model, save
+
+TAGS = {"loss", "cost", "bits", "exact"}
+
+
+@pytest.mark.slow
+def test_a_baseline_trains_evaluates_and_has_no_memory_to_show(repository):
+    fields = {key: value for key, value in GOOD.items() if not re.search("memory|controller|heads", key)}
+    (repository.folder / "base.json").write_text(json.dumps({**fields, "hidden_size": 8, "num_layers": 2}))
+    done = repository.run("train.py", "-task_json", "base.json", "-num_iters", 5, "-batch_size", 2)
+    assert "the fused path knows the NTM, and no LSTMBaseline" in done.stdout
+    saved = ("evaluate.py", "-saved_model", "saved_model/reverse_base.pt")
+    table = repository.run(*saved, "-num_sequences", 5, "-sizes", "1,3").stdout
+    assert re.search(r"^ +3 +- +5 ", table, re.MULTILINE)
+    (repository.folder / "some_bits.txt").write_text("110\n")
+    assert "no memory" in repository.run(*saved, "-input", "some_bits.txt").stdout
+    for flags in (("-memory_units", 9), ("-dirt", 1), ("-page",), ("-animate",)):
+        assert f"{flags[0]}: base is an LSTM alone" in repository.run(*saved, *flags, code=2).stderr
+
+
+def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
+    _, done, _, points = tiny
+    assert "fused path on cpu" in done.stdout
+    for curve in ("train", "test", "test_longer"):
+        for tag in TAGS:
+            assert [step for step, _ in points[curve, tag]] == [20, 40, 60]
+    assert {"learning_rate", "gradient_norm", "sequences_per_second"} <= {t for c, t in points if c == "train"}
+    events = EventAccumulator(str(repository.folder / "runs" / "tiny" / "test")).Reload()
+    for tag in ("read_weighting", "write_weighting", "memory", "answer_above_target"):
+        assert len(events.Images(tag)) == 3
+        assert events.SummaryMetadata(tag).summary_description == plots.CAPTIONS[tag]
+    log = (repository.folder / "log" / "tiny.log").read_text()
+    for key in ("command: python train.py -task_json", "network", "recipe", "commit", "versions", "hardware"):
+        assert f"# {key}" in log
+    assert len(re.findall(r"^iteration ", log, re.MULTILINE)) == 3
+    said = (
+        r"(\d+) of \d+ held-out sequences of trained sizes are right \(.* wrong bits a sequence\): it has not learned"
+    )
+    assert re.search(said, log)
+    assert re.search(said, done.stdout)
+    for line in ("log: log/tiny.log", "curves: tensorboard --logdir runs", "-saved_model saved_model/reverse_tiny.pt"):
+        assert line in done.stdout
+    assert not list((repository.folder / "runs").rglob("checkpoint*"))
+    assert not list((repository.folder / "saved_model").glob(".*"))
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_model_however_often_it_reports(repository, tiny):
+    flags, _, model, _ = tiny
+    other, saved = ("-output", "again", "-overwrite"), repository.folder / "again" / "saved_model" / "reverse_tiny.pt"
+    repository.run("train.py", *flags, "-report_every", 7, *other)
+    again = torch.load(saved, weights_only=True)["model"]
+    assert all(torch.equal(model[name], again[name]) for name in model)
+    repository.run("train.py", *flags, "-seed", 1, *other)
+    different = torch.load(saved, weights_only=True)["model"]
+    assert not torch.equal(model["output_proj.weight"], different["output_proj.weight"])
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
+    flags, _, _, _ = tiny
+    flags = (*flags[:2], "-num_iters", 3000, "-report_every", 250, "-batch_size", 4, "-output", "stopped", "-overwrite")
+    folder = repository.folder / "stopped"
+    one, other = folder / "saved_model" / "one.pt", folder / "saved_model" / "other.pt"
+    repository.run("train.py", *flags, "-saved_model", one)
+    whole = curves(folder, "tiny")
+    log = folder / "log" / "tiny.log"
+    whole_log = [re.sub(r" +\S+ s  ", " ", line) for line in log.read_text().splitlines() if line.startswith("iter")]
+
+    log.unlink()
+    command = [sys.executable, "train.py", *map(str, flags), "-saved_model", str(other)]
+    process = subprocess.Popen(
+        command, cwd=repository.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and (not log.exists() or "iteration    500" not in log.read_text()):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    stopped = int(re.search(r"stopped at iteration (\d+); to go on: python train.py .* -resume", out)[1])
+    assert 500 <= stopped < 3000
+    assert not other.exists()
+    assert (folder / "runs" / "tiny" / "checkpoint.pt").exists()
+
+    wrong = repository.run("train.py", *flags, "-lr", 0.5, "-resume", code=2).stderr
+    assert "other flags" in wrong
+    path = folder / "runs" / "tiny" / "checkpoint.pt"
+    good, older = path.read_bytes(), load(path)
+    older["optimizer"]["param_groups"][0]["params"] = [0, 1]  # which had a tensor for each weight
+    save(path, older)
+    assert "older train.py" in repository.run("train.py", *flags, "-resume", code=2).stderr
+    path.write_bytes(good)
+    repository.run("train.py", *flags, "-saved_model", other, "-resume")
+    a, b = (torch.load(path, weights_only=True)["model"] for path in (one, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    resumed = curves(folder, "tiny")
+    for key in whole:
+        if key[1] != "sequences_per_second":
+            assert resumed[key] == whole[key]
+    log_lines = [re.sub(r" +\S+ s  ", " ", line) for line in log.read_text().splitlines() if line.startswith("iter")]
+    assert log_lines == whole_log
+    assert "no " in repository.run("train.py", *flags, "-resume", code=2).stderr
+
+
+@pytest.mark.slow
+def test_both_paths_train_alike(repository, tiny):
+    flags, _, model, _ = tiny
+    done = repository.run("train.py", *flags, "-backend", "reference", "-output", "slow")
+    assert "reference path on cpu" in done.stdout
+    slow = torch.load(repository.folder / "slow" / "saved_model" / "reverse_tiny.pt", weights_only=True)["model"]
+    for name in model:
+        torch.testing.assert_close(model[name], slow[name], rtol=0.05, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_the_papers_own_setting_learns(repository):
+    flags = ("-recipe", "paper", "-num_iters", 600, "-report_every", 100)
+    repository.run("train.py", "-config", "m1d2", *flags, "-saved_model", "elsewhere/paper.pt", "-overwrite")
+    losses = [value for _, value in curves(repository.folder, "m1d2")["train", "loss"]]
+    assert losses[-1] < losses[0] - 0.005
+    _, configuration = load_model(repository.folder / "elsewhere" / "paper.pt")
+    assert configuration.recipe.optimizer == "rmsprop"
+    assert configuration.recipe.clip_value == 10
+    assert configuration.recipe.num_iters == 600  # a flag overrides the file
+
+
+@pytest.mark.slow
+def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(repository, tiny):
+    flags, out = (*tiny[0][:2], "-num_iters", 3, "-batch_size", 2), repository.folder / "own"
+
+    def train(*more, code=0):
+        return repository.run("train.py", *flags, "-output", "own", *more, code=code)
+
+    def files():
+        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    assert "already" not in train().stdout
+    first = files()
+    second = train("-seed", 1)
+    assert "there is a run tiny already: this one is tiny-2" in second.stdout
+    assert "saved_model/reverse_tiny-2.pt" in second.stdout
+    assert first.items() <= files().items()
+    assert {path.name for path in (out / "runs").iterdir()} == {"tiny", "tiny-2"}
+    assert load_model(out / "saved_model" / "reverse_tiny-2.pt")[1].recipe.seed == 1
+    train("-seed", 2)
+    assert load_model(out / "saved_model" / "reverse_tiny-3.pt")[1].name == "tiny-3"
+    before = files()
+    train("-seed", 3, "-overwrite")
+    after = files()
+    assert load_model(out / "saved_model" / "reverse_tiny.pt")[1].recipe.seed == 3
+    assert {path for path in before if before[path] != after.get(path)} <= set(first)
+    error = train("-saved_model", out / "saved_model" / "reverse_tiny-2.pt", code=2).stderr
+    assert "reverse_tiny-2.pt: is there already; -overwrite replaces it" in error
+    assert "is a folder" in train("-saved_model", out, code=2).stderr
+    assert files() == after
+
+
+@pytest.mark.slow
+def test_a_run_may_begin_with_the_weights_of_another(repository, tiny, tmp_path):
+    flags, _, _, _ = tiny
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    where = ("-output", tmp_path, "-num_iters", 1, "-lr", 1e-12, "-threads", 1)
+    repository.run("train.py", *flags, *where, "-init", saved)
+    before, after = (load_model(path)[0].state_dict() for path in (saved, tmp_path / "saved_model" / "reverse_tiny.pt"))
+    assert all(torch.allclose(before[name], after[name], atol=1e-9) for name in before)
+    assert "-init" in (tmp_path / "log" / "tiny.log").read_text()
+
+
+@pytest.mark.slow
+def test_the_last_interrupted_run_is_the_one_that_goes_on(repository, tiny):
+    flags, out = (*tiny[0][:2], "-num_iters", 50, "-batch_size", 2, "-output", "halves"), repository.folder / "halves"
+    repository.run("train.py", *flags)
+    (out / "runs" / "tiny-2").mkdir()
+    command = [sys.executable, "train.py", *map(str, flags), "-checkpoint_every", "1"]
+    command[command.index("50")] = "100000"
+    process = subprocess.Popen(command, cwd=repository.folder, stdout=subprocess.PIPE, text=True)
+    checkpoint = out / "runs" / "tiny-2" / "checkpoint.pt"
+    while process.poll() is None and not (checkpoint.exists() and load(checkpoint)["step"] > 0):
+        time.sleep(0.01)
+    process.terminate()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    done = repository.run("train.py", *command[2:], "-resume", "-num_iters", 99_999, code=2)
+    assert (
+        "runs/tiny-2/checkpoint.pt is of a run with other flags: num_iters was 100000 and is 99999 now" in done.stderr
+    )
+    assert "tiny-2" in said
+    assert not (out / "runs" / "tiny" / "checkpoint.pt").exists()

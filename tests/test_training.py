@@ -1,0 +1,146 @@
+"""experiment/training.py: what training draws, and what it does with a gradient."""
+
+import math
+
+import pytest
+import torch
+
+from experiment.configuration import NINE, PAPER, Recipe, load_configuration
+from experiment.scoring import generator
+from experiment.training import (
+    Clipper,
+    blur_cost,
+    draw_iteration,
+    draw_mask,
+    draw_memory,
+    largest_size,
+    make_optimizer,
+    set_learning_rate,
+)
+from ntm.memory import INITIAL_VALUE
+
+
+@pytest.mark.parametrize("name", NINE)
+def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
+    source, data = generator(0, 0), load_configuration(name, Recipe()).data
+
+    def draw(recipe):
+        batch, memory, cell_mask = draw_iteration(load_configuration(name, recipe), 15_000, source)
+        assert cell_mask.shape[:2] == batch.inputs.shape[:2]
+        return len(batch.inputs) // 2 - 1, memory.shape[1]
+
+    drawn = [draw(Recipe(batch_size=1)) for _ in range(2000)]
+    lengths, rows = (sorted(set(values)) for values in zip(*drawn, strict=True))
+    assert lengths == list(range(data.low.seq_len, data.high.seq_len + 1))
+    assert rows[0] == data.low.seq_len + 2
+    assert 120 < rows[-1] <= 128
+    assert all(r >= n + 2 for n, r in drawn)
+    assert {draw(Recipe(batch_size=1, full_tape=True))[1] for _ in range(100)} == {128}
+
+
+def test_the_curriculum_grows_from_short_to_the_whole_range():
+    data = load_configuration("m1d3", Recipe()).data
+    recipe = Recipe(num_iters=1000, curriculum=0.5)
+    longest = [largest_size(recipe, data, step).seq_len for step in range(1000)]
+    assert longest[0] == 10
+    assert longest == sorted(longest)
+    assert longest[499] == 30 == longest[500] == longest[999]
+    assert largest_size(Recipe(curriculum=0), data, 0) == (30,)
+
+
+def test_learning_rate_falls_or_stays():
+    recipe = Recipe(num_iters=100, lr=1e-2)
+    model = load_configuration("m1d1", recipe).make_model()
+    optimizer = make_optimizer(recipe, model.flatten_parameters(), fused=False)
+    for step, left in ((0, 1.0), (50, 0.5), (100, 0.0)):
+        assert set_learning_rate(recipe, 100, step, optimizer) == pytest.approx(1e-2 * left)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * left)
+    constant = Recipe(num_iters=100, lr=1e-2, lr_schedule="constant")
+    assert set_learning_rate(constant, 100, 99, optimizer) == 1e-2
+    assert set_learning_rate(constant, 400, 99, optimizer) == 5e-3  # four times the cells, half the rate
+    always = Recipe(num_iters=100, lr=1e-2, lr_schedule="constant", lr_cells=0)
+    assert set_learning_rate(always, 400, 99, optimizer) == 1e-2
+
+
+def test_the_blur_cost_grows_from_nothing():
+    assert [blur_cost(Recipe(num_iters=100, blur_cost=0.4), step) for step in (0, 25, 100)] == [0, 0.1, 0.4]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_of_sequences_begins_on_a_dirty_memory_and_the_others_on_a_blank_one(share):
+    memory = draw_memory(Recipe(batch_size=2000, dirty=share, dirt=3.0), 30, 20, generator(0, 0))
+    assert memory.shape == (2000, 30, 20)
+    dirty = memory[(memory != INITIAL_VALUE).any((1, 2))]
+    assert len(dirty) / 2000 == pytest.approx(share, abs=0.04)
+    if share:
+        deviation = dirty.std((1, 2))
+        assert deviation.min() < 0.03
+        assert 2.9 < deviation.max() < 3.15
+        assert deviation.mean() == pytest.approx(1.5, abs=0.1)
+        assert dirty.mean().abs() < 0.03
+
+
+@pytest.mark.parametrize("probability", [0.0, 1e-9, 0.15, 0.85, 1 - 1e-9, 1.0])
+def test_masks_are_as_asked_up_to_both_ends(probability):
+    drawn = draw_mask(probability, (500, 333), generator(0, 0)).double()
+    assert set(drawn.unique().tolist()) <= {0.0, 1.0}
+    assert drawn.mean().item() == pytest.approx(probability, abs=5e-3 if 0.1 < probability < 0.9 else 1e-6)
+
+
+def test_an_iteration_follows_from_its_generator_alone():
+    configuration = load_configuration("m1d1", Recipe())
+    first, again, other = (draw_iteration(configuration, 9, generator(1, 0, step)) for step in (9, 9, 10))
+    for one, two in zip((*first.batch, *first[1:]), (*again.batch, *again[1:]), strict=True):
+        assert torch.equal(one, two)
+    assert not torch.equal(first.memory[:, :2], other.memory[:, :2])
+    assert draw_iteration(load_configuration("m1d1", Recipe(cell_dropout=0)), 9, generator(1, 0)).cell_mask is None
+
+
+def test_an_iteration_draws_what_the_network_has():
+    batch, memory, cell_mask = draw_iteration(load_configuration("f1d1", Recipe()), 9, generator(1, 0))
+    assert memory.shape[::2] == (16, 20)
+    assert cell_mask is None
+    batch, *nothing = draw_iteration(load_configuration("l1d1", Recipe()), 9, generator(1, 0))
+    assert batch.inputs.shape[1:] == (16, 10)
+    assert nothing == [None, None]
+
+
+def test_clipping():
+    def clipped(clipper, *values):
+        gradient = torch.tensor([values[0]] * 3 + [values[1]] * 2)
+        return clipper.clip(gradient), gradient.norm().item()
+
+    clipper = Clipper(Recipe(clip_typical=3.0))
+    assert clipped(clipper, 0.01, 0.01)[1] == pytest.approx(0.01 * 5**0.5)  # small ones pass
+    norm, after = clipped(clipper, 10.0, 10.0)
+    assert norm == pytest.approx(10 * 5**0.5)
+    assert after == pytest.approx(3 * 0.01 * 5**0.5, rel=1e-4)  # a spike is cut to three times the typical norm
+    typical = math.log(0.01 * 5**0.5)
+    assert clipper.log_typical == pytest.approx(typical + 0.01 * math.log(3))  # ... and counts as that
+    before = clipper.log_typical
+    assert not math.isfinite(clipped(clipper, float("nan"), 1.0)[0])
+    assert clipper.log_typical == before
+    never = Clipper(Recipe(clip_typical=0.0))
+    assert [clipped(never, value, value)[1] for value in (0.1, 10.0)] == pytest.approx([0.1 * 5**0.5, 10 * 5**0.5])
+    by_value = Clipper(Recipe(clip_typical=0.0, clip_value=2.0))
+    assert clipped(by_value, 10.0, -10.0)[1] == pytest.approx(2 * 5**0.5)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_configuration_of_the_paper_trains_on_its_range_and_nothing_else(name):
+    configuration = load_configuration(name)
+    data, task = configuration.data, configuration.task
+    kind = {"": "lstm", "_ff": "feedforward", "_lstm": None}[name.removeprefix(data.name)]
+    assert getattr(configuration.network, "controller", None) == kind
+    steps = set()
+    for step in range(configuration.recipe.num_iters - 60, configuration.recipe.num_iters):
+        batch, memory, _ = draw_iteration(configuration, step, generator(0, 0, step))
+        assert batch.inputs.shape[2] == task.input_size
+        assert batch.targets.shape[2] == task.output_size
+        assert (memory is None) == (kind is None)
+        steps.add(len(batch.inputs))
+    smallest, largest = (len(task.sample(1, size, generator(0, 0)).inputs) for size in (data.low, data.high))
+    assert smallest <= min(steps)
+    assert max(steps) <= largest
+    first = largest_size(configuration.recipe, data, 0)
+    assert all(low <= part <= high for low, part, high in zip(data.low, first, data.high, strict=True))
