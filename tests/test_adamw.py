@@ -1,4 +1,4 @@
-"""ntm/fused/adamw.py."""
+"""ntm/fused/adamw.py: its steps are PyTorch's."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Which path runs a model: the fast one takes the stock machine alone, and says why it declines another."""
+"""ntm/backend.py and experiment/backend.py: the fast path takes the stock machine alone, and says why."""
 
 import os
 import subprocess

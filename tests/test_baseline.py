@@ -1,4 +1,4 @@
-"""The LSTM alone: against the oracle, and called as an NTM is."""
+"""ntm/baseline.py: the LSTM alone, against the oracle, and called as an NTM is."""
 
 import numpy as np
 import oracle

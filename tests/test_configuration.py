@@ -1,4 +1,4 @@
-"""Configuration files: the nine, and everything that can be wrong with one."""
+"""experiment/configuration.py, recipe.py, json_file.py: the nine, and what can be wrong with a file."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""ntm/controller.py: the LSTM is PyTorch's, and can be made to forget; the feed-forward one carries nothing."""
+"""ntm/controller.py: the LSTM is PyTorch's, and can be made to forget; the other carries nothing."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""tasks/copy.py."""
+"""tasks/copy.py: its worked example."""
 
 import torch
 from conftest import shown

@@ -1,4 +1,4 @@
-"""experiment/errors.py and experiment/options.py: bad input to each script gets one line, and help names each flag."""
+"""experiment/errors.py and options.py: bad input to each script gets one line; help names each flag."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""evaluate.py, run for real in a copy of the repository."""
+"""evaluate.py, with experiment/plots.py, animation.py and bits.py, run in a copy of the repository."""
 
 import csv
 import json

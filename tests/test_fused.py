@@ -1,4 +1,4 @@
-"""The fast path against the readable model: numbers, gradients, and use under stress."""
+"""ntm/fused/ against the readable model: numbers, gradients, and use under stress."""
 
 import copy
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The cache of compiled code: a change of what a function calls is noticed."""
+"""ntm/fused/jit.py: a change of what a compiled function calls is noticed, a damaged cache mended."""
 
 import os
 import shutil

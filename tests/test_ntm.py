@@ -1,4 +1,4 @@
-"""ntm/ntm.py, with controllers and heads: against the oracle, and what must hold for any such machine."""
+"""ntm/ntm.py and state.py, with controllers and heads: the oracle, and what holds for any such machine."""
 
 import numpy as np
 import oracle

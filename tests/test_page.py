@@ -1,4 +1,4 @@
-"""The page in a real browser: typed into, stepped through, and compared number by number with PyTorch."""
+"""experiment/page.py and page.html in a real browser: typed into, and compared with PyTorch."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""tasks/priority_sort.py."""
+"""tasks/priority_sort.py: what it asks, and ties of priority."""
 
 import pytest
 import torch

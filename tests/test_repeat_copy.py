@@ -1,4 +1,4 @@
-"""tasks/repeat_copy.py."""
+"""tasks/repeat_copy.py: what it asks, and both ends of both numbers."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A batch in shards and parts: nothing left out, and sums that do not depend on how it is shared out."""
+"""ntm/shards.py: nothing is left out, and no sum depends on how a batch is shared out."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""train.py, run for real in a copy of the repository."""
+"""train.py, with experiment/run.py, runlog.py and options.py, run for real in a copy of the repository."""
 
 import json
 import re

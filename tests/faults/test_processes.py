@@ -1,4 +1,4 @@
-"""Runs and sweeps by real torchrun: what several processes make is what one makes, and a killed one costs no result."""
+"""experiment/processes.py and sweep.py by real torchrun: several make what one makes."""
 
 import contextlib
 import json
