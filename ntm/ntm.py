@@ -178,7 +178,7 @@ class NTM(Machine):
             mask: (T, B), 1 at the steps that count, else 0.
             memory: M_0, (B, N, M), or (1, N, M) for all sequences; None for a blank one of the configured size.
             cell_mask: false where a cell of the controller is made to forget, (T, B, C); None keeps all.
-            blur_cost: what blur costs; see `blur`.
+            blur_cost: what the mean blur is multiplied by; `ntm.addressing.blur` says what blur is.
             part: which part of the batch to compute. The losses of all parts add up to that of the batch, and so do
                 their gradients; on the fused path to the bit, if they are added by `ntm.shards.add_in_pairs`.
 

@@ -117,3 +117,8 @@ def test_gradients_are_finite_at_empty_memory_and_one_hot_weightings(given, valu
     out = addressing.address(**given)
     for gradient in torch.autograd.grad((out * torch.randn_like(out)).sum(), inputs):
         assert gradient.isfinite().all()
+
+
+def test_blur_is_0_on_one_row_and_largest_on_all():
+    weighting = torch.tensor([[0.0, 1, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25]])
+    assert addressing.blur(weighting).tolist() == [0, 0.5, 0.75]

@@ -8,15 +8,18 @@ from ntm.fused.mathlib import ONE
 
 
 @jit_entry
-def adamw_step(weights, gradient, mean, square, decay_factor, rate, beta1, beta2, eps, bias_correction2):
-    """Loshchilov & Hutter 2019, algorithm 2. Weight decay leaves `decay_factor` of a weight."""
+def adamw_step(weights, gradient, mean, square, decay_factor, rate, beta1, beta2, eps, inverse_correction2):
+    """Loshchilov & Hutter 2019, algorithm 2. Weight decay leaves `decay_factor` of a weight.
+
+    `rate` is divided by the first bias correction already, and `inverse_correction2` is 1 over the second.
+    """
     kind = weights.dtype.type
     decay_factor, rate, beta1, beta2 = kind(decay_factor), kind(rate), kind(beta1), kind(beta2)
-    eps, bias_correction2 = kind(eps), kind(bias_correction2)
+    eps, inverse_correction2 = kind(eps), kind(inverse_correction2)
     for i in range(weights.shape[0]):
         mean[i] += (ONE - beta1) * (gradient[i] - mean[i])
         square[i] = beta2 * square[i] + (ONE - beta2) * gradient[i] * gradient[i]
-        weights[i] = decay_factor * weights[i] - rate * mean[i] / (np.sqrt(square[i] * bias_correction2) + eps)
+        weights[i] = decay_factor * weights[i] - rate * mean[i] / (np.sqrt(square[i] * inverse_correction2) + eps)
 
 
 class FusedAdamW(torch.optim.AdamW):
@@ -34,8 +37,8 @@ class FusedAdamW(torch.optim.AdamW):
                 count, mean, square = (state[key].numpy() for key in ("step", "exp_avg", "exp_avg_sq"))
                 count += 1
                 steps, decay_factor = float(count), 1 - group["lr"] * group["weight_decay"]
-                rate, bias_correction2 = group["lr"] / (1 - beta1**steps), 1 / (1 - beta2**steps)
+                rate, inverse_correction2 = group["lr"] / (1 - beta1**steps), 1 / (1 - beta2**steps)
                 arrays = weights.detach().numpy(), weights.grad.numpy(), mean, square
-                adamw_step(*arrays, decay_factor, rate, beta1, beta2, group["eps"], bias_correction2)
+                adamw_step(*arrays, decay_factor, rate, beta1, beta2, group["eps"], inverse_correction2)
 
     step.hooked = True  # so that PyTorch does not wrap it for its profiler, which takes as long as the step

@@ -13,7 +13,7 @@ assert (NORM_EPSILON, LOG_EPSILON) == (addressing.NORM_EPSILON, addressing.LOG_E
 
 @jit
 def key_memory_dots(memory, keys, squares, similarity):
-    """The products of eq. 6: fills `squares` with |M(n)|^2, and `similarity` with each head's k.M(n).
+    """The products of eq. 6: fills `squares` with |M(n)|^2 + NORM_EPSILON, and `similarity` with each head's k.M(n).
 
     Two heads a pass and four columns at a time, so as to touch each number as rarely as can be.
     """
@@ -57,8 +57,8 @@ def content_weighting(inverse_norm, key, key_strength, similarity, content):
 def content_weighting_backward(inverse_norm, key, key_strength, similarity, content, d_content, d_dot, row_norm_grad):
     """The gradient of eq. 5, and of eq. 6 up to the products with memory, which `memory_backward` has.
 
-    With u.v / (|u| |v|) for K: overwrites `d_dot`, the gradient of u.v, and accumulates into `row_norm_grad`, which is
-    -2 dL/d|v|^2. Returns d_key_strength, and the same of the key, -2 dL/d|u|^2.
+    Overwrites `d_dot`, the gradient of the products k.M(n), and accumulates into `row_norm_grad`, which is
+    -2 dL/d|M(n)|^2. Returns d_key_strength, and -2 dL/d|k|^2 of the key.
     """
     inverse_key_norm = ONE / np.sqrt(dot(key, key) + NORM_EPSILON)
     mean = dot(d_content, content)

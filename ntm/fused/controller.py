@@ -29,9 +29,9 @@ def lstm_backward(gates, cell, cell_mask, tanh_cell, d_hidden, d_cell):
     """`gates` come in as activations and leave as the gradients of their sums, `d_cell` as c_t's and as c_{t-1}'s."""
     size = cell.shape[0]
     for j in range(size):
-        output = gates[3 * size + j]
-        gates[3 * size + j] = d_hidden[j] * tanh_cell[j] * (output - output * output)
-        d_cell[j] += d_hidden[j] * (output - output * tanh_cell[j] * tanh_cell[j])
+        gate_out = gates[3 * size + j]
+        gates[3 * size + j] = d_hidden[j] * tanh_cell[j] * (gate_out - gate_out * gate_out)
+        d_cell[j] += d_hidden[j] * (gate_out - gate_out * tanh_cell[j] * tanh_cell[j])
     for j in range(cell_mask.shape[0]):
         d_cell[j] *= cell.dtype.type(cell_mask[j])
     for j in range(size):

@@ -9,7 +9,7 @@ from ntm.fused.mathlib import ONE, exp, sigmoid, softplus
 
 
 class Controls(NamedTuple):
-    """Views of one sequence's controls at one step, in the order of ntm/heads.py; each is flat, heads first."""
+    """Views of one sequence's controls at one step, as ntm/heads.py orders them; each is flat, head after head."""
 
     key: np.ndarray  # (H * M)
     key_strength: np.ndarray  # (H)

@@ -70,7 +70,7 @@ def make_unroll_args(
 
     Args:
         weights: all parameters, packed.
-        s: its sizes.
+        s: the machine's sizes.
         inputs: (T, B, input_size).
         initial: the initial state, each part of the batch or one for all, as arrays, its memory [M][N].
         cell_mask, blur_cost: as in `NTM.forward_backward`.
@@ -83,7 +83,7 @@ def make_unroll_args(
     if any(x.dtype != dtype for x in (array, *initial)):
         raise TypeError(f"the fused path needs inputs and state in {dtype}, as the weights are")
     rows, heads = initial.memory.shape[2], 2 * s.num_read_heads
-    cells = state_cells.py_func(s)
+    cells = state_cells(s)
     shapes = [(s.width, rows), (heads, rows), (s.num_read_heads, s.width), (cells,), (cells,)]
     if width != s.inputs or [part.shape[1:] for part in initial] != shapes:
         raise ValueError(f"this model takes {s.inputs} inputs a step, and a state of shapes {shapes} a sequence")
@@ -144,10 +144,10 @@ class Unroll(torch.autograd.Function):
             shards(batch),
         )
         slots = steps if save_for_backward else 1
-        needed = [workspace_size(slots, min(GROUP, b - a), rows, args.sizes, True) for a, b in shard_ranges]
+        lengths = [workspace_size(slots, min(GROUP, b - a), rows, args.sizes, True) for a, b in shard_ranges]
         groups = [(b - a) // min(GROUP, b - a) if save_for_backward else 1 for a, b in shard_ranges]
-        workspace = Workspace([n * count for n, count in zip(groups, needed, strict=True)], dtype)
-        buffers = [array.reshape(-1, count) for array, count in zip(workspace.arrays, needed, strict=True)]
+        workspace = Workspace([n * count for n, count in zip(groups, lengths, strict=True)], dtype)
+        buffers = [array.reshape(-1, count) for array, count in zip(workspace.arrays, lengths, strict=True)]
         jobs = [
             partial(groups_forward, a, b, args, each, save_for_backward, final)
             for (a, b), each in zip(shard_ranges, buffers, strict=True)
@@ -220,25 +220,25 @@ def loss_and_gradients(
     """Shards forward and back, each group while it is in cache: returns their loss, and adds to the flat gradients."""
     count, rows = gradients.size, args.initial_state.memory.shape[2]
     workspace = Workspace([count] * len(shard_ranges), gradients.dtype)
-    weights_transposed, *sums = workspace.arrays
+    weights_transposed, *d_parts = workspace.arrays
     transpose_weights(args.weights, args.sizes, weights_transposed)
     args = args._replace(weights_transposed=weights_transposed)
 
-    def shard(first: int, last: int, accumulate: bool, into: np.ndarray) -> float:
-        needed = workspace_size(len(args.inputs), min(GROUP, last - first), rows, args.sizes, False)
-        own = Workspace([needed], into.dtype)  # when the shard is worked on, not for all shards at once
-        return groups_forward_backward(first, last, args, loss_args, own.arrays[0], accumulate, into)
+    def shard(first: int, stop: int, accumulate: bool, into: np.ndarray) -> float:
+        length = workspace_size(len(args.inputs), min(GROUP, stop - first), rows, args.sizes, False)
+        own = Workspace([length], into.dtype)  # when the shard is worked on, not for all shards at once
+        return groups_forward_backward(first, stop, args, loss_args, own.arrays[0], accumulate, into)
 
     jobs = [partial(shard, *shard_ranges[0], True, gradients)]  # adds to what is there
-    jobs += [partial(shard, *where, False, total) for where, total in zip(shard_ranges[1:], sums, strict=True)]
+    jobs += [partial(shard, *where, False, total) for where, total in zip(shard_ranges[1:], d_parts, strict=True)]
     losses = run_parallel(jobs)
-    add_in_pairs([gradients, *sums])
+    add_in_pairs([gradients, *d_parts])
     return add_in_pairs(losses)
 
 
 def learned_initial_state(weights: np.ndarray, s: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The initial reads, hidden state and cell in flat weights, one for all sequences: views."""
-    cells = state_cells.py_func(s)
+    cells = state_cells(s)
     hidden_offset, cell_offset = len(weights) - 2 * cells, len(weights) - cells
     reads = weights[hidden_offset - s.num_read_heads * s.width : hidden_offset].reshape(1, s.num_read_heads, s.width)
     return reads, weights[None, hidden_offset:cell_offset], weights[None, cell_offset:]

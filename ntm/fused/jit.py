@@ -22,7 +22,7 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 @cache
 def folder_stamp() -> bytes:
-    """A digest of every file in this folder and of ntm/shards.py: compiled code has what it calls and reads in it."""
+    """A digest of the Python files in this folder and of ntm/shards.py: compiled code holds what it calls and reads."""
     digest = hashlib.sha256()
     for path in [FOLDER.parent / "shards.py", *sorted(FOLDER.glob("*.py"))]:
         digest.update(path.name.encode() + path.read_bytes())
@@ -55,8 +55,9 @@ def jit(function, refcounted: bool = False, **more):
     """Compile a function with Numba, for compiled code to call, and without Python's global lock.
 
     Unless `refcounted`, arrays are not reference-counted, which costs more than the arithmetic where a loop makes many
-    small views; such a function may take views of its arguments, and must not allocate. It is
-    always inlined: a copy of its own would be rounded differently by the process that compiles than by those to come.
+    small views; such a function may take views of its arguments, and must not allocate. It is always inlined: one that
+    was not was seen to round its sums differently in the process that compiles it than in those that load it from the
+    cache (`test_freshly_compiled_code_rounds_as_code_from_the_cache`).
     """
     options = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
     options |= {"_nrt": refcounted, "noalias": not refcounted, "forceinline": not refcounted}

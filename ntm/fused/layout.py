@@ -1,8 +1,11 @@
 """Flat arrays and the views that they are carved into: weights, and what a group of sequences saves for backward.
 
-Memory is [M][N] here, a row of the paper a column, so that the N rows lie along the vector lanes. Step t of a group
-has slot `t % slots`, and in arrays that carry a value on to the next step, `t % (slots + 1)`: as many slots as steps,
-or one where no gradient is wanted.
+Memory is [M][N] here: `memory[m]` is column m of the paper's, number m of all rows, so that the N rows lie along the
+vector lanes. Step t of a group has slot `t % slots`, and in arrays that carry a value on to the next step,
+`t % (slots + 1)`: as many slots as steps, or one where no gradient is wanted.
+
+B sequences of T steps, I inputs and O outputs; C cells or units; N rows of width M; R read heads and as many write
+heads, H of both; P controls of all heads; G sequences of a group.
 """
 
 import math
@@ -10,12 +13,13 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import register_jitable
 
 from ntm.fused.jit import jit, jit_entry, jit_refcounted
 
 
 class Sizes(NamedTuple):
-    """A machine's own sizes, in the letters of ntm/ntm.py."""
+    """A machine's own sizes."""
 
     inputs: int  # I
     num_read_heads: int  # R
@@ -39,23 +43,24 @@ class Weights(NamedTuple):
     """All parameters, or their gradients, as `NTM.flatten_parameters` lays them out.
 
     A row of `controller_input` is input, last reads, last controller output and a 1. Each map multiplies a contiguous
-    slice of it; its last row is its bias.
+    slice of it; its last row is its bias, which the 1 multiplies. A feed-forward controller's map does not take the
+    last output, which lies before the 1: so its bias is added apart.
     """
 
-    gates: np.ndarray  # (I + R M + C + 1, 4 C); of a feed-forward controller (I + R M + 1, C)
-    controls: np.ndarray  # (C + 1, P)
-    output: np.ndarray  # (R M + C + 1, O)
-    reads: np.ndarray  # (R M), the learned initial reads
-    hidden: np.ndarray  # (C), or (0)
-    cell: np.ndarray  # (C), or (0)
+    gate_proj: np.ndarray  # (I + R M + C + 1, 4 C); of a feed-forward controller (I + R M + 1, C)
+    control_proj: np.ndarray  # (C + 1, P)
+    output_proj: np.ndarray  # (R M + C + 1, O)
+    initial_reads: np.ndarray  # (R M), learned
+    initial_hidden: np.ndarray  # (C), or (0)
+    initial_cell: np.ndarray  # (C), or (0)
 
 
 class TransposedWeights(NamedTuple):
     """The three maps transposed, for the way back."""
 
-    gates: np.ndarray  # (4 C, I + R M + C + 1); of a feed-forward controller (C, I + R M + 1)
-    controls: np.ndarray  # (P, C + 1)
-    output: np.ndarray  # (O, R M + C + 1)
+    gate_proj: np.ndarray  # (4 C, I + R M + C + 1); of a feed-forward controller (C, I + R M + 1)
+    control_proj: np.ndarray  # (P, C + 1)
+    output_proj: np.ndarray  # (O, R M + C + 1)
 
 
 class SavedForBackward(NamedTuple):
@@ -99,48 +104,58 @@ def carve(flat, at, shape):
     return flat[at : at + count].reshape(shape), at + count
 
 
-def _align_up(at):
+@register_jitable
+def align_up(at):
     """Where the next cache line begins, in numbers: 64 bytes, or two lines of float64."""
     return (at + 15) // 16 * 16
 
 
-align_up = jit(_align_up)
-
-
-@jit
+@register_jitable
 def state_cells(s):
     """Width of the hidden state and of the cell that the controller carries from step to step."""
     return s.cells if s.lstm else 0
 
 
+@register_jitable
+def reads_width(s):
+    """Width of what all read heads read, R M."""
+    return s.num_read_heads * s.width
+
+
+@register_jitable
+def controls_width(s):
+    """Width of all controls, P: a key and 6 numbers (3 of them shifts) of each head, two rows of each write head."""
+    return 2 * s.num_read_heads * (s.width + 6) + s.num_read_heads * 2 * s.width
+
+
 @jit_refcounted
 def map_shapes(s):
     """The shapes of the three maps in `Weights`."""
-    reads = s.num_read_heads * s.width
+    reads = reads_width(s)
     gates = (s.inputs + reads + s.cells + 1, 4 * s.cells) if s.lstm else (s.inputs + reads + 1, s.cells)
-    return gates, (s.cells + 1, s.num_read_heads * (4 * s.width + 12)), (reads + s.cells + 1, s.outputs)
+    return gates, (s.cells + 1, controls_width(s)), (reads + s.cells + 1, s.outputs)
 
 
 @jit_refcounted
 def unpack_weights(flat, s):
     """Views of a flat array as `Weights`."""
-    gates_shape, controls_shape, output_shape = map_shapes(s)
-    gates, at = carve(flat, 0, gates_shape)
-    controls, at = carve(flat, at, controls_shape)
-    output, at = carve(flat, at, output_shape)
-    hidden_offset = at + s.num_read_heads * s.width
-    cell_offset = hidden_offset + state_cells(s)
-    return Weights(gates, controls, output, flat[at:hidden_offset], flat[hidden_offset:cell_offset], flat[cell_offset:])
+    gate_shape, control_shape, output_shape = map_shapes(s)
+    gate_proj, at = carve(flat, 0, gate_shape)
+    control_proj, at = carve(flat, at, control_shape)
+    output_proj, at = carve(flat, at, output_shape)
+    hidden_at = at + reads_width(s)
+    cell_at = hidden_at + state_cells(s)
+    return Weights(gate_proj, control_proj, output_proj, flat[at:hidden_at], flat[hidden_at:cell_at], flat[cell_at:])
 
 
 @jit_refcounted
 def unpack_transposed(flat, s):
     """Views of a flat array as `TransposedWeights`."""
-    gates_shape, controls_shape, output_shape = map_shapes(s)
-    gates, at = carve(flat, 0, gates_shape[::-1])
-    controls, at = carve(flat, at, controls_shape[::-1])
-    output, at = carve(flat, at, output_shape[::-1])
-    return TransposedWeights(gates, controls, output)
+    gate_shape, control_shape, output_shape = map_shapes(s)
+    gate_proj, at = carve(flat, 0, gate_shape[::-1])
+    control_proj, at = carve(flat, at, control_shape[::-1])
+    output_proj, at = carve(flat, at, output_shape[::-1])
+    return TransposedWeights(gate_proj, control_proj, output_proj)
 
 
 @jit
@@ -162,16 +177,15 @@ def transpose(a, out):
 def transpose_weights(weights, s, weights_transposed):
     """Fill `weights_transposed` with the maps in `weights`, transposed."""
     maps, maps_t = unpack_weights(weights, s), unpack_transposed(weights_transposed, s)
-    transpose(maps.gates, maps_t.gates)
-    transpose(maps.controls, maps_t.controls)
-    transpose(maps.output, maps_t.output)
+    transpose(maps.gate_proj, maps_t.gate_proj)
+    transpose(maps.control_proj, maps_t.control_proj)
+    transpose(maps.output_proj, maps_t.output_proj)
 
 
 @jit_refcounted
 def saved_shapes(slots, group, rows, s, retain_activations):
     """The shapes of `SavedForBackward` and `StateGrads`; `retain_activations` where backward may be called again."""
-    heads, reads_and_output = 2 * s.num_read_heads, s.num_read_heads * s.width + s.cells
-    controls = s.num_read_heads * (4 * s.width + 12)
+    heads, reads_and_output, controls = 2 * s.num_read_heads, reads_width(s) + s.cells, controls_width(s)
     by_head = slots, group, heads, rows
     cells, gates = (s.cells, 4 * s.cells) if s.lstm else (0, s.cells)
     saved = SavedForBackward(
@@ -216,22 +230,22 @@ def carve_saved(buffer, slots, group, rows, s, retain_activations):
     d_memory, at = carve(buffer, align_up(at), d_shapes.memory)
     d_weighting, at = carve(buffer, align_up(at), d_shapes.weighting)
     d_cell, at = carve(buffer, align_up(at), d_shapes.cell)
-    d_answer, at = carve(buffer, align_up(at), d_shapes.reads_and_output)
+    d_reads_and_output, at = carve(buffer, align_up(at), d_shapes.reads_and_output)
     carried = memory, weighting, cell, controller_input
     addressing = inverse_norm, similarity, content, shifted, log_shifted
     gradients = d_logits, d_gates if retain_activations else gates, d_controls
     saved = SavedForBackward(*(carried + (gates, tanh_cell, controls) + addressing + gradients))  # noqa: RUF005 (Numba)
-    return saved, StateGrads(d_memory, d_weighting, d_cell, d_answer)
+    return saved, StateGrads(d_memory, d_weighting, d_cell, d_reads_and_output)
 
 
 @cache
 def workspace_size(*arguments) -> int:
     """How many numbers `carve_saved` needs, with the same arguments."""
     saved, gradients = saved_shapes.py_func(*arguments)
-    return sum(_align_up(math.prod(shape)) for shape in (*saved, *gradients))
+    return sum(align_up(math.prod(shape)) for shape in (*saved, *gradients))
 
 
 @jit
 def input_offsets(s):
     """Where the reads begin in a row of `controller_input`, and where the controller's output does."""
-    return s.inputs, s.inputs + s.num_read_heads * s.width
+    return s.inputs, s.inputs + reads_width(s)

@@ -29,15 +29,15 @@ def cross_entropy(logits, targets, bit_weight, loss, d_logits):
 def group_loss(first, logits, loss_args, saved, bit_weights, bit_loss):
     """The group's part of the loss; fills `saved.d_logits`. All bits of a step are taken as one vector.
 
-    `bit_weights` (G, O) and `bit_loss` (G * O) are scratch.
+    `bit_weights` (G, O), for the weight of each bit, which is 0 where the mask is, and `bit_loss` (G * O) are scratch.
     """
     steps, group, bits = saved.d_logits.shape
-    last, count, total = first + group, group * bits, 0.0
+    stop, count, total = first + group, group * bits, 0.0
     for t in range(steps):
         for g in range(group):
             for j in range(bits):
                 bit_weights[g, j] = loss_args.bit_weight * loss_args.mask[t, first + g]
-        z, target = logits[t, first:last].reshape(count), loss_args.targets[t, first:last].reshape(count)
+        z, target = logits[t, first:stop].reshape(count), loss_args.targets[t, first:stop].reshape(count)
         cross_entropy(z, target, bit_weights.reshape(count), bit_loss, saved.d_logits[t].reshape(count))
         for j in range(count):
             total += bit_loss[j]
@@ -45,11 +45,11 @@ def group_loss(first, logits, loss_args, saved, bit_weights, bit_loss):
 
 
 @jit
-def group_blur(saved, cost):
-    """The sum of `cost` * blur over all steps, sequences and heads of a group."""
+def group_blur(saved, blur_weight):
+    """The sum of `blur_weight` * blur over all steps, sequences and heads of a group."""
     total = 0.0
     for t in range(1, saved.weighting.shape[0]):
         for g in range(saved.weighting.shape[1]):
             for h in range(saved.weighting.shape[2]):
-                total += cost * blur(saved.weighting[t, g, h])
+                total += blur_weight * blur(saved.weighting[t, g, h])
     return total

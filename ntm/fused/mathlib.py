@@ -2,7 +2,7 @@
 
 In float32, exp and log are polynomials: a call of the C library would keep a loop from being vectorised. In float64,
 they are the C library's. Loops avoid literals such as `1 - x`: an integer beside a float32 would make Numba compute in
-float64, and so do float32 constants leave float64 sums in float64.
+float64. Constants are in float32, which leaves sums in float64 as they are.
 """
 
 import math

@@ -22,15 +22,15 @@ def read(memory, weighting, reads):
 def write(memory, weighting, erase, add, new_memory):
     """eq. 3 and 4. Overwrites `new_memory`."""
     width, rows = memory.shape
-    erased = memory
+    kept = memory
     for h in range(1, weighting.shape[0]):  # all heads erase ...
         for m in range(width):
             for n in range(rows):
-                new_memory[m, n] = erased[m, n] - erased[m, n] * weighting[h, n] * erase[h * width + m]
-        erased = new_memory
+                new_memory[m, n] = kept[m, n] - kept[m, n] * weighting[h, n] * erase[h * width + m]
+        kept = new_memory
     for m in range(width):  # (the first head erases last and adds first, in one pass)
         for n in range(rows):
-            new_memory[m, n] = erased[m, n] + weighting[0, n] * (add[m] - erased[m, n] * erase[m])
+            new_memory[m, n] = kept[m, n] + weighting[0, n] * (add[m] - kept[m, n] * erase[m])
     for h in range(1, weighting.shape[0]):  # ... before any adds
         for m in range(width):
             for n in range(rows):
@@ -42,7 +42,7 @@ def head_backward(
     memory, memory_before_erase, write_weighting, erase, add, d_reads, d_memory, d_read_weighting, d_write_weighting,
     d_erase, d_add,
 ):  # fmt: skip
-    """The gradient of eq. 2, 3 and 4 for a read head with a write head.
+    """The gradient of eq. 2, 3 and 4 for a read head with a write head, but for that of the memory.
 
     `memory_before_erase` is what the other write heads left. Accumulates into the gradients of the two weightings;
     overwrites `d_erase` and `d_add`. Two columns of memory a pass, m and p.
@@ -85,11 +85,11 @@ def head_backward(
 
 
 @jit
-def read_write_backward(memory, weighting, erase, add, d_reads, d_memory, d_weighting, d_erase, d_add, scratch):
+def read_write_backward(memory, weighting, erase, add, d_reads, d_memory, d_weighting, d_erase, d_add, before_erase):
     """The gradient of eq. 2, 3 and 4 but for that of the memory, which `memory_backward` has.
 
     `d_memory` is the gradient of M_t. Accumulates into `d_weighting`, of all heads; overwrites `d_erase`, `d_add` and
-    `scratch` (M, N).
+    `before_erase` (M, N), which is scratch.
     """
     width, rows = memory.shape
     num_read_heads = weighting.shape[0] // 2
@@ -100,16 +100,16 @@ def read_write_backward(memory, weighting, erase, add, d_reads, d_memory, d_weig
         return
     for h in range(num_read_heads):
         for m in range(width):
-            copy(memory[m], scratch[m])
+            copy(memory[m], before_erase[m])
         for other in range(num_read_heads):  # what this head had to erase: the memory, less what the other heads erased
             if other != h:
                 for m in range(width):
                     for n in range(rows):
-                        erased = weighting[num_read_heads + other, n] * erase[other * width + m]
-                        scratch[m, n] -= scratch[m, n] * erased
+                        share_erased = weighting[num_read_heads + other, n] * erase[other * width + m]
+                        before_erase[m, n] -= before_erase[m, n] * share_erased
         mine, writer = slice(h * width, (h + 1) * width), num_read_heads + h
         head_backward(
-            memory, scratch, weighting[writer], erase[mine], add[mine], d_reads[mine], d_memory, d_weighting[h],
+            memory, before_erase, weighting[writer], erase[mine], add[mine], d_reads[mine], d_memory, d_weighting[h],
             d_weighting[writer], d_erase[mine], d_add[mine],
         )  # fmt: skip
 
@@ -134,12 +134,12 @@ def memory_backward(memory, weighting, erase, keys, d_reads, d_dot, row_norm_gra
         key_read, key_write = keys[h * width : (h + 1) * width], keys[writer * width : (writer + 1) * width]
         d_key_read, d_key_write = d_keys[h * width : (h + 1) * width], d_keys[writer * width : (writer + 1) * width]
         e, d_read = erase[h * width : (h + 1) * width], d_reads[h * width : (h + 1) * width]
-        erases = memory.dtype.type(h == 0)
+        is_first = memory.dtype.type(h == 0)  # 1 or 0: the others have erased above
         for m in range(0, width - 1, 2):
             p = m + 1
             column, column_p, d_column, d_column_p = memory[m], memory[p], d_memory[m], d_memory[p]
-            k_m, j_m, e_m, r_m = key_read[m], key_write[m], e[m] * erases, d_read[m]
-            k_p, j_p, e_p, r_p = key_read[p], key_write[p], e[p] * erases, d_read[p]
+            k_m, j_m, e_m, r_m = key_read[m], key_write[m], e[m] * is_first, d_read[m]
+            k_p, j_p, e_p, r_p = key_read[p], key_write[p], e[p] * is_first, d_read[p]
             total_k = total_j = total_k_p = total_j_p = zero
             for n in range(rows):
                 total_k += d_dot_read[n] * column[n]
@@ -164,7 +164,7 @@ def memory_backward(memory, weighting, erase, keys, d_reads, d_dot, row_norm_gra
             for n in range(rows):
                 total_k += d_dot_read[n] * column[n]
                 total_j += d_dot_write[n] * column[n]
-                kept = d_column[n] - d_column[n] * write_weighting[n] * e[m] * erases
+                kept = d_column[n] - d_column[n] * write_weighting[n] * e[m] * is_first
                 by_read = d_read[m] * read_weighting[n]
                 by_keys = d_dot_read[n] * key_read[m] + d_dot_write[n] * key_write[m]
                 d_column[n] = kept + by_read + by_keys - row_norm_grad[n] * column[n]

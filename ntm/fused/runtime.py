@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ntm.fused.blas import set_blas_threads
-from ntm.fused.layout import _align_up
+from ntm.fused.layout import align_up
 
 MAX_SPARE_BYTES = 2**26  # of buffers that wait to be used again
 
@@ -28,7 +28,7 @@ class Workspace:
     """
 
     def __init__(self, lengths: list[int], dtype: np.dtype) -> None:
-        starts = [0, *accumulate(map(_align_up, lengths))]
+        starts = [0, *accumulate(map(align_up, lengths))]
         self.memory = borrow_buffer(starts[-1] * dtype.itemsize)
         numbers = self.memory[: starts[-1] * dtype.itemsize].view(dtype)
         self.arrays = [numbers[start : start + length] for start, length in zip(starts, lengths, strict=False)]

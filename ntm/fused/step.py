@@ -2,7 +2,7 @@
 
 There is a write head for each read head; heads are numbered read heads first. A gradient carries the name of its
 variable with a `d_` in front. State has a slot `before` the step and one `after` it; what backward needs of the step
-itself is in `slot`.
+itself is in `slot`. On the way back, where each step has a slot of its own, these are t, t + 1 and t.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from ntm.fused.blas import matmul
 from ntm.fused.controller import feedforward, feedforward_backward, lstm, lstm_backward
 from ntm.fused.controls import apply_activations, apply_activations_backward, split_controls
 from ntm.fused.jit import jit, jit_inline
-from ntm.fused.layout import input_offsets
+from ntm.fused.layout import input_offsets, reads_width
 from ntm.fused.mathlib import ONE, broadcast_row
 from ntm.fused.memory import memory_backward, read, read_write_backward, write
 
@@ -38,9 +38,9 @@ class Scratch(NamedTuple):
     d_gated: np.ndarray  # (N)
     d_shifted: np.ndarray  # (N)
     d_dot: np.ndarray  # (H, N)
-    row_norm_grad: np.ndarray  # (N), zero between uses
-    key_norm_grad: np.ndarray  # (H)
-    memory: np.ndarray  # (M, N)
+    row_norm_grad: np.ndarray  # (N): -2 dL/d|M(n)|^2, zero between uses
+    key_norm_grad: np.ndarray  # (H): -2 dL/d|k|^2
+    memory_before_erase: np.ndarray  # (M, N): what a write head had to erase
 
 
 @jit
@@ -59,9 +59,8 @@ def controller_units(first, sizes, cell_mask, saved, t, before, after, slot):
 @jit
 def controller_units_backward(first, sizes, cell_mask, saved, t, d_state):
     """Gradient of `controller_units`. The gates' gradients take the place of their activations."""
-    reads_offset, output_offset = input_offsets(sizes)
     for g in range(saved.d_gates.shape[1]):
-        d_gates, d_output = saved.d_gates[t, g], d_state.reads_and_output[g, output_offset - reads_offset :]
+        d_gates, d_output = saved.d_gates[t, g], d_state.reads_and_output[g, reads_width(sizes) :]
         if sizes.lstm:
             mask, tanh_cell = cell_mask[t, first + g], saved.tanh_cell[t, g]
             lstm_backward(d_gates, saved.cell[t, g], mask, tanh_cell, d_output, d_state.cell[g])
@@ -71,13 +70,13 @@ def controller_units_backward(first, sizes, cell_mask, saved, t, d_state):
 
 @jit_inline
 def controller_step(first, args, weights, saved, t, before, after, slot):
-    """The controller, each sequence of the group: fills the gates and, in the next row, the controller's output."""
+    """The controller, each sequence of the group: fills the gates, and its output in slot `after` of its input."""
     gates, (_, output_offset) = saved.gates[slot], input_offsets(args.sizes)
     if args.sizes.lstm:
-        matmul(saved.controller_input[before], weights.gates, 0, gates)
-    else:
-        broadcast_row(weights.gates[-1], gates)
-        matmul(saved.controller_input[before, :, :output_offset], weights.gates[:-1], 1, gates)
+        matmul(saved.controller_input[before], weights.gate_proj, 0, gates)
+    else:  # which does not take its own last output; see `Weights`
+        broadcast_row(weights.gate_proj[-1], gates)
+        matmul(saved.controller_input[before, :, :output_offset], weights.gate_proj[:-1], 1, gates)
     controller_units(first, args.sizes, args.cell_mask, saved, t, before, after, slot)
 
 
@@ -87,12 +86,11 @@ def controller_step_backward(first, args, weights_transposed, saved, t, d_state)
     reads_offset, _ = input_offsets(args.sizes)
     controller_units_backward(first, args.sizes, args.cell_mask, saved, t, d_state)
     if args.sizes.lstm:
-        matmul(saved.d_gates[t], weights_transposed.gates[:, reads_offset:-1], 0, d_state.reads_and_output)
-    else:  # which does not see its own last output
-        reads_size = weights_transposed.gates.shape[1] - 1 - reads_offset
-        d_state.reads_and_output[:, reads_size:] = 0
-        d_reads = d_state.reads_and_output[:, :reads_size]
-        matmul(saved.d_gates[t], weights_transposed.gates[:, reads_offset:-1], 0, d_reads)
+        matmul(saved.d_gates[t], weights_transposed.gate_proj[:, reads_offset:-1], 0, d_state.reads_and_output)
+    else:  # which does not take its own last output
+        d_state.reads_and_output[:, reads_width(args.sizes) :] = 0
+        d_reads = d_state.reads_and_output[:, : reads_width(args.sizes)]
+        matmul(saved.d_gates[t], weights_transposed.gate_proj[:, reads_offset:-1], 0, d_reads)
 
 
 @jit
@@ -110,7 +108,7 @@ def memory_step(sizes, saved, before, after, slot, gated):
         shifted, log_shifted = saved.shifted[slot, g], saved.log_shifted[slot, g]
         controls = split_controls(saved.controls[slot, g], heads, width)
         apply_activations(controls)
-        key_memory_dots(memory, controls.key, inverse_norm, similarity)
+        key_memory_dots(memory, controls.key, inverse_norm, similarity)  # squared norms at first
         for n in range(inverse_norm.shape[0]):
             inverse_norm[n] = ONE / np.sqrt(inverse_norm[n])
         for h in range(heads):
@@ -128,7 +126,11 @@ def memory_step(sizes, saved, before, after, slot, gated):
 
 @jit
 def memory_step_backward(blur_weight, saved, t, d_state, scratch):
-    """Gradient of `memory_step`; `blur_weight` is the cost of blur of one head of one sequence at one step."""
+    """Gradient of `memory_step`, and of the cost of blur (`UnrollArgs.blur_weight`).
+
+    `d_state` comes in as the gradient of step t's state, and leaves as that of step t - 1's, but for what the
+    controller adds. Overwrites `saved.d_controls[t]`, with the gradients of the controls' sums.
+    """
     heads, width = saved.weighting.shape[2], saved.memory.shape[2]
     num_read_heads = heads // 2
     for g in range(saved.memory.shape[1]):
@@ -142,7 +144,7 @@ def memory_step_backward(blur_weight, saved, t, d_state, scratch):
         d_controls = split_controls(saved.d_controls[t, g], heads, width)
         erase, d_erase, add, d_add = controls.erase, d_controls.erase, controls.add, d_controls.add
         read_write_backward(
-            memory, weighting, erase, add, d_reads, d_memory, d_weighting, d_erase, d_add, scratch.memory
+            memory, weighting, erase, add, d_reads, d_memory, d_weighting, d_erase, d_add, scratch.memory_before_erase
         )
         for h in range(heads):
             blur_backward(weighting[h], blur_weight, d_weighting[h])
