@@ -92,6 +92,16 @@ def make_recipe(settings: dict[str, Any], source: str) -> Recipe:
     return Recipe(**settings)
 
 
+def settings_in_use(recipe: Recipe, has: set[str]) -> dict[str, Any]:
+    """The settings that do something: those of its optimizer, on a machine that has "memory", "cells" or neither."""
+    return {
+        field.name: getattr(recipe, field.name)
+        for field in dataclasses.fields(Recipe)
+        if field.metadata.get("optimizer", recipe.optimizer) == recipe.optimizer
+        and field.metadata.get("needs") in {None, *has}
+    }
+
+
 def refuse_useless(given: dict[str, Any], recipe: Recipe, has: set[str], name: str, source: str = "-") -> None:
     """Refuse a setting that would do nothing: one of another optimizer, or for want of a memory or of LSTM cells.
 

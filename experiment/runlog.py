@@ -15,6 +15,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from experiment.configuration import ROOT, Configuration
 from experiment.errors import InputError
+from experiment.recipe import settings_in_use
 
 CURVES = ("train", "test", "test_longer")
 
@@ -131,6 +132,7 @@ class RunLog:
     def write_header(self, command: str, configuration: Configuration, path: str) -> None:
         """Say what made this log."""
         fields = configuration.as_dict()
+        fields["recipe"] = settings_in_use(configuration.recipe, configuration.network.has)
         lines = {
             "command": command,
             **{key: fields[key] if key == "name" else json.dumps(fields[key]) for key in fields},

@@ -1,5 +1,6 @@
 """experiment/configuration.py, recipe.py, json_file.py: the nine, and what can be wrong with a file."""
 
+import dataclasses
 import json
 import re
 
@@ -21,6 +22,7 @@ from experiment.configuration import (
 )
 from experiment.errors import InputError
 from experiment.options import parse_options
+from experiment.recipe import settings_in_use
 from tasks import TASKS
 from tasks.repeat_copy import LengthAndRepeats
 
@@ -185,3 +187,15 @@ def test_there_is_a_configuration_for_each_task_and_machine():
     assert set(PAPER_TASKS) | {"reverse"} == set(TASKS)
     assert len(PAPER) == len(PAPER_TASKS) * len(MACHINES) == 15
     assert LengthAndRepeats(3, 2)._fields == ("seq_len", "repeats")
+
+
+def test_a_log_names_the_settings_that_do_something():
+    everything = {field.name for field in dataclasses.fields(Recipe)}
+    of_rmsprop, of_adam = {"momentum", "alpha"}, {"beta1", "beta2", "eps", "weight_decay"}
+    of_memory, of_cells = {"dirty", "dirt", "blur_cost", "full_tape"}, {"cell_dropout"}
+    used = {name: load_configuration(name) for name in ("m1d1", "f1d1", "l1d1")}
+    used = {name: set(settings_in_use(c.recipe, c.network.has)) for name, c in used.items()}
+    assert used["m1d1"] == everything - of_rmsprop
+    assert used["f1d1"] == everything - of_rmsprop - of_cells
+    assert used["l1d1"] == everything - of_rmsprop - of_cells - of_memory
+    assert set(settings_in_use(Recipe(optimizer="rmsprop"), {"memory", "cells"})) == everything - of_adam
