@@ -1,9 +1,12 @@
 """experiment/checkpoint.py: what is saved, and what is refused."""
 
+import re
+
 import pytest
 import torch
 
-from experiment.checkpoint import load_model, save
+from experiment import checkpoint
+from experiment.checkpoint import load, load_model, save
 from experiment.errors import InputError
 from ntm import Backend
 
@@ -19,12 +22,28 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path):
 
 
 def test_weights_that_do_not_fit_are_refused(repository, tiny, tmp_path):
-    contents = torch.load(repository.folder / "saved_model" / "reverse_tiny.pt", weights_only=True)
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    contents = {key: value for key, value in load(saved).items() if key != "format"}
     contents["configuration"]["network"]["controller_size"] = 9
-    torch.save(contents, tmp_path / "odd.pt")
-    with pytest.raises(InputError, match="do not fit"):
+    save(tmp_path / "odd.pt", contents)
+    with pytest.raises(InputError, match="its weights do not fit its configuration"):
         load_model(tmp_path / "odd.pt")
     torch.save({**contents, "format": 99}, tmp_path / "odd.pt")
-    with pytest.raises(InputError, match="format"):
+    with pytest.raises(InputError, match="has format 99; this program reads format 4"):
         load_model(tmp_path / "odd.pt")
-    assert load_model(repository.folder / "saved_model" / "reverse_tiny.pt", backend=Backend.REFERENCE)
+    assert load_model(saved, backend=Backend.REFERENCE)
+
+
+def test_a_model_of_format_3_is_read(repository, tiny, tmp_path, monkeypatch):
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    contents, model = load(saved), load_model(saved)[0]
+    before = {new: old for old, new in checkpoint.RENAMED.items()}
+    old = {re.sub("|".join(map(re.escape, before)), lambda m: before[m[0]], name): weight
+           for name, weight in contents["model"].items()}  # fmt: skip
+    assert "output_map.weight" in old
+    assert old.keys().isdisjoint(contents["model"].keys() - {"initial_reads"})
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
+    save(tmp_path / "old.pt", {key: value for key, value in {**contents, "model": old}.items() if key != "format"})
+    monkeypatch.undo()
+    again = load_model(tmp_path / "old.pt")[0]
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())

@@ -279,6 +279,13 @@ def test_after_a_fork():
     child.join()
 
 
+def test_without_fork_as_on_windows():
+    code = "import os, torch, numba\ndel os.register_at_fork\nfrom ntm import NTM, Backend\n"
+    code += "print(NTM(3, 2, 4, 5, 3, backend=Backend.FUSED)(torch.rand(2, 1, 3))[0].shape)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "torch.Size([2, 1, 2])\n", done.stderr
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 @pytest.mark.parametrize("flattened", [False, True])
 def test_copies_are_independent(duplicate, flattened):

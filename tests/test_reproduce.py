@@ -2,6 +2,10 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +42,37 @@ def test_reproduce_trains_scores_and_draws_the_papers_tasks(repository):
     recall, copy = {"curves.png", "items.png"}, {"curves.png", "memory.png", "outputs.png"}
     assert drawn == {f"associative_recall_{name}" for name in recall} | {f"copy_{name}" for name in copy}
     assert repository.run(*command).stdout.endswith(out[out.index("\nassociative_recall_lstm:") :])
+
+
+def is_running(pid):
+    """Whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="/proc tells of a process's children")
+def test_a_killed_sweep_ends_the_runs_that_it_started(repository, tmp_path):
+    flags = ["-configs", "m1d2", "-seeds", "0-1", "-output", str(tmp_path)]
+    sweep = subprocess.Popen([sys.executable, "reproduce.py", *flags], cwd=repository.folder, stdout=subprocess.DEVNULL)
+    runs = set()
+    while len(runs) < 2:
+        assert sweep.poll() is None
+        started = (path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if tmp_path.name.encode() in read(path))
+        runs = {path.name for path in started if b"train.py" in read(path / "cmdline")}
+    assert all(map(is_running, runs))
+    sweep.kill()
+    sweep.wait()
+    end = time.monotonic() + 30
+    while any(map(is_running, runs)):
+        assert time.monotonic() < end
+
+
+def read(path):
+    """A file of /proc, which may be gone by now."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

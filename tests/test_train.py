@@ -63,7 +63,7 @@ def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
 def test_the_same_seed_gives_the_same_model_however_often_it_reports(repository, tiny):
     flags, _, model, _ = tiny
     other, saved = ("-output", "again", "-overwrite"), repository.folder / "again" / "saved_model" / "reverse_tiny.pt"
-    repository.run("train.py", *flags, "-report_every", 7, *other)
+    assert "compiling" not in repository.run("train.py", *flags, "-report_every", 7, *other).stdout
     again = torch.load(saved, weights_only=True)["model"]
     assert all(torch.equal(model[name], again[name]) for name in model)
     repository.run("train.py", *flags, "-seed", 1, *other)

@@ -1,0 +1,31 @@
+"""experiment/runlog.py: which commit a log names."""
+
+import subprocess
+
+from experiment import runlog
+
+
+def git(folder, *words):
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    return subprocess.run(["git", *who, *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_log_names_its_own_commit_and_whether_files_were_changed(tmp_path, monkeypatch):
+    copy = tmp_path / "outer" / "copy"
+    copy.mkdir(parents=True)
+    monkeypatch.setattr(runlog, "ROOT", copy)
+    assert runlog.commit() == "unknown"  # no repository
+    (copy / "ours.py").write_text("1\n")
+    git(tmp_path / "outer", "init", "-q")
+    git(tmp_path / "outer", "add", ".")
+    git(tmp_path / "outer", "commit", "-q", "-m", "theirs")
+    assert runlog.commit() == "unknown"  # an unpacked archive in somebody's repository
+    git(copy, "init", "-q")
+    git(copy, "add", ".")
+    git(copy, "commit", "-q", "-m", "ours")
+    head = git(copy, "rev-parse", "HEAD")[:12]
+    assert runlog.commit() == head
+    (copy / "a run's log").write_text("new\n")
+    assert runlog.commit() == head
+    (copy / "ours.py").write_text("2\n")
+    assert runlog.commit() == f"{head}-dirty"
