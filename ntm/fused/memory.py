@@ -1,8 +1,8 @@
 """Reading and writing (ntm/memory.py, eq. 2-4), all heads of one sequence, forward and backward.
 
 Backward is in three functions, so that each array is touched as rarely as can be: `head_backward` has the gradients of
-one read head with one write head, two columns a pass; `read_write_backward` calls it for each such pair;
-`memory_backward` has the gradient of the memory, of eq. 6 as well.
+one read head with one write head; `read_write_backward` calls it for each such pair; `memory_backward` has the gradient
+of the memory, of eq. 6 as well.
 """
 
 from ntm.fused.jit import jit
@@ -45,35 +45,12 @@ def head_backward(
     """The gradient of eq. 2, 3 and 4 for a read head with a write head, but for that of the memory.
 
     `memory_before_erase` is what the other write heads left. Accumulates into the gradients of the two weightings;
-    overwrites `d_erase` and `d_add`. Two columns of memory a pass, m and p.
+    overwrites `d_erase` and `d_add`.
     """
     width, rows = memory.shape
-    zero = memory.dtype.type(0)
-    for m in range(0, width - 1, 2):
-        p = m + 1
-        erase_m, erase_p = erase[m], erase[p]
-        add_m, add_p = add[m], add[p]
-        d_read_m, d_read_p = d_reads[m], d_reads[p]
-        column, column_p = memory[m], memory[p]
-        column_before, column_before_p = memory_before_erase[m], memory_before_erase[p]
-        d_column, d_column_p = d_memory[m], d_memory[p]
-        d_add_m = d_erased_m = d_add_p = d_erased_p = zero
-        for n in range(rows):
-            d_written = d_column[n] * write_weighting[n]
-            d_written_p = d_column_p[n] * write_weighting[n]
-            d_add_m += d_written
-            d_erased_m += d_written * column_before[n]
-            d_add_p += d_written_p
-            d_erased_p += d_written_p * column_before_p[n]
-            d_write_weighting[n] += d_column[n] * (add_m - erase_m * column_before[n]) + d_column_p[n] * (
-                add_p - erase_p * column_before_p[n]
-            )
-            d_read_weighting[n] += d_read_m * column[n] + d_read_p * column_p[n]
-        d_add[m], d_add[p] = d_add_m, d_add_p
-        d_erase[m], d_erase[p] = -d_erased_m, -d_erased_p
-    for m in range(width - width % 2, width):
-        d_add_m = d_erased_m = zero
+    for m in range(width):
         column, column_before, d_column = memory[m], memory_before_erase[m], d_memory[m]
+        d_add_m = d_erased_m = memory.dtype.type(0)
         for n in range(rows):
             d_written = d_column[n] * write_weighting[n]
             d_add_m += d_written
@@ -135,30 +112,7 @@ def memory_backward(memory, weighting, erase, keys, d_reads, d_dot, row_norm_gra
         d_key_read, d_key_write = d_keys[h * width : (h + 1) * width], d_keys[writer * width : (writer + 1) * width]
         e, d_read = erase[h * width : (h + 1) * width], d_reads[h * width : (h + 1) * width]
         is_first = memory.dtype.type(h == 0)  # 1 or 0: the others have erased above
-        for m in range(0, width - 1, 2):
-            p = m + 1
-            column, column_p, d_column, d_column_p = memory[m], memory[p], d_memory[m], d_memory[p]
-            k_m, j_m, e_m, r_m = key_read[m], key_write[m], e[m] * is_first, d_read[m]
-            k_p, j_p, e_p, r_p = key_read[p], key_write[p], e[p] * is_first, d_read[p]
-            total_k = total_j = total_k_p = total_j_p = zero
-            for n in range(rows):
-                total_k += d_dot_read[n] * column[n]
-                total_j += d_dot_write[n] * column[n]
-                total_k_p += d_dot_read[n] * column_p[n]
-                total_j_p += d_dot_write[n] * column_p[n]
-                kept = d_column[n] - d_column[n] * write_weighting[n] * e_m
-                kept_p = d_column_p[n] - d_column_p[n] * write_weighting[n] * e_p
-                by_read = r_m * read_weighting[n]
-                by_read_p = r_p * read_weighting[n]
-                d_column[n] = kept + by_read + d_dot_read[n] * k_m + d_dot_write[n] * j_m - row_norm_grad[n] * column[n]
-                d_column_p[n] = (
-                    kept_p + by_read_p + d_dot_read[n] * k_p + d_dot_write[n] * j_p - row_norm_grad[n] * column_p[n]
-                )
-            d_key_read[m] = total_k - key_norm_grad[h] * k_m
-            d_key_write[m] = total_j - key_norm_grad[writer] * j_m
-            d_key_read[p] = total_k_p - key_norm_grad[h] * k_p
-            d_key_write[p] = total_j_p - key_norm_grad[writer] * j_p
-        for m in range(width - width % 2, width):
+        for m in range(width):
             total_k = total_j = zero
             column, d_column = memory[m], d_memory[m]
             for n in range(rows):
