@@ -46,11 +46,28 @@ def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> st
         return f"is a {kind.__name__}"
     for name, method in vars(stock).items():
         if callable(method) and name != "__init__" and (name in own or getattr(kind, name) is not method):
-            return f"has a {name} of its own"
+            return f"has its own {name}"
     linear = getattr(module, map_name)
     if type(linear) is not nn.Linear or "forward" in vars(linear):
-        return f"has a {map_name} that is a {type(linear).__name__} of its own"
+        return f"has its own {map_name}, a {type(linear).__name__}"
     for name, part in (("itself", module), (map_name, linear)):
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
             return f"has hooks on {name} (pruning puts some there, too)"
     return None
+
+
+def changed_parameter(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> str | None:
+    """Return a phrase that says how a model's parameters differ from these, or None where they do not.
+
+    Args:
+        model: the model.
+        shapes: by name, all parameters that the fused path knows.
+    """
+    parameters = dict(model.named_parameters())
+    for name, shape in shapes.items():
+        parameter = parameters.pop(name, None)
+        if parameter is None or parameter.shape != shape:
+            return f"has no parameter {name} of shape {shape}"
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+            return f"has hooks on the gradient of {name}"
+    return f"has a parameter of its own, {next(iter(parameters))}" if parameters else None

@@ -20,6 +20,8 @@ class LSTMBaseline(Machine):
         backend: AUTO or REFERENCE; it runs on PyTorch's own code.
     """
 
+    first_names = "output_proj.weight", "output_proj.bias"
+
     def __init__(
         self, input_size: int, output_size: int, hidden_size: int, num_layers: int, backend: Backend = Backend.AUTO
     ) -> None:

@@ -7,16 +7,7 @@ from torch import Tensor, nn
 
 from ntm.backend import Backend, BackendError
 
-TRANSPOSED = 0, 2, 4  # of `packed_parameters` of an NTM: the weights of its three maps
-
-
-def packed_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """List a model's parameters as `pack_parameters` wants them: each map's weight and bias, then all others."""
-    maps, others = [], []
-    for module in model.modules():
-        into = maps if isinstance(module, nn.Linear) else others
-        into += [parameter for parameter in module._parameters.values() if parameter is not None]
-    return maps + others
+TRANSPOSED = 0, 2, 4  # of the `packed_parameters` of an NTM: the weights of its three maps
 
 
 def pack_parameters(parameters: list[Tensor], transposed: tuple[int, ...] = TRANSPOSED) -> Tensor:
@@ -62,14 +53,16 @@ class Machine(nn.Module):
     Attributes:
         backend: which path computes it; they agree to within rounding.
         flat_parameters: all parameters as one tensor, after `flatten_parameters`.
+        first_names: the parameters that come first in `packed_parameters`, if they are there.
         transposed: which of `packed_parameters` lie there by columns.
     """
 
+    first_names: tuple[str, ...] = ()
     transposed: tuple[int, ...] = ()
 
     def __init__(self, backend: Backend) -> None:
         super().__init__()
-        self.backend = backend
+        self.backend = Backend(backend)
         self.flat_parameters: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,6 +74,12 @@ class Machine(nn.Module):
         """Where its parameters are."""
         return next(self.parameters()).device
 
+    def packed_parameters(self) -> list[nn.Parameter]:
+        """All parameters in the order in which they lie in `flat_parameters`, whatever order they were made in."""
+        parameters = dict(self.named_parameters())
+        first = [parameters.pop(name) for name in self.first_names if name in parameters]
+        return first + list(parameters.values())
+
     def flatten_parameters(self) -> Tensor:
         """Pack all parameters into one tensor, `flat_parameters`, and their gradients into another, as views of these.
 
@@ -90,8 +89,14 @@ class Machine(nn.Module):
         Returns:
             All parameters as one, with `grad`, which is 0. Call this again after `to`, `deepcopy` or
             `load_state_dict(assign=True)`, which give the parameters other tensors.
+
+        Raises:
+            ValueError: a parameter is frozen: an optimizer of one tensor would move it, if only by weight decay.
         """
-        parameters = packed_parameters(self)
+        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        if frozen:
+            raise ValueError(f"{frozen[0]} is frozen, and an optimizer of all parameters as one would move it")
+        parameters = self.packed_parameters()
         packed = pack_parameters(parameters, self.transposed)
         self.flat_parameters = flat = packed.as_subclass(FlatParameters).requires_grad_()
         flat.grad = torch.zeros_like(flat)
@@ -112,9 +117,10 @@ class Machine(nn.Module):
         Raises:
             BackendError: `backend` is FUSED and it cannot be had.
         """
-        if self.backend is Backend.REFERENCE:
+        backend = Backend(self.backend)  # an error where it is none
+        if backend is Backend.REFERENCE:
             return False
         reason = self.why_not_fused()
-        if reason and self.backend is Backend.FUSED:
+        if reason and backend is Backend.FUSED:
             raise BackendError(reason)
         return reason is None

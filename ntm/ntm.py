@@ -19,13 +19,14 @@ the controller.
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ntm.addressing import SHIFTS, blur
-from ntm.backend import Backend, changed_part, import_trouble
+from ntm.backend import Backend, changed_parameter, changed_part, import_trouble
 from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
 from ntm.heads import Controls, Heads
 from ntm.loss import cross_entropy
-from ntm.machine import TRANSPOSED, Machine, packed_parameters
+from ntm.machine import TRANSPOSED, Machine
 from ntm.memory import initial_memory, read, write
 from ntm.shards import WHOLE, Part
 from ntm.state import NTMState
@@ -46,6 +47,12 @@ class NTM(Machine):
         backend: which path computes forward and backward; they agree to within rounding.
     """
 
+    first_names = (  # in the order that the fused path knows; the second three are a feed-forward controller's
+        *("controller.gate_proj.weight", "controller.gate_proj.bias"),
+        *("controller.hidden_proj.weight", "controller.hidden_proj.bias"),
+        *("heads.control_proj.weight", "heads.control_proj.bias", "output_proj.weight", "output_proj.bias"),
+        *("initial_reads", "controller.initial_hidden", "controller.initial_cell"),
+    )
     transposed = TRANSPOSED
 
     def __init__(
@@ -62,6 +69,8 @@ class NTM(Machine):
         super().__init__(backend)
         if controller not in CONTROLLERS:
             raise ValueError(f"controller is {controller!r}; allowed are {', '.join(CONTROLLERS)}")
+        if min(input_size, output_size, controller_size, memory_units, memory_unit_size, num_heads) < 1:
+            raise ValueError("each of a machine's sizes is at least 1")
         self.input_size = input_size
         self.memory_units = memory_units
         reads_size = num_heads * memory_unit_size
@@ -152,7 +161,7 @@ class NTM(Machine):
             from ntm import fused  # here, so that the readable path does without Numba
 
             state = self.initial_state(1, memory_units) if state is None else state  # one for all sequences
-            return fused.unroll(packed_parameters(self), self.flat_parameters, inputs, state, cell_mask)
+            return fused.unroll(self.packed_parameters(), self.flat_parameters, inputs, state, cell_mask)
         state = self.initial_state(inputs.shape[1], memory_units) if state is None else state
         return self.unroll(inputs, state, cell_mask)
 
@@ -196,7 +205,7 @@ class NTM(Machine):
 
             state = self.initial_state(1, rows)
             state = state if memory is None else state._replace(memory=memory)
-            parameters = packed_parameters(self), self.flat_parameters
+            parameters = self.packed_parameters(), self.flat_parameters
             return fused.forward_backward(*parameters, inputs, targets, mask, state, cell_mask, blur_cost, part)
         batch, here = inputs.shape[1], part.sequences(inputs.shape[1])
         state = self.initial_state(here.stop - here.start, rows)
@@ -236,8 +245,8 @@ class NTM(Machine):
         """Say in one phrase why this model cannot run on the fused path; None where it can.
 
         That path has the equations of this package written down once more. So it declines a model of which a class,
-        method, map or hook is not this package's. An equation that was edited it cannot see: `experiment.backend`
-        compares numbers.
+        method, map, parameter or hook is not this package's. An equation that was edited it cannot see:
+        `experiment.backend` compares numbers.
         """
         parameter = self.initial_reads
         if parameter.device.type != "cpu":
@@ -247,6 +256,8 @@ class NTM(Machine):
         trouble = import_trouble()
         if trouble:
             return trouble
+        if _has_any_global_hook():
+            return "the fused path calls no module, and there are hooks on the calls of all modules"
         controller, heads = self.controller, self.heads
         kind = FeedForwardController if isinstance(controller, FeedForwardController) else LSTMController
         map_name = "hidden_proj" if kind is FeedForwardController else "gate_proj"
@@ -258,7 +269,22 @@ class NTM(Machine):
             change = changed_part(*part)
             if change:
                 return f"the fused path computes the stock machine, and this one's {name} {change}"
-        stock = heads.num_read * (4 * heads.memory_unit_size + 12)  # controls of read and write heads with three shifts
-        if SHIFTS != (-1, 0, 1) or heads.num_read != heads.num_write or heads.control_proj.out_features != stock:
+        controls = heads.num_read * (4 * heads.memory_unit_size + 12)  # of read and write heads with three shifts
+        if SHIFTS != (-1, 0, 1) or heads.num_read != heads.num_write or heads.control_proj.out_features != controls:
             return "the fused path knows three shifts, and a write head for each read head"
-        return None
+        change = changed_parameter(self, self._stock_shapes())
+        return f"the fused path computes the stock machine, and this one {change}" if change else None
+
+    def _stock_shapes(self) -> dict[str, tuple[int, ...]]:
+        """All parameters of a machine of these sizes, by name, in the shapes that the fused path knows."""
+        heads, cells, inputs = self.heads, self.controller.output_size, self.input_size
+        reads, controls = heads.num_read * heads.memory_unit_size, heads.control_proj.out_features
+        maps = {"heads.control_proj": (controls, cells), "output_proj": (self.output_proj.out_features, reads + cells)}
+        others = {"initial_reads": (heads.num_read, heads.memory_unit_size)}
+        if isinstance(self.controller, LSTMController):
+            maps["controller.gate_proj"] = 4 * cells, inputs + reads + cells
+            others |= {"controller.initial_hidden": (cells,), "controller.initial_cell": (cells,)}
+        else:
+            maps["controller.hidden_proj"] = cells, inputs + reads
+        biases = {f"{name}.bias": shape[:1] for name, shape in maps.items()}
+        return {f"{name}.weight": shape for name, shape in maps.items()} | biases | others

@@ -68,14 +68,46 @@ def five_shifts(model):
     model.heads.control_proj = nn.Linear(6, model.heads.control_proj.out_features + 4).double()
 
 
+def buffer_for_parameter(module, name):
+    value = getattr(module, name).detach()
+    delattr(module, name)
+    module.register_buffer(name, value)
+
+
 CHANGES = {
+    "a parameter put in": (
+        lambda m: put(m, "temperature", nn.Parameter(torch.ones(16).double())),
+        "a parameter of its own, temperature",
+    ),
+    "a layer put in": (lambda m: put(m, "norm", nn.LayerNorm(3)), "a parameter of its own, norm.weight"),
+    "a parameter within the controller": (
+        lambda m: put(m.controller, "extra", nn.Linear(2, 2)),
+        "a parameter of its own, controller.extra.weight",
+    ),
+    "a cell that is not learned": (
+        lambda m: buffer_for_parameter(m.controller, "initial_cell"),
+        "no parameter controller.initial_cell of shape (6,)",
+    ),
+    "reads that are not learned": (lambda m: buffer_for_parameter(m, "initial_reads"), "no parameter initial_reads"),
+    "a map without a bias": (
+        lambda m: put(m, "output_proj", nn.Linear(11, 3, bias=False)),
+        "no parameter output_proj.bias of shape (3,)",
+    ),
+    "a parametrised start": (
+        lambda m: parametrize.register_parametrization(m.controller, "initial_hidden", Doubled()),
+        "no parameter controller.initial_hidden",
+    ),
+    "a hook on a gradient": (
+        lambda m: m.output_proj.weight.register_hook(torch.zeros_like),
+        "hooks on the gradient of output_proj.weight",
+    ),
     "a controller of one's own": (lambda m: put(m, "controller", Counter(10, 6)), "controller is a Counter"),
     "a controller's own step": (
         lambda m: put(m, "controller", OwnController(10, 6)),
-        "controller has a forward of its",
+        "controller has its own forward",
     ),
-    "heads of one's own": (lambda m: put(m, "heads", OwnHeads(6, 5, 1, 1)), "heads has a controls of its own"),
-    "a step put in": (lambda m: put(m, "step", lambda *a: NTM.step(m, *a)), "NTM has a step of its own"),
+    "heads of one's own": (lambda m: put(m, "heads", OwnHeads(6, 5, 1, 1)), "heads has its own controls"),
+    "a step put in": (lambda m: put(m, "step", lambda *a: NTM.step(m, *a)), "NTM has its own step"),
     "a hook": (lambda m: m.heads.register_forward_hook(lambda *a: None), "heads has hooks on itself"),
     "a hook before": (
         lambda m: m.controller.register_forward_pre_hook(lambda *a: None),
@@ -84,11 +116,11 @@ CHANGES = {
     "pruning": (lambda m: prune.l1_unstructured(m.controller.gate_proj, "weight", 0.5), "hooks on gate_proj"),
     "a parametrised map": (
         lambda m: parametrize.register_parametrization(m.output_proj, "weight", Doubled()),
-        "output_proj that is a ParametrizedLinear",
+        "its own output_proj, a ParametrizedLinear",
     ),
     "another map": (
         lambda m: put(m, "output_proj", nn.Sequential(nn.Linear(11, 4), nn.Linear(4, 3))),
-        "output_proj that is a Sequential",
+        "its own output_proj, a Sequential",
     ),
 }
 
@@ -113,9 +145,64 @@ def test_a_machine_that_is_not_stock_runs_on_the_readable_path_and_says_why(chan
             call()
 
 
+def made_again(model, name):
+    """Register a map's weight once more, behind its bias, as `prune.remove` does."""
+    linear = model.get_submodule(name)
+    prune.l1_unstructured(linear, "weight", amount=0.0)
+    prune.remove(linear, "weight")
+    assert list(linear._parameters) == ["bias", "weight"]
+
+
+@pytest.mark.parametrize("name", ["output_proj", "heads.control_proj", "controller.gate_proj"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_order_in_which_parameters_were_made_does_not_matter(name, flat):
+    model, inputs = lively_model(backend=Backend.FUSED), torch.rand(4, 2, 5).double()
+    made_again(model, name)
+    model.heads = model._modules.pop("heads")  # behind output_proj
+    model.output_proj.bias = nn.Parameter(model.output_proj.bias.detach().clone())
+    if flat:
+        model.flatten_parameters()
+    targets, mask = torch.ones(4, 2, 3).double(), torch.ones(4, 2).double()
+    found = []
+    for model.backend in ("reference", "fused"):
+        model.zero_grad()
+        loss, logits = model.forward_backward(inputs, targets, mask)
+        gradients = [parameter.grad.clone() for parameter in model.parameters()]
+        found.append((torch.tensor(loss), logits, model(inputs)[0].detach(), *gradients))
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours, check_dtype=False)
+
+
+def test_hooks_on_all_modules_are_declined():
+    model = lively_model()
+    handle = nn.modules.module.register_module_forward_hook(lambda *a: None)
+    try:
+        assert "hooks on the calls of all modules" in model.why_not_fused()
+    finally:
+        handle.remove()
+    assert model.why_not_fused() is None
+
+
+def test_a_backend_by_its_name():
+    assert not lively_model(backend="reference").use_fused()
+    model = lively_model(backend="fused")
+    assert model.use_fused()
+    model.backend = "reference"
+    assert not model.use_fused()
+    with pytest.raises(ValueError, match="rubbish"):
+        lively_model(backend="rubbish")
+
+
+def test_a_frozen_parameter_is_no_part_of_flat_ones():
+    model = lively_model()
+    model.initial_reads.requires_grad_(False)
+    with pytest.raises(ValueError, match="initial_reads is frozen"):
+        model.flatten_parameters()
+
+
 @pytest.mark.parametrize(("kind", "why"), [(OwnStep, "step_with_controls"), (OwnStart, "initial_state")])
 def test_a_subclass_that_overrides_a_method_is_declined(kind, why):
-    assert f"NTM has a {why} of its own" in kind(5, 3, 6, 7, 5).why_not_fused()
+    assert f"NTM has its own {why}" in kind(5, 3, 6, 7, 5).why_not_fused()
 
 
 def test_a_subclass_that_overrides_nothing_runs_on_the_fast_path():
