@@ -10,8 +10,10 @@ from conftest import ROOT, lively_model
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from experiment.backend import choose_device
-from ntm import NTM, Backend, BackendError, LSTMBaseline
+from experiment.backend import choose_device, warm_up
+from experiment.errors import InputError
+from ntm import NTM, Backend, BackendError, LSTMBaseline, addressing
+from ntm import ntm as machine
 from ntm.controller import LSTMController
 from ntm.heads import Heads
 
@@ -226,6 +228,55 @@ def test_more_shifts_than_three_are_declined():
     model = lively_model()
     five_shifts(model)
     assert "three shifts" in model.why_not_fused()
+
+
+def limited(**limits):
+    """Edit the heads' controls: hold some within limits."""
+
+    def edit(old):
+        def controls(self, hidden):
+            c = old(self, hidden)
+            return c._replace(**{name: getattr(c, name).clamp(*limit) for name, limit in limits.items()})
+
+        return controls
+
+    return edit
+
+
+def blank_rows_alike(old):
+    return lambda key, memory: torch.where(memory.abs().amax(-1).unsqueeze(1) < 1e-5, 0.5, old(key, memory))
+
+
+def epsilon_outside_the_root(old):
+    def similarity(key, memory):
+        norms = key.norm(dim=-1, keepdim=True) * memory.norm(dim=-1).unsqueeze(1)
+        return key @ memory.transpose(1, 2) / (norms + addressing.NORM_EPSILON)
+
+    return similarity
+
+
+EDITS = {  # of equations, as of somebody's experiment: where they stand, and the edit
+    "sharpening limited": (Heads, "controls", limited(sharpening=(1, 2))),
+    "key strength limited": (Heads, "controls", limited(key_strength=(0, 5))),
+    "what is added limited": (Heads, "controls", limited(add=(-1, 1))),
+    "no head stays": (Heads, "controls", limited(interpolation_gate=(0.01, 1))),
+    "memory limited": (machine, "write", lambda old: lambda *a: old(*a).clamp(-5, 5)),
+    "blank rows": (addressing, "cosine_similarity", blank_rows_alike),
+    "another epsilon": (addressing, "cosine_similarity", epsilon_outside_the_root),
+    "a shift the other way": (addressing, "shift", lambda old: lambda w, s: old(w, s.flip(-1))),
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("controller", ["lstm", "feedforward"])
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_equation_is_noticed(edit, controller, training, monkeypatch):
+    model = NTM(5, 3, 20, 16, 8, 2, controller=controller)
+    warm_up(model, training)
+    where, name, change = EDITS[edit]
+    monkeypatch.setattr(where, name, change(getattr(where, name)))
+    with pytest.raises(InputError, match="no longer agree"):
+        warm_up(model, training)
 
 
 @pytest.mark.slow
