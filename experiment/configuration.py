@@ -79,9 +79,19 @@ class Data:
 
     @staticmethod
     def types(name: str) -> dict[str, type]:
-        """The keys of a task's data set in a file, each with its type."""
+        """The keys of a task's data set in a file, each with its type.
+
+        Raises:
+            InputError: the task's class is not whole, or a key has the name of a network's.
+        """
+        missing = TASKS[name].missing()
+        if missing:
+            raise InputError(f"task {name}: the class {TASKS[name].__name__} {missing}")
         parameters = [field.name for field in dataclasses.fields(TASKS[name])]
         ranges = [f"{end}_{of}" for end in ENDS for of in TASKS[name].Size._fields]
+        for key in parameters:
+            if key in _types(Network) | _types(BaselineNetwork):
+                raise InputError(f"task {name}: its parameter {key} has the name of one of a network's")
         return {"task": str} | dict.fromkeys(parameters + ranges, int)
 
     @classmethod
@@ -213,7 +223,7 @@ def _checked_recipe(
 def unknown_name(name: str) -> InputError:
     """The error of a -config that there is not."""
     near = did_you_mean(name, NAMES)
-    file = "; a model or a task of your own goes by its file: -saved_model, -task_json"
+    file = "; of your own, a model goes by its file to evaluate.py -saved_model, a task to train.py -task_json"
     return InputError(f"-config {name}: no such configuration; choose one of {', '.join(NAMES)}{near or file}")
 
 

@@ -73,12 +73,12 @@ class Bounds(NamedTuple):
 
     def hold(self, value: float) -> bool:
         """Whether a number is within them."""
-        return (self.low < value if self.above else self.low <= value) and value <= self.high and value < math.inf
+        return (self.low < value if self.above else self.low <= value) and value <= min(self.high, sys.float_info.max)
 
     def __str__(self) -> str:
         noun = "a whole number" if self.kind is int else "a number"
         high = f"{self.high:,}" if self.kind is int else f"{self.high:g}"
-        upper = f" and at most {high}" if self.high < 1e18 else ""
+        upper = f" and at most {high}" if self.high < math.inf else ""
         return f"{noun} {'above' if self.above else 'of at least'} {self.low:g}{upper}"
 
 

@@ -37,7 +37,7 @@ class Recipe:
     optimizer: str = setting("adam", "which one", choices=OPTIMIZERS, section="the optimizer")
     lr: float = setting(2e-3, "learning rate", above=True)
     lr_cells: int = setting(
-        100, "lr is for this many cells of the controller; with C, it is lr * sqrt(this / C); 0: always lr"
+        100, "lr is for this many cells of the controller; with C, it is lr * sqrt(this / C); 0: always lr", 0, 10**9
     )
     lr_schedule: str = setting("cosine", "how the rate goes on: half a cosine down to 0, or constant",
                                choices=("cosine", "constant"))  # fmt: skip

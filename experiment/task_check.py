@@ -18,16 +18,31 @@ def check_task(configuration: Configuration) -> None:
     if type(task).loss is not Task.loss or not trained_on(task):
         raise InputError(f"task {data.name}: has a loss of its own, and train.py trains on that of ntm/loss.py")
     for size in (data.low, data.high):
-        batch = task.sample(3, size, torch.Generator().manual_seed(0))
-        trouble = trouble_of(batch, task)
-        if not trouble:
-            again = task.sample(3, size, torch.Generator().manual_seed(0))
-            if not all(map(torch.equal, batch, again)):
-                trouble = "sample draws something from elsewhere than its generator: a run could not be repeated"
-        if not trouble and task.rows_needed(size) < 1:
-            trouble = f"rows_needed is {task.rows_needed(size)}; a tape has at least one row"
+        trouble = trouble_at(task, size)
         if trouble:
             raise InputError(f"task {data.name}, size {label(size)}: {trouble}")
+
+
+def trouble_at(task: Task, size: tuple) -> str | None:
+    """Say in one phrase what is wrong with what a task makes of a size; None where nothing is."""
+    uneven = (0.5,) if task.can_be_uneven else ()
+    try:
+        batch, again, other = (task.sample(3, size, torch.Generator().manual_seed(seed), *uneven) for seed in (0, 0, 1))
+    except TypeError as error:
+        return f"sample cannot be called as training does ({error})"
+    trouble = trouble_of(batch, task)
+    if trouble:
+        return trouble
+    if not all(map(torch.equal, batch, again)):
+        return "sample draws something from elsewhere than its generator: a run could not be repeated"
+    if batch.inputs.numel() > 60 and all(map(torch.equal, batch, other)):
+        return "sample gives the same whatever its generator: a run would see nothing else"
+    if task.rows_needed(size) < 1:
+        return f"rows_needed is {task.rows_needed(size)}; a tape has at least one row"
+    best = task.optimal_cost(batch)
+    if best is not None and not (isinstance(best, torch.Tensor) and best.shape == (3,)):
+        return "optimal_cost must be None, or a tensor with the bits of each sequence, (B,)"
+    return None
 
 
 def trained_on(task: Task) -> bool:
@@ -39,6 +54,8 @@ def trained_on(task: Task) -> bool:
 
 def trouble_of(batch: Batch, task: Task) -> str | None:
     """Say in one phrase what is wrong with a batch of three sequences; None where nothing is."""
+    if not isinstance(batch, Batch):
+        return f"sample must give a Batch, and gives a {type(batch).__name__}"
     steps = len(batch.inputs)
     wanted = {"inputs": (steps, 3, task.input_size), "targets": (steps, 3, task.output_size), "mask": (steps, 3)}
     for name, part in batch._asdict().items():
@@ -53,5 +70,5 @@ def trouble_of(batch: Batch, task: Task) -> str | None:
         if not torch.isin(getattr(batch, name), torch.tensor([0.0, 1.0])).all():
             return f"{name} must be 0 or 1, and are not all"
     if not batch.mask.any(0).all():
-        return "the mask is 0 at all steps of a sequence, so that no answer counts"
+        return "the mask, (T, B), is 0 at all steps of a sequence, so that no answer counts"
     return None

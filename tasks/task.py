@@ -1,5 +1,6 @@
 """What every task shares: the batch it makes, how large it may be, and how an answer is scored."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
@@ -37,6 +38,23 @@ class Task(ABC):
     tested: ClassVar[tuple[tuple, ...]]  # sizes that evaluate.py tests beside the trained ones
     limits: ClassVar[dict[str, tuple[int, int]]] = {}  # of parameters and parts of a size, where not `USUAL_LIMITS`
     can_be_uneven: ClassVar[bool] = False  # whether `sample` takes `uneven`
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Say in one phrase what a class of one's own lacks or has of another kind; None where it is whole."""
+        size = getattr(cls, "Size", None)
+        if not dataclasses.is_dataclass(cls):
+            return "is no dataclass: put @dataclass(frozen=True) above it"
+        if cls.__abstractmethods__:
+            return f"has no {', '.join(sorted(cls.__abstractmethods__))}"
+        if not (isinstance(size, type) and issubclass(size, tuple) and hasattr(size, "_fields")):
+            return "has no Size, a NamedTuple of whole numbers"
+        if not isinstance(getattr(cls, "first", None), size):
+            return f"has no first that is a {size.__name__}, from which a curriculum grows"
+        if not all(isinstance(each, size) for each in getattr(cls, "tested", ("none",))):
+            return f"has no tested, a tuple of {size.__name__}, which evaluate.py tests beside the trained ones"
+        unknown = set(cls.limits) - {field.name for field in dataclasses.fields(cls)} - set(size._fields)
+        return f"has limits of {min(unknown)}, which is no parameter and no part of a size" if unknown else None
 
     @classmethod
     def limits_of(cls, name: str) -> tuple[int, int]:

@@ -47,3 +47,11 @@ def test_a_model_of_format_3_is_read(repository, tiny, tmp_path, monkeypatch):
     monkeypatch.undo()
     again = load_model(tmp_path / "old.pt")[0]
     assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_tensor_under_two_names_is_saved_and_read(tmp_path):
+    tensor = torch.randn(100, 100)
+    contents = {"configuration": {}, "model": {"a": tensor, "again": tensor, "none": tensor[:0]}}
+    save(tmp_path / "twice.pt", contents)
+    again = load(tmp_path / "twice.pt")["model"]
+    assert all(torch.equal(again[name], contents["model"][name]) for name in contents["model"])

@@ -77,7 +77,10 @@ WRONG = {
     "a key twice": ("train.py -task_json twice.json", "key 'num_heads' is there twice"),
     "a name in capitals": ("train.py -config M1D1", "did you mean m1d1?"),
     "a word too many": ("train.py -config m1d1 extra", "unrecognized arguments: extra\n"),
-    "a task of one's own as a name": ("evaluate.py -config lookup", "goes by its file: -saved_model, -task_json"),
+    "a task of one's own as a name": (
+        "evaluate.py -config lookup",
+        "a model goes by its file to evaluate.py -saved_model",
+    ),
     "a model that is not trained": ("evaluate.py -config l1d3", "train it with train.py"),
     "a place that cannot be": (
         "train.py -saved_model short.txt/x.pt",

@@ -1,6 +1,7 @@
 """experiment/task_check.py: a mistake in a task of one's own is named before a run."""
 
 import dataclasses
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from experiment.configuration import PAPER, load_configuration
 from experiment.errors import InputError
 from experiment.task_check import check_task
-from tasks import Batch, Task
+from tasks import TASKS, Batch, Task
 from tasks.copy import Copy
 
 
@@ -30,7 +31,13 @@ MISTAKES = {
     "too narrow": (lambda b: b._replace(inputs=b.inputs[..., :9]), r"inputs must be \(T, B, 10\)"),
     "float64": (lambda b: b._replace(inputs=b.inputs.double()), "inputs must be float32, and are torch.float64"),
     "minus ones": (lambda b: b._replace(targets=2 * b.targets - 1), "targets must be 0 or 1"),
-    "no mask": (lambda b: b._replace(mask=0 * b.mask), "the mask is 0 at all steps"),
+    "no mask": (lambda b: b._replace(mask=0 * b.mask), r"the mask, \(T, B\), is 0 at all steps"),
+    "a tuple": (tuple, "sample must give a Batch, and gives a tuple"),
+    "nothing": (lambda b: None, "sample must give a Batch, and gives a NoneType"),
+    "always the same": (
+        lambda b: Batch(torch.zeros_like(b.inputs), torch.zeros_like(b.targets), b.mask),
+        "the same whatever its generator",
+    ),
     "infinite": (lambda b: b._replace(inputs=b.inputs / 0), "inputs are not all finite"),
     "global randomness": (lambda b: b._replace(targets=torch.randint(0, 2, b.targets.shape).float()), "from elsewhere"),
 }
@@ -63,4 +70,50 @@ def test_an_edit_of_the_loss_that_training_would_not_see_is_refused(monkeypatch)
     original = Task.loss
     monkeypatch.setattr(Task, "loss", lambda self, logits, batch: 3 * original(self, logits, batch))
     with pytest.raises(InputError, match=r"has a loss of its own, and train\.py trains on that of"):
+        check_task(load_configuration("copy"))
+
+
+CLASSES = {  # of a task, each with something left away or of another kind
+    "no dataclass": (lambda kind: type("Mine", (Task,), {}), "is no dataclass"),
+    "no method": (
+        lambda kind: dataclass(type("Mine", (Task,), {})),
+        "has no input_size, output_size, rows_needed",
+    ),
+    "no size": (lambda kind: put(kind, Size=(int,)), "has no Size, a NamedTuple of whole numbers"),
+    "first a number": (lambda kind: put(kind, first=4), "has no first that is a Length"),
+    "tested numbers": (lambda kind: put(kind, tested=(8, 12)), "has no tested, a tuple of Length"),
+    "limits misspelt": (lambda kind: put(kind, limits={"seq_widht": (1, 4)}), "has limits of seq_widht, which is no"),
+}
+
+
+def put(kind, **attributes):
+    return type("Mine", (kind,), attributes)
+
+
+@pytest.mark.parametrize("mistake", CLASSES)
+def test_a_class_that_is_not_whole_is_refused(mistake, monkeypatch):
+    make, said = CLASSES[mistake]
+    assert Copy.missing() is None
+    monkeypatch.setitem(TASKS, "copy", make(Copy))
+    with pytest.raises(InputError, match=f"task copy: the class Mine {said}"):
+        load_configuration("copy")
+
+
+def test_a_parameter_of_a_tasks_own_is_none_of_a_networks(monkeypatch):
+    kind = dataclasses.make_dataclass("Mine", [("memory_units", int)], bases=(Copy,), frozen=True)
+    monkeypatch.setitem(TASKS, "copy", kind)
+    with pytest.raises(InputError, match="its parameter memory_units has the name of one of a network's"):
+        load_configuration("copy")
+
+
+@pytest.mark.parametrize("best", [3.0, torch.zeros(2)])
+def test_an_optimal_cost_of_another_shape_is_refused(best, monkeypatch):
+    monkeypatch.setattr(Copy, "optimal_cost", lambda self, batch: best)
+    with pytest.raises(InputError, match="optimal_cost must be None, or a tensor"):
+        check_task(load_configuration("copy"))
+
+
+def test_a_sample_that_takes_no_uneven_is_refused(monkeypatch):
+    monkeypatch.setattr(Copy, "sample", lambda self, batch_size, size, generator: None)
+    with pytest.raises(InputError, match="sample cannot be called as training does"):
         check_task(load_configuration("copy"))
