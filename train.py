@@ -171,9 +171,8 @@ def run(processes: Processes) -> None:
         train(state, None, held_out, options, processes)
         return
     log = RunLog(configuration, options.output / "log", options.output / "runs", state.step, state.sizes)
-    if not options.resume:
-        log.write_header("python " + shlex.join(sys.argv), configuration, path)
-        state.save(log.sizes())
+    log.write_header("python " + shlex.join(sys.argv), configuration, path, state.step if options.resume else None)
+    state.save(log.sizes())
     print(f"{name}: {weights.numel():,} parameters, {path}, seed {recipe.seed}")
     try:
         last_score = train(state, log, held_out, options, processes)

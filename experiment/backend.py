@@ -164,9 +164,12 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         threads: how many it gets; None for as many as PyTorch had, and one for an NTM on the readable path.
 
     Raises:
-        InputError: the model asks for the fused path, and it cannot be had.
+        InputError: the model asks for the fused path, and it cannot be had; or a parameter is frozen.
     """
     device = model.device
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if training and frozen:
+        raise InputError(f"{frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
     if model.backend is not Backend.REFERENCE:
         use_widest_vectors()
     try:

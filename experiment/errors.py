@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import math
 import os
 import sys
@@ -151,8 +152,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:  # a full disk, a folder that cannot be written
-        name = error.filename or "standard output"
-        print(f"{sys.argv[0]}: error: {name}: {error.strerror or error}", file=sys.stderr, flush=True)
+        name = error.filename or "a file or standard output"
+        elsewhere = "; -output names another folder" if error.errno in (errno.EROFS, errno.EACCES) else ""
+        print(f"{sys.argv[0]}: error: {name}: {error.strerror or error}{elsewhere}", file=sys.stderr, flush=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left in its buffer has nowhere to go
         sys.exit(2)
     sys.exit(0)

@@ -1,6 +1,8 @@
 """JSON files that people write: read, and checked key by key."""
 
 import json
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def checked_keys(fields: dict[str, Any], types: dict[str, type], source: str, pa
             raise InputError(f"{source}: key {key!r} is missing")
         value = fields[key]
         if kind is float and type(value) is int:
-            fields = {**fields, key: float(value)}
+            fields = {**fields, key: float(value) if abs(value) < sys.float_info.max else math.inf}
         elif type(value) is not kind:  # and not isinstance, for which True is an int
             nouns = {
                 int: "a whole number",

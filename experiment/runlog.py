@@ -129,8 +129,11 @@ class RunLog:
         self._curves = {curve: EventFile(folder / curve, step) for curve in CURVES}
         self._files |= {f"{curve}/{events.path.name}": events.path for curve, events in self._curves.items()}
 
-    def write_header(self, command: str, configuration: Configuration, path: str) -> None:
-        """Say what made this log."""
+    def write_header(self, command: str, configuration: Configuration, path: str, resumed: int | None = None) -> None:
+        """Say what made this log; or, where a run goes on, after which iteration, and by what."""
+        if resumed is not None:
+            self.line(f"# goes on after iteration {resumed}: {command}; commit {commit()}; {path}")
+            return
         fields = configuration.as_dict()
         fields["recipe"] = settings_in_use(configuration.recipe, configuration.network.has)
         lines = {

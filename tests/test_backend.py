@@ -10,7 +10,7 @@ from conftest import ROOT, lively_model
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from experiment.backend import choose_device, warm_up
+from experiment.backend import choose_device, start_backend, warm_up
 from experiment.errors import InputError
 from ntm import NTM, Backend, BackendError, LSTMBaseline, addressing
 from ntm import ntm as machine
@@ -200,6 +200,8 @@ def test_a_frozen_parameter_is_no_part_of_flat_ones():
     model.initial_reads.requires_grad_(False)
     with pytest.raises(ValueError, match="initial_reads is frozen"):
         model.flatten_parameters()
+    with pytest.raises(InputError, match=r"initial_reads is frozen, and train\.py trains all parameters"):
+        start_backend(model, training=True)
 
 
 @pytest.mark.parametrize(("kind", "why"), [(OwnStep, "step_with_controls"), (OwnStart, "initial_state")])
@@ -387,3 +389,8 @@ def test_auto_takes_a_gpu_for_what_the_fast_path_cannot_run(monkeypatch):
     assert choose_device("cuda:1", stock, 3) == torch.device("cuda", 1)
     stock.backend = Backend.REFERENCE
     assert choose_device("auto", stock).type == "cuda"
+
+
+def test_a_device_that_cannot_compute_is_refused():
+    with pytest.raises(InputError, match="-device meta: no such device here"):
+        choose_device("meta")

@@ -21,6 +21,12 @@ WRONG = {
     "batch of none": ("train.py -batch_size 0", "-batch_size"),
     "no iterations": ("train.py -num_iters 0", "-num_iters"),
     "text for a number": ("train.py -lr fast", "'fast' is not a number above 0"),
+    "a rate beyond floats": ("train.py -task_json huge.json", "huge.json: lr is"),
+    "cells beyond counting": (
+        f"train.py -lr_cells 1{'0' * 400}",
+        "at most 1,000,000,000",
+    ),
+    "a seed beyond 64 bits": ("train.py -seed 99999999999999999999", "at most 9,223,372,036,854,775,807"),
     "infinite rate": ("train.py -lr inf", "-lr"),
     "rate not a number": ("train.py -lr nan", "-lr"),
     "momentum with adam": ("train.py -momentum 0.9", "-momentum: is a setting of rmsprop"),
@@ -107,6 +113,7 @@ def bad_files(repository, tiny):
     folder = repository.folder
     (folder / "unknown.json").write_text(json.dumps({**GOOD, "depth": 3}))
     (folder / "twice.json").write_text(json.dumps(GOOD).replace("{", '{"num_heads": 2, ', 1))
+    (folder / "huge.json").write_text(json.dumps({**GOOD, "recipe": {"lr": 10**400}}))
     (folder / "impossible.json").write_text('{"batch_size": 0}')
     (folder / "text.pt").write_text("not a model\n")
     (folder / "pickle.pt").write_bytes(pickle.dumps(Attack()))
@@ -193,7 +200,7 @@ def test_help_names_each_flag_with_its_default(repository, script):
 @pytest.mark.parametrize(
     ("end", "code", "said"),
     [
-        (">/dev/full", 2, "standard output: No space left on device"),
+        (">/dev/full", 2, "a file or standard output: No space left on device"),
         ("2>&-", 0, ""),
         ("| head -n 1", 0, ""),
         (">&-", 0, ""),

@@ -106,6 +106,7 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     assert "older train.py" in repository.run("train.py", *flags, "-resume", code=2).stderr
     path.write_bytes(good)
     repository.run("train.py", *flags, "-saved_model", other, "-resume")
+    assert re.search(rf"^# goes on after iteration {stopped}: python train.py .* -resume; ", log.read_text(), re.M)
     a, b = (torch.load(path, weights_only=True)["model"] for path in (one, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
     resumed = curves(folder, "tiny")
