@@ -42,7 +42,7 @@ def choose_device(name: str, model: Machine | None = None, index: int = 0) -> to
             name = "cuda" if torch.cuda.is_available() and not (model and model.use_fused()) else "cpu"
         device = torch.device(name)
         device = torch.device(device.type, index) if device.type == "cuda" and device.index is None else device
-        torch.zeros((), device=device).item()  # a device that can compute: meta cannot
+        torch.zeros((), device=device).item()  # an error, too, where it computes no numbers: meta
     except BackendError as error:
         raise InputError(f"-backend {model.backend.value}: {error}") from error
     except (RuntimeError, AssertionError) as error:

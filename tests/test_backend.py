@@ -383,7 +383,7 @@ def test_auto_takes_a_gpu_for_what_the_fast_path_cannot_run(monkeypatch):
     lstm = LSTMBaseline(5, 3, 6, 1)
     assert [choose_device("auto", model).type for model in (stock, lstm, None)] == ["cpu"] * 3
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "empty", lambda *shape, device: None)  # so that any device can be had
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: torch.ones(()))  # so that any device can be had
     assert [choose_device("auto", model).type for model in (stock, changed, lstm, None)] == ["cpu", *["cuda"] * 3]
     assert choose_device("auto", lstm, 3) == choose_device("cuda", stock, 3) == torch.device("cuda", 3)
     assert choose_device("cuda:1", stock, 3) == torch.device("cuda", 1)
