@@ -167,9 +167,8 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         InputError: the model asks for the fused path, and it cannot be had; or a parameter is frozen.
     """
     device = model.device
-    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    if training and frozen:
-        raise InputError(f"{frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
+    if training and model.frozen:
+        raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
     if model.backend is not Backend.REFERENCE:
         use_widest_vectors()
     try:

@@ -74,6 +74,11 @@ class Machine(nn.Module):
         """Where its parameters are."""
         return next(self.parameters()).device
 
+    @property
+    def frozen(self) -> list[str]:
+        """The names of the parameters that get no gradient."""
+        return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+
     def packed_parameters(self) -> list[nn.Parameter]:
         """All parameters in the order in which they lie in `flat_parameters`, whatever order they were made in."""
         parameters = dict(self.named_parameters())
@@ -93,9 +98,8 @@ class Machine(nn.Module):
         Raises:
             ValueError: a parameter is frozen: an optimizer of one tensor would move it, if only by weight decay.
         """
-        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
-        if frozen:
-            raise ValueError(f"{frozen[0]} is frozen, and an optimizer of all parameters as one would move it")
+        if self.frozen:
+            raise ValueError(f"{self.frozen[0]} is frozen, and an optimizer of all parameters as one would move it")
         parameters = self.packed_parameters()
         packed = pack_parameters(parameters, self.transposed)
         self.flat_parameters = flat = packed.as_subclass(FlatParameters).requires_grad_()

@@ -47,7 +47,7 @@ class NTM(Machine):
         backend: which path computes forward and backward; they agree to within rounding.
     """
 
-    first_names = (  # in the order that the fused path knows; the second three are a feed-forward controller's
+    first_names = (  # in the order that the fused path knows; hidden_proj is a feed-forward controller's
         *("controller.gate_proj.weight", "controller.gate_proj.bias"),
         *("controller.hidden_proj.weight", "controller.hidden_proj.bias"),
         *("heads.control_proj.weight", "heads.control_proj.bias", "output_proj.weight", "output_proj.bias"),
