@@ -17,6 +17,8 @@ the controller.
     h_t      controller output   (B, C)      3.4         ntm/controller.py (and c_t, an LSTM's cell)
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -30,6 +32,26 @@ from ntm.machine import TRANSPOSED, Machine
 from ntm.memory import initial_memory, read, write
 from ntm.shards import WHOLE, Part
 from ntm.state import NTMState
+
+
+@cache
+def stock_shapes(inputs: int, outputs: int, cells: int, heads: int, width: int, lstm: bool) -> dict[str, tuple]:
+    """All parameters of a stock machine by name, in the shapes that the fused path knows.
+
+    Args:
+        inputs, outputs, cells, heads, width: I, O, C, R = W and M.
+        lstm: whether the controller is an LSTM, else feed-forward.
+    """
+    reads, controls = heads * width, heads * (4 * width + 12)  # of read and write heads with three shifts
+    maps = {"heads.control_proj": (controls, cells), "output_proj": (outputs, reads + cells)}
+    others = {"initial_reads": (heads, width)}
+    if lstm:
+        maps["controller.gate_proj"] = 4 * cells, inputs + reads + cells
+        others |= {"controller.initial_hidden": (cells,), "controller.initial_cell": (cells,)}
+    else:
+        maps["controller.hidden_proj"] = cells, inputs + reads
+    biases = {f"{name}.bias": shape[:1] for name, shape in maps.items()}
+    return {f"{name}.weight": shape for name, shape in maps.items()} | biases | others
 
 
 class NTM(Machine):
@@ -269,22 +291,10 @@ class NTM(Machine):
             change = changed_part(*part)
             if change:
                 return f"the fused path computes the stock machine, and this one's {name} {change}"
-        controls = heads.num_read * (4 * heads.memory_unit_size + 12)  # of read and write heads with three shifts
+        sizes = self.input_size, self.output_proj.out_features, controller.output_size
+        shapes = stock_shapes(*sizes, heads.num_read, heads.memory_unit_size, kind is LSTMController)
+        controls = shapes["heads.control_proj.bias"][0]
         if SHIFTS != (-1, 0, 1) or heads.num_read != heads.num_write or heads.control_proj.out_features != controls:
             return "the fused path knows three shifts, and a write head for each read head"
-        change = changed_parameter(self, self._stock_shapes())
+        change = changed_parameter(self, shapes)
         return f"the fused path computes the stock machine, and this one {change}" if change else None
-
-    def _stock_shapes(self) -> dict[str, tuple[int, ...]]:
-        """All parameters of a machine of these sizes, by name, in the shapes that the fused path knows."""
-        heads, cells, inputs = self.heads, self.controller.output_size, self.input_size
-        reads, controls = heads.num_read * heads.memory_unit_size, heads.control_proj.out_features
-        maps = {"heads.control_proj": (controls, cells), "output_proj": (self.output_proj.out_features, reads + cells)}
-        others = {"initial_reads": (heads.num_read, heads.memory_unit_size)}
-        if isinstance(self.controller, LSTMController):
-            maps["controller.gate_proj"] = 4 * cells, inputs + reads + cells
-            others |= {"controller.initial_hidden": (cells,), "controller.initial_cell": (cells,)}
-        else:
-            maps["controller.hidden_proj"] = cells, inputs + reads
-        biases = {f"{name}.bias": shape[:1] for name, shape in maps.items()}
-        return {f"{name}.weight": shape for name, shape in maps.items()} | biases | others
