@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from experiment import animation, plots
+from experiment import animation, checkpoint, plots
 from experiment.backend import choose_device, start_backend
 from experiment.bits import read_sequences
-from experiment.checkpoint import load_model
 from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_title, task_of, unknown_name
 from experiment.errors import InputError, Parser, number, run_script, sizes
 from experiment.options import THREADS_HELP
 from experiment.page import write_page
+from experiment.run import finished
 from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, trace
 from ntm import NTM, Backend
 from ntm.machine import Machine
@@ -75,6 +75,8 @@ def parse_options() -> argparse.Namespace:
         raise unknown_name(options.config)
     if options.config == "all" and options.input:
         raise InputError("-input goes with one model, not with -config all")
+    if options.page and options.backend == Backend.REFERENCE.value:
+        raise InputError("-page: has the equations of the fast path, with which it compares ntm/; leave -backend away")
     if options.input and (options.animate or options.page):
         raise InputError("-input answers sequences; give -animate and -page in a call of their own")
     for flag in ("dirt", "sizes", "num_sequences"):
@@ -92,7 +94,7 @@ def load(path: Path, options: argparse.Namespace) -> tuple[Machine, Configuratio
     Raises:
         InputError: the file cannot be used, or a flag asks for a memory that the model has not.
     """
-    model, configuration = load_model(path, backend=Backend(options.backend))
+    model, configuration = checkpoint.load_model(path, backend=Backend(options.backend))
     model = model.to(choose_device(options.device, model))
     if not isinstance(model, NTM):
         for flag in ("memory_units", "dirt", "page", "animate"):
@@ -286,12 +288,15 @@ def animate(path: Path, options: argparse.Namespace) -> None:
     log.mkdir(parents=True, exist_ok=True)
     animation.steps(shown, f"{configuration.title}: {describe(size)}", log / f"{name}_steps.gif")
     print(f"{log / f'{name}_steps.gif'}")
-    curves = path.absolute().parent.parent / "runs" / name  # of the run that made this very file
+    folder = path.absolute().parent.parent  # of the run that made this very file
+    curves, run_log = folder / "runs" / name, folder / "log" / f"{name}.log"
     if not curves.exists():
         print(f"no film of the training: its curves are not in {curves}")
-        return
-    animation.training(curves, name, log / f"{name}_training.gif")
-    print(f"{log / f'{name}_training.gif'}")
+    elif not run_log.exists() or finished(checkpoint.load(path)["trained"]) not in run_log.read_text(encoding="utf-8"):
+        print(f"no film of the training: by {run_log}, {curves} is of another run")
+    else:
+        animation.training(curves, name, log / f"{name}_training.gif")
+        print(f"{log / f'{name}_training.gif'}")
 
 
 def model_path(name: str, output: Path) -> Path:

@@ -81,6 +81,26 @@ def small_batch(model: Machine, backend: Backend, training: bool) -> list[Tensor
     return [logits, *(parameter.grad for parameter in model.parameters())]
 
 
+def check_controller(model: NTM) -> None:
+    """Take one step of a controller of one's own: a mistake in what it gives is one line, not a riddle.
+
+    Raises:
+        InputError: it is not an output, (B, C), and a state.
+    """
+    controller, wanted = model.controller, (2, model.heads.control_proj.in_features)
+    x = model.initial_reads.new_zeros(2, model.input_size + model.initial_reads.numel())
+    with torch.no_grad():
+        given = controller(x, controller.initial_state(2))
+    if not (isinstance(given, tuple) and len(given) == 2):
+        trouble = f"forward must give its output and its state, and gives a {type(given).__name__}"
+    elif not isinstance(given[0], Tensor) or given[0].shape != wanted:
+        shape = tuple(given[0].shape) if isinstance(given[0], Tensor) else f"of a {type(given[0]).__name__}"
+        trouble = f"its output must have shape (B, {wanted[1]}), and has for B = 2 shape {shape}"
+    else:
+        return
+    raise InputError(f"controller {type(controller).__name__}: {trouble}")
+
+
 def warm_up(model: Machine, training: bool) -> None:
     """Compile what a command needs of the fast path, or load it from the cache; compare it with the readable path.
 
@@ -138,14 +158,14 @@ class Compiling:
         while not self.over.wait(PATIENCE):
             jit = sys.modules.get("ntm.fused.jit")
             if jit is not None and jit.is_compiling():
-                self.begin()
+                self.begin(jit.is_kept())
                 return
 
-    def begin(self) -> None:
-        """Say it, and start the other process."""
-        line = "compiling the fast path: once, for 10 to 30 seconds; later runs find it on disk"
+    def begin(self, kept: bool) -> None:
+        """Say it, and start the other process, where what it compiles is kept."""
+        line = "compiling the fast path, for 10 to 30 seconds" + "; later runs find it on disk" * kept
         print(line, file=sys.stderr, flush=True)
-        if self.training and (os.cpu_count() or 1) > 1:
+        if self.training and kept and (os.cpu_count() or 1) > 1:
             self.child = subprocess.Popen([sys.executable, "-c", self.FORWARD], cwd=ROOT, stderr=subprocess.DEVNULL)
 
     def end(self) -> None:
@@ -164,7 +184,8 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         threads: how many it gets; None for as many as PyTorch had, and one for an NTM on the readable path.
 
     Raises:
-        InputError: the model asks for the fused path, and it cannot be had; or a parameter is frozen.
+        InputError: the model asks for the fused path, and it cannot be had; a parameter is frozen; or its controller
+            gives what no controller gives.
     """
     device = model.device
     if training and model.frozen:
@@ -173,6 +194,8 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         use_widest_vectors()
     try:
         if not model.use_fused():
+            if isinstance(model, NTM):
+                check_controller(model)
             why = "" if model.backend is Backend.REFERENCE else f" ({model.why_not_fused()})"
             if device.type == "cpu" and (threads or isinstance(model, NTM)):
                 torch.set_num_threads(threads or 1)  # an NTM's operations are too small to share out

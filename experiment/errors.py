@@ -150,7 +150,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         sys.exit(2)
     except BrokenPipeError:  # whoever read has enough, as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        sys.exit(128 + 13)  # as of a program that SIGPIPE ends: not all was done
     except OSError as error:  # a full disk, a folder that cannot be written
         name = error.filename or "a file or standard output"
         elsewhere = "; -output names another folder" if error.errno in (errno.EROFS, errno.EACCES) else ""

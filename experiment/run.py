@@ -83,8 +83,8 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
     With -overwrite it takes the plain name, whatever is there; with -resume that of the last interrupted run.
 
     Raises:
-        InputError: there is nothing to resume; -saved_model is a folder, or is there already; or another process works
-            on the run.
+        InputError: there is nothing to resume; a model's path is a folder, or is there already; or another process
+            works on the run.
     """
     runs, wanted, base = options.output / "runs", options.saved_model, configuration.name
     if wanted and wanted.is_dir():
@@ -113,6 +113,8 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
         left = saved_model, options.output / "log" / f"{name}.log", *folder.rglob("*")
         if not (options.resume or options.overwrite) and any(path.name != ".lock" and path.exists() for path in left):
             continue
+        if saved_model.is_dir():
+            raise InputError(f"{saved_model}: is a folder, where the model is to be a file; choose another -output")
         try:
             lock = acquire_lock(folder / ".lock", timeout=0)
         except Timeout as error:
@@ -252,6 +254,11 @@ class TrainState:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             what = f"iteration {self.step + 1}: loss {loss} or gradient norm {norm} is not finite ({self.where()})"
             raise InputError(f"{what}; stopped before a model was spoiled; {self.path} is from before")
+
+
+def finished(trained: dict[str, Any]) -> str:
+    """What the log of the run that made a model says at its end, by what the model's file tells of its training."""
+    return f"finished after {trained['seconds']:.1f} s: "
 
 
 def verdict(held_out: Score, optimum: float | None = None) -> str:

@@ -54,7 +54,11 @@ class LSTMBaseline(Machine):
 
         Returns:
             Output logits (T, B, output_size) and the final state.
+
+        Raises:
+            ValueError: inputs are not (T, B, input_size).
         """
+        self.require_inputs(inputs)
         self.use_fused()  # an error where that is asked for
         state = self.initial_state(inputs.shape[1]) if state is None else state
         outputs, state = self.layers(inputs, tuple(state))

@@ -51,12 +51,14 @@ class Machine(nn.Module):
     """A model that takes whole sequences, (T, B, input_size), and answers them.
 
     Attributes:
+        input_size: width of the external input.
         backend: which path computes it; they agree to within rounding.
         flat_parameters: all parameters as one tensor, after `flatten_parameters`.
         first_names: the parameters that come first in `packed_parameters`, if they are there.
         transposed: which of `packed_parameters` lie there by columns.
     """
 
+    input_size: int
     first_names: tuple[str, ...] = ()
     transposed: tuple[int, ...] = ()
 
@@ -78,6 +80,16 @@ class Machine(nn.Module):
     def frozen(self) -> list[str]:
         """The names of the parameters that get no gradient."""
         return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+
+    def require_inputs(self, inputs: Tensor) -> None:
+        """See that inputs are sequences for this model.
+
+        Raises:
+            ValueError: they are not (T, B, input_size), or have no step.
+        """
+        if inputs.dim() != 3 or inputs.shape[2] != self.input_size or not len(inputs):
+            wanted = f"(T, B, {self.input_size}), of at least one step"
+            raise ValueError(f"inputs of shape {tuple(inputs.shape)}: this model takes {wanted}")
 
     def packed_parameters(self) -> list[nn.Parameter]:
         """All parameters in the order in which they lie in `flat_parameters`, whatever order they were made in."""

@@ -175,8 +175,10 @@ class NTM(Machine):
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
-            ValueError: there are both a state and a number of rows, and they do not agree.
+            ValueError: inputs are not (T, B, input_size); or there are both a state and a number of rows, and they do
+                not agree.
         """
+        self.require_inputs(inputs)
         if state is not None and memory_units not in (None, state.memory.shape[1]):
             raise ValueError(f"memory_units is {memory_units}, and the state has {state.memory.shape[1]} rows")
         if self.use_fused():
@@ -221,6 +223,7 @@ class NTM(Machine):
             BackendError: the fused path was asked for and cannot be had.
             ValueError: arguments do not fit together, or the batch cannot be split into so many parts.
         """
+        self.require_inputs(inputs)
         rows = None if memory is None else memory.shape[1]
         if self.use_fused():
             from ntm import fused

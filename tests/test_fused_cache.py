@@ -88,3 +88,22 @@ def test_a_constant_outside_the_folder_that_changes_is_compiled_anew(package, tm
     assert stamp() == before
     shards.write_text(shards.read_text().replace("GROUP = 8", "GROUP = 4"))
     assert stamp() != before
+
+
+def test_where_nothing_can_be_kept_no_later_run_is_promised(tmp_path):
+    for name in ("ntm", "experiment", "tasks"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "ntm" / "fused" / "__pycache__").write_text("a file, where the cache would be a folder")
+    code = "from experiment.backend import Compiling; from ntm.fused import jit; Compiling(False).begin(jit.is_kept())"
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+
+    def said(home):
+        command, own = [sys.executable, "-c", f"{code}; import os; os._exit(0)"], {"HOME": home, "XDG_CACHE_HOME": home}
+        done = subprocess.run(command, cwd=tmp_path, env=environment | own, capture_output=True, text=True)
+        return done.stderr
+
+    promise = "; later runs find it on disk"
+    assert promise in said(str(tmp_path / "home"))
+    assert "NUMBA_CACHE_DIR names one" in said("/dev/null")
+    assert "compiling" in said("/dev/null")
+    assert promise not in said("/dev/null")

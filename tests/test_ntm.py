@@ -1,5 +1,7 @@
 """ntm/ntm.py and state.py, with controllers and heads: the oracle, and what holds for any such machine."""
 
+import re
+
 import numpy as np
 import oracle
 import pytest
@@ -8,7 +10,7 @@ from conftest import flat, lively_model, lively_state, nested
 from torch.autograd import gradcheck
 
 from experiment.configuration import Recipe, load_configuration
-from ntm import NTM, Backend, BackendError
+from ntm import NTM, Backend, BackendError, LSTMBaseline
 from tasks import Batch, Reverse
 
 BACKENDS = [Backend.REFERENCE, Backend.FUSED]
@@ -174,3 +176,14 @@ def test_rows_that_a_state_has_not_are_refused(backend):
 def test_an_unknown_controller_is_refused():
     with pytest.raises(ValueError, match="controller is 'gru'; allowed are lstm, feedforward"):
         NTM(5, 3, 6, 7, 5, controller="gru")
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 2, 4), (0, 2, 5)])
+@pytest.mark.parametrize(
+    "model", [NTM(5, 3, 6, 7, 5), NTM(5, 3, 6, 7, 5, backend="reference"), LSTMBaseline(5, 3, 6, 1)]
+)
+def test_inputs_that_are_no_sequences_are_refused(model, shape):
+    with pytest.raises(ValueError, match=rf"inputs of shape {re.escape(str(shape))}: .* \(T, B, 5\), of at least one"):
+        model(torch.zeros(shape))
+    with pytest.raises(ValueError, match="inputs of shape"):
+        model.forward_backward(torch.zeros(shape), torch.zeros(6, 2, 3), torch.ones(6, 2))

@@ -141,7 +141,7 @@ def test_the_papers_own_setting_learns(repository):
 
 
 @pytest.mark.slow
-def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(repository, tiny):
+def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(repository, tiny, tmp_path):
     flags, out = (*tiny[0][:2], "-num_iters", 3, "-batch_size", 2), repository.folder / "own"
 
     def train(*more, code=0):
@@ -169,6 +169,14 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     assert "reverse_tiny-2.pt: is there already; -overwrite replaces it" in error
     assert "is a folder" in train("-saved_model", out, code=2).stderr
     assert files() == after
+    saved = out / "saved_model" / "reverse_tiny.pt"
+    train("-seed", 4, "-overwrite", "-saved_model", tmp_path / "other.pt")
+    said = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-output", tmp_path).stdout
+    assert "runs/tiny is of another run" in said
+    assert not (tmp_path / "log" / "tiny_training.gif").exists()
+    saved.unlink()
+    saved.mkdir()
+    assert "reverse_tiny.pt: is a folder" in train("-overwrite", code=2).stderr
 
 
 @pytest.mark.slow

@@ -76,11 +76,17 @@ def jit_inline(function):
 
 
 _entries: list = []  # the functions that `jit_entry` made
+_unkept: list = []  # those of them that no folder takes
 
 
 def is_compiling() -> bool:
     """Whether a function is being compiled, or has been, rather than loaded from the cache."""
     return any(sum(entry.stats.cache_misses.values()) for entry in _entries)
+
+
+def is_kept() -> bool:
+    """Whether what is compiled has a place on disk, where later runs find it."""
+    return not _unkept
 
 
 def jit_entry(function, **more):
@@ -94,6 +100,7 @@ def jit_entry(function, **more):
         warnings.warn("compiled code is not kept: no folder can be written; NUMBA_CACHE_DIR names one", stacklevel=1)
         compiled = jit(function, no_cpython_wrapper=False, **more)
         _entries.append(compiled)
+        _unkept.append(compiled)
         return compiled
     _entries.append(compiled)
     files, save = compiled._cache._cache_file, compiled._cache.save_overload
