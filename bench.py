@@ -249,7 +249,7 @@ def measure(processes: Processes) -> None:
                     start_backend(model, training=True, threads=n)
                     if path == "compiled":
                         torch.compiler.reset()  # else, after eight models it would give up compiling
-                        model.step_with_controls = torch.compile(model.step_with_controls)
+                        model.step_with_focus = torch.compile(model.step_with_focus)
                     step = milliseconds(
                         training_step(configuration, model, batch_size, options.length), options.seconds, device
                     )

@@ -54,7 +54,9 @@ class Recipe:
     )
     dirt: float = setting(2.0, "largest standard deviation of the numbers in a dirty memory", needs="memory")
     blur_cost: float = setting(
-        0.05, "what the mean blur of the weightings adds to the loss; grows from 0 to this", needs="memory"
+        0.2,
+        "what the mean blur of heads, before sharpening, adds to the loss; grows from 0 to this",
+        needs="memory",
     )
     cell_dropout: float = setting(
         0.25, "chance that a cell of an LSTM controller is set to 0, at each step", 0, 0.999999, needs="cells"

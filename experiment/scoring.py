@@ -181,9 +181,9 @@ def trace(
     state = initial_state(model, 1, memory_units, dirt, source)
     first_memory, steps = state.memory[0].cpu().numpy(), []
     for x in batch.inputs[:, :1].to(device):
-        logits, state, controls = model.step_with_controls(x, state)
+        logits, state, focus = model.step_with_focus(x, state)
         reading, writing = state.weighting[:, :readers], state.weighting[:, readers:]
-        c = controls
+        c = focus.controls
         addressing = c.key_strength[..., 0], c.interpolation_gate[..., 0], c.shift_weighting, c.sharpening[..., 0]
         steps.append(
             (logits.sigmoid(), c.erase, c.add, state.reads, reading, writing, *addressing, state.memory.clone())

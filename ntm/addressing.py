@@ -91,7 +91,7 @@ def address(
     interpolation_gate: Tensor,
     shift_weighting: Tensor,
     sharpening: Tensor,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Produce each head's weighting (Figure 2): eq. 6, 5, 7, 8 and 9 in turn.
 
     Args:
@@ -100,21 +100,23 @@ def address(
         key, key_strength, interpolation_gate, shift_weighting, sharpening: the heads' controls, as above.
 
     Returns:
-        w_t, (B, H, N).
+        w_t, and w~_t, which is what it was before eq. 9; each (B, H, N).
     """
     content = content_weighting(cosine_similarity(key, memory), key_strength)
     gated = interpolate(content, previous, interpolation_gate)
     shifted = shift(gated, shift_weighting)
-    return sharpen(shifted, sharpening)
+    return sharpen(shifted, sharpening), shifted
 
 
-def blur(weighting: Tensor) -> Tensor:
-    """How far a head is from standing on one row: `1 - sum_i w(i)^2`, 0 for a one-hot weighting, 1 - 1/N for uniform.
+def blur(shifted: Tensor) -> Tensor:
+    """How far a head is from one row before it is sharpened: `1 - sum_i w~(i)^2`, 0 on one row, 1 - 1/N on all alike.
+
+    Sharpening hides a shift that hardly chooses between two rows, until the day it chooses the other; this shows it.
 
     Args:
-        weighting: w_t, (..., N).
+        shifted: w~_t, (..., N).
 
     Returns:
         (...).
     """
-    return 1 - weighting.square().sum(-1)
+    return 1 - shifted.square().sum(-1)

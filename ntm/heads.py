@@ -27,6 +27,14 @@ def control_sizes(num_read: int, num_write: int, width: int) -> tuple[int, ...]:
     return heads * width, heads, heads, heads * len(SHIFTS), heads, num_write * width, num_write * width
 
 
+class Focus(NamedTuple):
+    """Where the heads stand at one step, and how they got there; read heads first."""
+
+    weighting: Tensor  # w_t   (B, H, N)
+    shifted: Tensor  # w~_t  (B, H, N)  before it was sharpened
+    controls: Controls
+
+
 class Heads(nn.Module):
     """All read and write heads; one linear map makes the controls of every head at once.
 
@@ -60,18 +68,13 @@ class Heads(nn.Module):
             add=add,
         )
 
-    def forward(self, hidden: Tensor, memory: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Controls]:
+    def forward(self, hidden: Tensor, memory: Tensor, previous: Tensor) -> Focus:
         """Address the memory with every head.
 
         Args:
             hidden: h_t, (B, C).
             memory: M_{t-1}, (B, N, M).
             previous: w_{t-1} of all heads, (B, H, N).
-
-        Returns:
-            The read heads' weighting (B, R, N), the write heads' (B, W, N), and the controls.
         """
         controls = self.controls(hidden)
-        weighting = address(memory, previous, *controls[:5])
-        reading, writing = weighting.split((self.num_read, self.num_write), dim=1)
-        return reading, writing, controls
+        return Focus(*address(memory, previous, *controls[:5]), controls)

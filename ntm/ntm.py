@@ -26,7 +26,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from ntm.addressing import SHIFTS, blur
 from ntm.backend import Backend, changed_parameter, changed_part, import_trouble
 from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
-from ntm.heads import Controls, Heads
+from ntm.heads import Focus, Heads
 from ntm.loss import cross_entropy
 from ntm.machine import TRANSPOSED, Machine
 from ntm.memory import initial_memory, read, write
@@ -138,22 +138,22 @@ class NTM(Machine):
         Returns:
             Output logits (B, output_size) and the new state.
         """
-        logits, state, _ = self.step_with_controls(x, state, cell_mask)
+        logits, state, _ = self.step_with_focus(x, state, cell_mask)
         return logits, state
 
-    def step_with_controls(
+    def step_with_focus(
         self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None
-    ) -> tuple[Tensor, NTMState, Controls]:
-        """Take one step as `step` does, and give the heads' controls as well, for pictures."""
+    ) -> tuple[Tensor, NTMState, Focus]:
+        """Take one step as `step` does, and give as well how the heads got where they are."""
         controller_input = torch.cat((x, state.reads.flatten(1)), dim=-1)
         mask = () if cell_mask is None else (cell_mask,)  # a custom controller need not take a mask
         output, controller = self.controller(controller_input, state.controller, *mask)
-        reading, writing, controls = self.heads(output, state.memory, state.weighting)
+        focus = self.heads(output, state.memory, state.weighting)
+        reading, writing = focus.weighting.split((self.heads.num_read, self.heads.num_write), dim=1)
         reads = read(state.memory, reading)
-        memory = write(state.memory, writing, controls.erase, controls.add)
+        memory = write(state.memory, writing, focus.controls.erase, focus.controls.add)
         logits = self.output_proj(torch.cat((reads.flatten(1), output), dim=-1))
-        weighting = torch.cat((reading, writing), dim=1)
-        return logits, NTMState(memory, weighting, reads, controller), controls
+        return logits, NTMState(memory, focus.weighting, reads, controller), focus
 
     def forward(
         self,
@@ -202,7 +202,7 @@ class NTM(Machine):
         """Run over whole sequences and go back: adds to each parameter's `grad`, as `backward()` of the loss does.
 
         The loss is the mean binary cross-entropy of the bits of the steps that count, and `blur_cost` times the mean
-        blur of the weightings of all heads at all steps. On the fused path a few sequences at a time go forward and
+        blur of all heads at all steps. On the fused path a few sequences at a time go forward and
         back, while what they leave behind is in cache: faster than `forward` and `backward()`.
 
         Args:
@@ -221,7 +221,8 @@ class NTM(Machine):
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
-            ValueError: arguments do not fit together, or the batch cannot be split into so many parts.
+            ValueError: arguments do not fit together, the batch cannot be split into so many parts, or there is a cost
+                of blur, and the model has a `step` of its own.
         """
         self.require_inputs(inputs)
         rows = None if memory is None else memory.shape[1]
@@ -236,12 +237,12 @@ class NTM(Machine):
         state = self.initial_state(here.stop - here.start, rows)
         if memory is not None:
             state = state._replace(memory=memory if len(memory) == 1 else memory[here])
-        weightings = [] if blur_cost else None
+        shifted = [] if blur_cost else None
         cell_mask = None if cell_mask is None else cell_mask[:, here]
-        logits, _ = self.unroll(inputs[:, here], state, cell_mask, weightings)
+        logits, _ = self.unroll(inputs[:, here], state, cell_mask, shifted)
         loss = cross_entropy(logits, targets[:, here], mask[:, here], mask.sum())
         if blur_cost:
-            loss = loss + blur_cost * blur(torch.stack(weightings)).mean() * logits.shape[1] / batch
+            loss = loss + blur_cost * blur(torch.stack(shifted)).mean() * logits.shape[1] / batch
         loss.backward()
         return loss.item(), logits.detach()
 
@@ -250,20 +251,28 @@ class NTM(Machine):
         inputs: Tensor,
         state: NTMState,
         cell_mask: Tensor | None = None,
-        weightings: list[Tensor] | None = None,
+        shifted: list[Tensor] | None = None,
     ) -> tuple[Tensor, NTMState]:
         """Apply `step` T times: the readable path, on any device and in any floating-point type.
 
         Args:
             inputs, state, cell_mask: as in `forward`.
-            weightings: a list that gets each step's weighting, (B, H, N).
+            shifted: a list that gets each step's w~_t, (B, H, N).
+
+        Raises:
+            ValueError: there is such a list, and the model has a `step` of its own, which gives no w~_t.
         """
+        if shifted is not None and (type(self).step is not NTM.step or "step" in vars(self)):
+            raise ValueError("a cost of blur is by `step_with_focus`, and this model has its own `step`: override that")
         outputs = []
         for t, x in enumerate(inputs):
-            logits, state = self.step(x, state, None if cell_mask is None else cell_mask[t])
+            mask = None if cell_mask is None else cell_mask[t]
+            if shifted is None:
+                logits, state = self.step(x, state, mask)
+            else:
+                logits, state, focus = self.step_with_focus(x, state, mask)
+                shifted.append(focus.shifted)
             outputs.append(logits)
-            if weightings is not None:
-                weightings.append(state.weighting)
         return torch.stack(outputs), state
 
     def why_not_fused(self) -> str | None:

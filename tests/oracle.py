@@ -27,7 +27,7 @@ def similarity(key, row):
 
 
 def address(memory, previous, key, beta, g, s, gamma):
-    """One head: equations 6, 5, 7, 8, 9. `s` is in the order of the shifts -1, 0, +1."""
+    """One head: equations 6, 5, 7, 8, 9; w and w~. `s` is in the order of the shifts -1, 0, +1."""
     rows = len(memory)
     content = softmax([beta * similarity(key, row) for row in memory])
     gated = [g * content[i] + (1 - g) * previous[i] for i in range(rows)]
@@ -38,7 +38,7 @@ def address(memory, previous, key, beta, g, s, gamma):
                 if (j + offset) % rows == i:
                     shifted[i] += gated[j] * weight
     powers = [(w + LOG_EPSILON) ** gamma for w in shifted]
-    return [p / sum(powers) for p in powers]
+    return [p / sum(powers) for p in powers], shifted
 
 
 def read(memory, weighting):
@@ -103,7 +103,7 @@ def unroll(model, inputs, state, cell_mask=None):
         erases = [[sigmoid(next(controls)) for _ in range(width)] for _ in range(writers)]
         adds = [[next(controls) for _ in range(width)] for _ in range(writers)]
         weighting = [
-            address(memory, weighting[h], keys[h], betas[h], gates[h], shifts[h], gammas[h]) for h in range(heads)
+            address(memory, weighting[h], keys[h], betas[h], gates[h], shifts[h], gammas[h])[0] for h in range(heads)
         ]
         reads = [read(memory, w) for w in weighting[:readers]]
         memory = write(memory, weighting[readers:], erases, adds)

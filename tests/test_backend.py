@@ -19,9 +19,9 @@ from ntm.heads import Heads
 
 
 class OwnStep(NTM):
-    def step_with_controls(self, x, state, cell_mask=None):
-        logits, state, controls = super().step_with_controls(x, state, cell_mask)
-        return 2 * logits, state, controls
+    def step_with_focus(self, x, state, cell_mask=None):
+        logits, state, focus = super().step_with_focus(x, state, cell_mask)
+        return 2 * logits, state, focus
 
 
 class OwnStart(NTM):
@@ -204,7 +204,7 @@ def test_a_frozen_parameter_is_no_part_of_flat_ones():
         start_backend(model, training=True)
 
 
-@pytest.mark.parametrize(("kind", "why"), [(OwnStep, "step_with_controls"), (OwnStart, "initial_state")])
+@pytest.mark.parametrize(("kind", "why"), [(OwnStep, "step_with_focus"), (OwnStart, "initial_state")])
 def test_a_subclass_that_overrides_a_method_is_declined(kind, why):
     assert f"NTM has its own {why}" in kind(5, 3, 6, 7, 5).why_not_fused()
 

@@ -117,9 +117,9 @@ def test_there_and_back_at_once_is_the_same_as_a_loss_and_backward(size):
     mask[0, 0] = 1
     state, outputs, blurs = model.initial_state(size["batch"])._replace(memory=start.memory), [], []
     for t, x in enumerate(inputs):
-        logits, state = model.step(x, state, None if cell_mask is None else cell_mask[t])
+        logits, state, focus = model.step_with_focus(x, state, None if cell_mask is None else cell_mask[t])
         outputs.append(logits)
-        blurs.append(1 - state.weighting.square().sum(-1))
+        blurs.append(1 - focus.shifted.square().sum(-1))
     logits = torch.stack(outputs)
     loss = Reverse(3).loss(logits, Batch(inputs, targets, mask)) + size["blur_cost"] * torch.stack(blurs).mean()
     loss.backward()
@@ -408,7 +408,7 @@ def test_an_empty_batch():
 def test_wrong_shapes_are_refused():
     model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
     inputs, state = torch.rand(4, 2, 5), model.initial_state(2)
-    with pytest.raises(ValueError, match="5 inputs"):
+    with pytest.raises(ValueError, match=r"takes \(T, B, 5\)"):
         model(inputs[..., :4])
     lstm, short = state.controller, state.controller._replace(cell=state.controller.cell[:, 1:])
     for change in ({"controller": short}, {"weighting": state.weighting[..., 1:]}, {"reads": state.reads[:, :0]}):

@@ -117,9 +117,9 @@ def test_forward_backward_is_the_papers_loss_with_blur_from_any_memory(backend, 
 
     state, outputs, blurs = model.initial_state(6, rows)._replace(memory=memory), [], []
     for x, keep in zip(batch.inputs, cell_mask, strict=True):
-        logits, state = model.step(x, state, keep)
+        logits, state, focus = model.step_with_focus(x, state, keep)
         outputs.append(logits)
-        blurs.append(1 - state.weighting.square().sum(-1))
+        blurs.append(1 - focus.shifted.square().sum(-1))
     loss = Reverse(3).loss(torch.stack(outputs), batch) + blur_cost * torch.stack(blurs).mean()
     wanted = torch.autograd.grad(loss, model.parameters())
 
@@ -187,3 +187,19 @@ def test_inputs_that_are_no_sequences_are_refused(model, shape):
         model(torch.zeros(shape))
     with pytest.raises(ValueError, match="inputs of shape"):
         model.forward_backward(torch.zeros(shape), torch.zeros(6, 2, 3), torch.ones(6, 2))
+
+
+def test_a_step_of_ones_own_counts_or_is_refused():
+    class OwnStep(NTM):
+        def step(self, x, state, cell_mask=None):
+            logits, state = super().step(x, state, cell_mask)
+            return 2 * logits, state
+
+    own, stock = OwnStep(5, 3, 6, 7, 5), NTM(5, 3, 6, 7, 5, backend="reference")
+    stock.load_state_dict(own.state_dict())
+    inputs, targets, mask = torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2)
+    torch.testing.assert_close(own(inputs)[0], 2 * stock(inputs)[0])
+    with pytest.raises(ValueError, match="this model has its own `step`"):
+        own.forward_backward(inputs, targets, mask, blur_cost=0.1)
+    _, logits = own.forward_backward(inputs, targets, mask)
+    torch.testing.assert_close(logits, 2 * stock(inputs)[0])

@@ -138,13 +138,13 @@ def sharpen_backward(shifted, sharpening, log_shifted, weighting, d_weighting, d
 
 
 @jit
-def blur(weighting):
-    """How far a head is from standing on one row: 1 - sum_n w(n)^2."""
-    return ONE - dot(weighting, weighting)
+def blur(shifted):
+    """How far a head is from one row before it is sharpened: 1 - sum_n w~(n)^2."""
+    return ONE - dot(shifted, shifted)
 
 
 @jit
-def blur_backward(weighting, d_blur, d_weighting):
-    """Gradient of `blur`. Accumulates into `d_weighting`."""
-    for n in range(weighting.shape[0]):
-        d_weighting[n] -= TWO * d_blur * weighting[n]
+def blur_backward(shifted, d_blur, d_shifted):
+    """Gradient of `blur`. Accumulates into `d_shifted`."""
+    for n in range(shifted.shape[0]):
+        d_shifted[n] -= TWO * d_blur * shifted[n]

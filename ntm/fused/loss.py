@@ -48,8 +48,8 @@ def group_loss(first, logits, loss_args, saved, bit_weights, bit_loss):
 def group_blur(saved, blur_weight):
     """The sum of `blur_weight` * blur over all steps, sequences and heads of a group."""
     total = 0.0
-    for t in range(1, saved.weighting.shape[0]):
-        for g in range(saved.weighting.shape[1]):
-            for h in range(saved.weighting.shape[2]):
-                total += blur_weight * blur(saved.weighting[t, g, h])
+    for t in range(saved.shifted.shape[0]):
+        for g in range(saved.shifted.shape[1]):
+            for h in range(saved.shifted.shape[2]):
+                total += blur_weight * blur(saved.shifted[t, g, h])
     return total

@@ -147,13 +147,13 @@ def memory_step_backward(blur_weight, saved, t, d_state, scratch):
             memory, weighting, erase, add, d_reads, d_memory, d_weighting, d_erase, d_add, scratch.memory_before_erase
         )
         for h in range(heads):
-            blur_backward(weighting[h], blur_weight, d_weighting[h])
             gate = controls.interpolation_gate[h]
             shifts, d_shifts = controls.shift_weighting[3 * h :], d_controls.shift_weighting[3 * h :]
             interpolate(content[h], previous[h], gate, scratch.gated)
             d_controls.sharpening[h] = sharpen_backward(
                 shifted[h], controls.sharpening[h], log_shifted[h], weighting[h], d_weighting[h], scratch.d_shifted
             )
+            blur_backward(shifted[h], blur_weight, scratch.d_shifted)
             shift_backward(scratch.gated, shifts, scratch.d_shifted, scratch.d_gated, d_shifts)
             d_controls.interpolation_gate[h] = interpolate_backward(
                 content[h], previous[h], gate, scratch.d_gated, scratch.d_content, d_weighting[h]
