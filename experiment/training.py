@@ -167,7 +167,10 @@ class Clipper:
         """Clip a gradient in place; returns its norm before it was cut to the typical one."""
         if self.recipe.clip_value > 0:
             gradient.clamp_(-self.recipe.clip_value, self.recipe.clip_value)
-        norm = kept = torch.linalg.vector_norm(gradient).item()
+        norm = torch.linalg.vector_norm(gradient).item()
+        if math.isinf(norm):  # of finite elements, perhaps, whose squares no float32 holds
+            norm = torch.linalg.vector_norm(gradient, dtype=torch.float64).item()
+        kept = norm
         if self.log_typical is not None and self.recipe.clip_typical > 0:
             kept = min(norm, self.recipe.clip_typical * math.exp(self.log_typical))
         if kept < norm:

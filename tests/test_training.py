@@ -120,6 +120,10 @@ def test_clipping():
     before = clipper.log_typical
     assert not math.isfinite(clipped(clipper, float("nan"), 1.0)[0])
     assert clipper.log_typical == before
+    norm, after = clipped(clipper, 1e30, 1.0)  # of which the square is more than a float32 holds
+    assert norm == pytest.approx(1e30 * 3**0.5, rel=1e-6)
+    assert after == pytest.approx(3 * math.exp(before), rel=1e-4)
+    assert math.isinf(clipped(clipper, float("inf"), 1.0)[0])
     never = Clipper(Recipe(clip_typical=0.0))
     assert [clipped(never, value, value)[1] for value in (0.1, 10.0)] == pytest.approx([0.1 * 5**0.5, 10 * 5**0.5])
     by_value = Clipper(Recipe(clip_typical=0.0, clip_value=2.0))
