@@ -23,7 +23,7 @@ from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_tit
 from experiment.errors import InputError, Parser, number, run_script, sizes
 from experiment.options import THREADS_HELP
 from experiment.page import write_page
-from experiment.run import finished
+from experiment.run import made_by
 from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, trace
 from ntm import NTM, Backend
 from ntm.machine import Machine
@@ -76,7 +76,7 @@ def parse_options() -> argparse.Namespace:
     if options.config == "all" and options.input:
         raise InputError("-input goes with one model, not with -config all")
     if options.page and options.backend == Backend.REFERENCE.value:
-        raise InputError("-page: has the equations of the fast path, with which it compares ntm/; leave -backend away")
+        raise InputError("-page: has equations of its own, and only the fast path's look at ntm/ shows that they agree")
     if options.input and (options.animate or options.page):
         raise InputError("-input answers sequences; give -animate and -page in a call of their own")
     for flag in ("dirt", "sizes", "num_sequences"):
@@ -292,8 +292,8 @@ def animate(path: Path, options: argparse.Namespace) -> None:
     curves, run_log = folder / "runs" / name, folder / "log" / f"{name}.log"
     if not curves.exists():
         print(f"no film of the training: its curves are not in {curves}")
-    elif not run_log.exists() or finished(checkpoint.load(path)["trained"]) not in run_log.read_text(encoding="utf-8"):
-        print(f"no film of the training: by {run_log}, {curves} is of another run")
+    elif not made_by(model, run_log):
+        print(f"no film of the training: the run in {run_log} and {curves} made another model")
     else:
         animation.training(curves, name, log / f"{name}_training.gif")
         print(f"{log / f'{name}_training.gif'}")

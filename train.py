@@ -22,7 +22,7 @@ from experiment.configuration import Configuration
 from experiment.errors import InputError, run_script
 from experiment.options import parse_options
 from experiment.processes import Processes
-from experiment.run import InterruptFlag, TrainState, claim_run, finished, shown_path, verdict
+from experiment.run import InterruptFlag, TrainState, claim_run, shown_path, verdict, weights_mark
 from experiment.runlog import RunLog, commit
 from experiment.scoring import (
     BATCHES,
@@ -128,10 +128,11 @@ def finish(state: TrainState, log: RunLog, verdict: str, saved_model: Path, outp
     configuration = state.configuration
     contents = {"configuration": configuration.as_dict(), "model": state.model.state_dict(), "trained": trained}
     checkpoint.save(saved_model, contents)
-    log.line(f"{finished(trained)}{saved_model.name}\n{verdict}")
+    took = f"finished after {trained['seconds']:.1f} s"
+    log.line(f"{took}: {saved_model.name}, weights {weights_mark(state.model)}\n{verdict}")
     log.close()
     state.path.unlink()
-    print(f"{finished(trained)}{shown_path(saved_model)}\n{verdict}")
+    print(f"{took}: {shown_path(saved_model)}\n{verdict}")
     print(f"log: {shown_path(output / 'log' / f'{configuration.name}.log')}")
     print(f"curves: tensorboard --logdir {shown_path(output / 'runs')}")
     print(f"test it: python evaluate.py -saved_model {shown_path(saved_model)}")

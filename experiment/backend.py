@@ -82,22 +82,26 @@ def small_batch(model: Machine, backend: Backend, training: bool) -> list[Tensor
 
 
 def check_controller(model: NTM) -> None:
-    """Take one step of a controller of one's own: a mistake in what it gives is one line, not a riddle.
+    """Take two steps with the controller, and refuse one whose results have another form.
 
     Raises:
-        InputError: it is not an output, (B, C), and a state.
+        InputError: they are not an output, (B, C), and a state that the controller takes again.
     """
-    controller, wanted = model.controller, (2, model.heads.control_proj.in_features)
+    controller, wanted = deepcopy(model.controller), (2, model.heads.control_proj.in_features)
     x = model.initial_reads.new_zeros(2, model.input_size + model.initial_reads.numel())
     with torch.no_grad():
         given = controller(x, controller.initial_state(2))
-    if not (isinstance(given, tuple) and len(given) == 2):
-        trouble = f"forward must give its output and its state, and gives a {type(given).__name__}"
-    elif not isinstance(given[0], Tensor) or given[0].shape != wanted:
-        shape = tuple(given[0].shape) if isinstance(given[0], Tensor) else f"of a {type(given[0]).__name__}"
-        trouble = f"its output must have shape (B, {wanted[1]}), and has for B = 2 shape {shape}"
-    else:
-        return
+        if not (isinstance(given, tuple) and len(given) == 2):
+            trouble = f"forward must give its output and its state, and gives a {type(given).__name__}"
+        elif not isinstance(given[0], Tensor) or given[0].shape != wanted:
+            shape = tuple(given[0].shape) if isinstance(given[0], Tensor) else f"of a {type(given[0]).__name__}"
+            trouble = f"its output must have shape (B, {wanted[1]}), and has for B = 2 shape {shape}"
+        else:
+            try:
+                controller(x, given[1])
+                return
+            except Exception as error:  # of whatever kind a state of another form makes
+                trouble = f"it does not take the state that it gave ({error})"
     raise InputError(f"controller {type(controller).__name__}: {trouble}")
 
 
@@ -184,8 +188,8 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         threads: how many it gets; None for as many as PyTorch had, and one for an NTM on the readable path.
 
     Raises:
-        InputError: the model asks for the fused path, and it cannot be had; a parameter is frozen; or its controller
-            gives what no controller gives.
+        InputError: the model asks for the fused path, and it cannot be had; a parameter is frozen; or its controller's
+            results have another form.
     """
     device = model.device
     if training and model.frozen:
@@ -194,7 +198,7 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         use_widest_vectors()
     try:
         if not model.use_fused():
-            if isinstance(model, NTM):
+            if isinstance(model, NTM) and type(model).step_with_focus is NTM.step_with_focus:
                 check_controller(model)
             why = "" if model.backend is Backend.REFERENCE else f" ({model.why_not_fused()})"
             if device.type == "cpu" and (threads or isinstance(model, NTM)):

@@ -133,7 +133,10 @@ def sizes(low: int, high: int) -> Callable[[str], list[tuple[int, ...]]]:
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Call a script's `main`; turn an `InputError` or `OSError` into one line and exit code 2, and Ctrl-C into 130."""
+    """Call a script's `main`; turn an `InputError` or `OSError` into one line and exit code 2.
+
+    Ctrl-C becomes 130, and a reader that has closed the pipe 141.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before the start, as by 2>&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

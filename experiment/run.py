@@ -113,8 +113,8 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
         left = saved_model, options.output / "log" / f"{name}.log", *folder.rglob("*")
         if not (options.resume or options.overwrite) and any(path.name != ".lock" and path.exists() for path in left):
             continue
-        if saved_model.is_dir():
-            raise InputError(f"{saved_model}: is a folder, where the model is to be a file; choose another -output")
+        if not wanted and saved_model.is_dir():
+            raise InputError(f"{saved_model}: is a folder; choose another -output, or name a file by -saved_model")
         try:
             lock = acquire_lock(folder / ".lock", timeout=0)
         except Timeout as error:
@@ -232,6 +232,8 @@ class TrainState:
         if stored.get("init") != self.init:
             raise InputError(f"-resume: {self.path} is of a run with other flags: -init was {stored.get('init')}")
         try:
+            if stored["format"] != checkpoint.FORMAT:
+                raise ValueError("settings of the same name may mean something else")
             self.model.load_state_dict(stored["model"])
             self.optimizer.load_state_dict(stored["optimizer"])
         except (ValueError, RuntimeError) as error:
@@ -256,9 +258,15 @@ class TrainState:
             raise InputError(f"{what}; stopped before a model was spoiled; {self.path} is from before")
 
 
-def finished(trained: dict[str, Any]) -> str:
-    """What the log of the run that made a model says at its end, by what the model's file tells of its training."""
-    return f"finished after {trained['seconds']:.1f} s: "
+def weights_mark(model: Machine) -> str:
+    """What the log of a run calls the weights that it ended with: the beginning of their checksum."""
+    return checkpoint.checksum(model.state_dict(), budget=1 << 62)[:12]
+
+
+def made_by(model: Machine, log: Path) -> bool:
+    """Whether the run of a log ended with a model's weights; true where the log does not say."""
+    marks = re.findall(r", weights (\w{12})$", log.read_text(encoding="utf-8"), re.M) if log.exists() else []
+    return not marks or marks[-1] == weights_mark(model)
 
 
 def verdict(held_out: Score, optimum: float | None = None) -> str:

@@ -168,11 +168,12 @@ class Clipper:
         if self.recipe.clip_value > 0:
             gradient.clamp_(-self.recipe.clip_value, self.recipe.clip_value)
         norm = torch.linalg.vector_norm(gradient).item()
-        if math.isinf(norm):  # of finite elements, perhaps, whose squares no float32 holds
+        typical = None if self.log_typical is None or self.recipe.clip_typical == 0 else math.exp(self.log_typical)
+        if math.isinf(norm) and typical is not None:  # of finite elements, perhaps, whose squares no float32 holds
             norm = torch.linalg.vector_norm(gradient, dtype=torch.float64).item()
         kept = norm
-        if self.log_typical is not None and self.recipe.clip_typical > 0:
-            kept = min(norm, self.recipe.clip_typical * math.exp(self.log_typical))
+        if typical is not None:
+            kept = min(norm, self.recipe.clip_typical * typical)
         if kept < norm:
             gradient.mul_(kept / norm)
         if kept > 0 and math.isfinite(norm):

@@ -111,7 +111,7 @@ def address(
 def blur(shifted: Tensor) -> Tensor:
     """How far a head is from one row before it is sharpened: `1 - sum_i w~(i)^2`, 0 on one row, 1 - 1/N on all alike.
 
-    Sharpening hides a shift that hardly chooses between two rows, until the day it chooses the other; this shows it.
+    Before, since after it 0.6 and 0.4 look like 0.9 and 0.1: a shift that hardly chooses between rows would not show.
 
     Args:
         shifted: w~_t, (..., N).

@@ -56,7 +56,7 @@ class LSTMBaseline(Machine):
             Output logits (T, B, output_size) and the final state.
 
         Raises:
-            ValueError: inputs are not (T, B, input_size).
+            ValueError: inputs are not (T, B, input_size), or have no step.
         """
         self.require_inputs(inputs)
         self.use_fused()  # an error where that is asked for
@@ -84,10 +84,12 @@ class LSTMBaseline(Machine):
             The loss in nats, and output logits (T, B, output_size) without a graph; of the part.
 
         Raises:
-            ValueError: there is a memory or a mask, or the batch cannot be split into so many parts.
+            ValueError: arguments do not fit together, there is a memory or a mask, or the batch cannot be split into so
+                many parts.
         """
         if memory is not None or cell_mask is not None:
             raise ValueError("an LSTM alone has no memory and no cell dropout: leave memory and cell_mask away")
+        self.require_batch(inputs, targets, mask, None, None)
         here = part.sequences(inputs.shape[1])
         logits, _ = self(inputs[:, here])
         loss = cross_entropy(logits, targets[:, here], mask[:, here], mask.sum())

@@ -49,11 +49,16 @@ class LSTMController(nn.Module):
 
         Returns:
             The output, which is h_t (B, C), and the new state.
+
+        Raises:
+            ValueError: the mask has another shape.
         """
         gates = self.gate_proj(torch.cat((x, state.hidden), dim=-1))
         input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=-1)
         cell = torch.sigmoid(forget_gate) * state.cell + torch.sigmoid(input_gate) * torch.tanh(candidate)
         if cell_mask is not None:
+            if cell_mask.shape != cell.shape:
+                raise ValueError(f"cell_mask must be {tuple(cell.shape)} at a step, not {tuple(cell_mask.shape)}")
             cell = cell * cell_mask
         hidden = torch.sigmoid(output_gate) * torch.tanh(cell)
         return hidden, LSTMState(hidden, cell)

@@ -28,10 +28,10 @@ def control_sizes(num_read: int, num_write: int, width: int) -> tuple[int, ...]:
 
 
 class Focus(NamedTuple):
-    """Where the heads stand at one step, and how they got there; read heads first."""
+    """The heads' weightings at one step, after and before sharpening, and their controls; read heads first."""
 
     weighting: Tensor  # w_t   (B, H, N)
-    shifted: Tensor  # w~_t  (B, H, N)  before it was sharpened
+    shifted: Tensor  # w~_t  (B, H, N)  before eq. 9
     controls: Controls
 
 
@@ -75,6 +75,9 @@ class Heads(nn.Module):
             hidden: h_t, (B, C).
             memory: M_{t-1}, (B, N, M).
             previous: w_{t-1} of all heads, (B, H, N).
+
+        Returns:
+            The weightings and controls of all heads.
         """
         controls = self.controls(hidden)
         return Focus(*address(memory, previous, *controls[:5]), controls)

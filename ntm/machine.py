@@ -82,14 +82,22 @@ class Machine(nn.Module):
         return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
 
     def require_inputs(self, inputs: Tensor) -> None:
-        """See that inputs are sequences for this model.
-
-        Raises:
-            ValueError: they are not (T, B, input_size), or have no step.
-        """
+        """Refuse inputs that are not (T, B, input_size) with at least one step, by a ValueError."""
         if inputs.dim() != 3 or inputs.shape[2] != self.input_size or not len(inputs):
             wanted = f"(T, B, {self.input_size}), of at least one step"
             raise ValueError(f"inputs of shape {tuple(inputs.shape)}: this model takes {wanted}")
+
+    def require_batch(
+        self, inputs: Tensor, targets: Tensor, mask: Tensor, memory: Tensor | None, cell_mask: Tensor | None
+    ) -> None:
+        """Refuse arguments of `forward_backward` that do not fit together, by a ValueError: they would be broadcast."""
+        self.require_inputs(inputs)
+        steps_and_batch = inputs.shape[:2]
+        for name, part in {"targets": targets, "mask": mask, "cell_mask": cell_mask}.items():
+            if part is not None and (part.shape[:2] != steps_and_batch or part.dim() != (2 if part is mask else 3)):
+                raise ValueError(f"{name} of shape {tuple(part.shape)} does not fit {tuple(steps_and_batch)}, (T, B)")
+        if memory is not None and (memory.dim() != 3 or len(memory) not in (1, steps_and_batch[1])):
+            raise ValueError(f"memory of shape {tuple(memory.shape)}: there are {steps_and_batch[1]} sequences")
 
     def packed_parameters(self) -> list[nn.Parameter]:
         """All parameters in the order in which they lie in `flat_parameters`, whatever order they were made in."""

@@ -5,6 +5,7 @@ of memory (`memory_units`), M the width of a row (`memory_unit_size`), R read an
 the controller.
 
     M_t      memory              (B, N, M)   eq. 3-4     ntm/memory.py
+    w~_t     shifted             (B, H, N)   eq. 8       ntm/addressing.py (the weighting before it is sharpened)
     w_t      weighting           (B, H, N)   eq. 1, 9    ntm/addressing.py (read heads first, then write heads)
     r_t      reads               (B, R, M)   eq. 2       ntm/memory.py
     e_t      erase               (B, W, M)   eq. 3       ntm/memory.py
@@ -39,7 +40,8 @@ def stock_shapes(inputs: int, outputs: int, cells: int, heads: int, width: int, 
     """All parameters of a stock machine by name, in the shapes that the fused path knows.
 
     Args:
-        inputs, outputs, cells, heads, width: I, O, C, R = W and M.
+        inputs, outputs, cells, width: widths of input and output, C and M.
+        heads: read heads, and as many write heads.
         lstm: whether the controller is an LSTM, else feed-forward.
     """
     reads, controls = heads * width, heads * (4 * width + 12)  # of read and write heads with three shifts
@@ -138,13 +140,13 @@ class NTM(Machine):
         Returns:
             Output logits (B, output_size) and the new state.
         """
-        logits, state, _ = self.step_with_focus(x, state, cell_mask)
+        logits, state, _ = self.step_with_focus(x, state, cell_mask)  # the one to edit, or to override
         return logits, state
 
     def step_with_focus(
         self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None
     ) -> tuple[Tensor, NTMState, Focus]:
-        """Take one step as `step` does, and give as well how the heads got where they are."""
+        """Take one step as `step` does; returns the heads' `Focus` as well."""
         controller_input = torch.cat((x, state.reads.flatten(1)), dim=-1)
         mask = () if cell_mask is None else (cell_mask,)  # a custom controller need not take a mask
         output, controller = self.controller(controller_input, state.controller, *mask)
@@ -224,7 +226,7 @@ class NTM(Machine):
             ValueError: arguments do not fit together, the batch cannot be split into so many parts, or there is a cost
                 of blur, and the model has a `step` of its own.
         """
-        self.require_inputs(inputs)
+        self.require_batch(inputs, targets, mask, memory, cell_mask)
         rows = None if memory is None else memory.shape[1]
         if self.use_fused():
             from ntm import fused
@@ -262,15 +264,17 @@ class NTM(Machine):
         Raises:
             ValueError: there is such a list, and the model has a `step` of its own, which gives no w~_t.
         """
-        if shifted is not None and (type(self).step is not NTM.step or "step" in vars(self)):
-            raise ValueError("a cost of blur is by `step_with_focus`, and this model has its own `step`: override that")
+        own_step = type(self).step is not NTM.step or "step" in vars(self)
+        if own_step and shifted is not None:
+            raise ValueError("blur_cost needs w~_t, which an own `step` does not give: override `step_with_focus`")
         outputs = []
         for t, x in enumerate(inputs):
             mask = None if cell_mask is None else cell_mask[t]
-            if shifted is None:
+            if own_step:
                 logits, state = self.step(x, state, mask)
             else:
                 logits, state, focus = self.step_with_focus(x, state, mask)
+            if shifted is not None:
                 shifted.append(focus.shifted)
             outputs.append(logits)
         return torch.stack(outputs), state

@@ -58,6 +58,7 @@ def test_a_controller_takes_one_class_and_one_entry(copy):
             "shape (B, 8), and has for B = 2 shape (1, 8)",
         ),
         ("return hidden, hidden", "return None, hidden", "and has for B = 2 shape of a NoneType"),
+        ("return hidden, hidden", "return hidden, (hidden,)", "it does not take the state that it gave"),
     ],
 )
 def test_a_controller_that_gives_something_else_is_one_line(copy, before, after, said):

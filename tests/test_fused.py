@@ -429,7 +429,7 @@ def test_targets_and_mask_that_do_not_fit_are_refused():
     model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
     inputs, targets, mask = torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2)
     for bad in ((targets[1:], mask), (targets[..., :1], mask), (targets, mask[:, :1]), (targets.double(), mask)):
-        with pytest.raises(ValueError, match="targets and mask"):
+        with pytest.raises(ValueError, match=r"targets|mask"):
             model.forward_backward(inputs, *bad)
     with pytest.raises(ValueError, match="no step counts"):
         model.forward_backward(inputs, targets, 0 * mask)

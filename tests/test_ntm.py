@@ -199,7 +199,24 @@ def test_a_step_of_ones_own_counts_or_is_refused():
     stock.load_state_dict(own.state_dict())
     inputs, targets, mask = torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2)
     torch.testing.assert_close(own(inputs)[0], 2 * stock(inputs)[0])
-    with pytest.raises(ValueError, match="this model has its own `step`"):
+    with pytest.raises(ValueError, match="override `step_with_focus`"):
         own.forward_backward(inputs, targets, mask, blur_cost=0.1)
     _, logits = own.forward_backward(inputs, targets, mask)
     torch.testing.assert_close(logits, 2 * stock(inputs)[0])
+
+
+@pytest.mark.parametrize("kind", ["fused", "reference", "lstm"])
+@pytest.mark.parametrize("wrong", ["targets", "mask", "one mask", "memory", "cell_mask", "one cell"])
+def test_batches_that_do_not_fit_are_refused_not_broadcast(kind, wrong):
+    model = LSTMBaseline(5, 3, 6, 1) if kind == "lstm" else NTM(5, 3, 6, 7, 5, backend=kind)
+    given = {"inputs": torch.rand(4, 2, 5), "targets": torch.ones(4, 2, 3), "mask": torch.ones(4, 2)}
+    given |= {
+        "targets": {"targets": torch.ones(4, 4, 3)},
+        "mask": {"mask": torch.ones(4, 4)},
+        "one mask": {"mask": torch.ones(4, 1)},
+        "memory": {"memory": torch.ones(4, 7, 5)},
+        "cell_mask": {"cell_mask": torch.ones(4, 1, 6, dtype=torch.bool)},
+        "one cell": {"cell_mask": torch.ones(4, 2, 1, dtype=torch.bool)},
+    }[wrong]
+    with pytest.raises(ValueError, match=r"mask|targets|memory"):
+        model.forward_backward(**given)

@@ -172,7 +172,7 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     saved = out / "saved_model" / "reverse_tiny.pt"
     train("-seed", 4, "-overwrite", "-saved_model", tmp_path / "other.pt")
     said = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-output", tmp_path).stdout
-    assert "runs/tiny is of another run" in said
+    assert "runs/tiny made another model" in said
     assert not (tmp_path / "log" / "tiny_training.gif").exists()
     saved.unlink()
     saved.mkdir()

@@ -126,6 +126,7 @@ def test_clipping():
     assert math.isinf(clipped(clipper, float("inf"), 1.0)[0])
     never = Clipper(Recipe(clip_typical=0.0))
     assert [clipped(never, value, value)[1] for value in (0.1, 10.0)] == pytest.approx([0.1 * 5**0.5, 10 * 5**0.5])
+    assert math.isinf(clipped(never, 1e30, 1.0)[0])  # what is not cut would stay in Adam's mean of squares for good
     by_value = Clipper(Recipe(clip_typical=0.0, clip_value=2.0))
     assert clipped(by_value, 10.0, -10.0)[1] == pytest.approx(2 * 5**0.5)
 
