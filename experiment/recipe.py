@@ -55,7 +55,7 @@ class Recipe:
     dirt: float = setting(2.0, "largest standard deviation of the numbers in a dirty memory", needs="memory")
     blur_cost: float = setting(
         0.2,
-        "what the mean blur of heads, before sharpening, adds to the loss; grows from 0 to this",
+        "weight in the loss of the mean blur of w~ (eq. 8, before sharpening); grows from 0 to this",
         needs="memory",
     )
     cell_dropout: float = setting(
