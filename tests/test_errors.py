@@ -203,7 +203,7 @@ def test_help_names_each_flag_with_its_default(repository, script):
     [
         (">/dev/full", 2, "a file or standard output: No space left on device"),
         ("2>&-", 0, ""),
-        ("| head -n 1", 141, ""),
+        ("| head -n 0", 141, ""),
         (">&-", 0, ""),
     ],
 )
