@@ -320,6 +320,33 @@ def trained(repository):
     return "lively.pt"
 
 
+class Gives(LSTMController):
+    """A controller whose results are made into others."""
+
+    make = staticmethod(lambda hidden, state: (hidden, state))
+
+    def forward(self, x, state):
+        return self.make(*super().forward(x, state))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda hidden, state: hidden, "must give its output and its state, and gives a Tensor"),
+        (lambda hidden, state: (hidden[:1], state), r"shape \(B, 6\), and has for B = 2 shape \(1, 6\)"),
+        (lambda hidden, state: (None, state), "has for B = 2 shape of a NoneType"),
+        (lambda hidden, state: (hidden, hidden), "does not take the state that it gave"),
+    ],
+)
+def test_a_controller_that_gives_something_else_is_refused_in_words(make, said):
+    model = lively_model(dtype=torch.float32)
+    model.controller = Gives(10, 6)
+    start_backend(model)
+    model.controller.make = make
+    with pytest.raises(InputError, match=f"controller Gives: .*{said}"):
+        start_backend(model)
+
+
 def test_the_baseline_has_no_fast_path():
     model = LSTMBaseline(5, 3, 4, 1, backend=Backend.FUSED)
     with pytest.raises(BackendError, match="knows the NTM, and no LSTMBaseline"):
