@@ -60,9 +60,15 @@ class Folder:
         process.start()
         return process
 
-    def train(self, *more: str, kill_after: float | None = None, prepare=None) -> int:
-        """Run to the end, or to a SIGKILL after so many seconds; returns the exit code, -9 if killed."""
+    def train(self, *more: str, kill_after: float | None = None, checkpoints: int = 0, prepare=None) -> int:
+        """Run to the end, or to a SIGKILL so many seconds after so many new checkpoints; gives the exit code or -9."""
+        before = self._last_checkpoint()
         process = self.start(*more, prepare=prepare)
+        while checkpoints and process.is_alive():
+            last = self._last_checkpoint()
+            checkpoints -= last != before
+            before = last
+            process.join(0.001)
         process.join(kill_after)
         if process.exitcode is None:
             process.kill()
@@ -72,13 +78,11 @@ class Folder:
 
     def train_to_a_checkpoint(self) -> None:
         """Run until there is a checkpoint, and kill the run with SIGKILL."""
-        process = self.start()
-        while not self.checkpoint.exists():
-            assert process.exitcode is None, "the run ended before its first checkpoint"
-            process.join(0.01)
-        process.kill()
-        process.join()
-        self.read_said()
+        assert self.train(checkpoints=1, kill_after=0) == -9, self.said
+
+    def _last_checkpoint(self) -> int | None:
+        """A number that changes with each checkpoint written."""
+        return self.checkpoint.stat().st_mtime_ns if self.checkpoint.exists() else None
 
     def read_said(self) -> None:
         """Read what the last run said on either stream."""

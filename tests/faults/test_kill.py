@@ -44,9 +44,14 @@ def test_killed_at_random_moments_and_resumed_is_as_never_stopped(undisturbed, t
     while not folder.saved_model.exists() or folder.checkpoint.exists():
         resume = folder.checkpoint.exists()
         resumed += resume
-        patience = source.uniform(0.01, 0.35) if kills < KILLS // CHAINS else None
+        # Every other kill waits for checkpoints: on a slow machine a time alone would always come before the first.
+        kill = {"kill_after": source.uniform(0, 0.35)}
+        if kills % 2:
+            kill = {"kill_after": source.uniform(0, 0.02), "checkpoints": source.randint(1, 5)}
+        if kills == KILLS // CHAINS:
+            kill = {}
         # A run that is killed before its first checkpoint leaves a log, and so its name is taken.
-        code = folder.train("-resume" if resume else "-overwrite", kill_after=patience)
+        code = folder.train("-resume" if resume else "-overwrite", **kill)
         assert code in (0, -9), folder.said
         kills += code == -9
     assert resumed
