@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from copy import deepcopy
 
 import torch
@@ -19,6 +20,7 @@ from ntm.machine import Machine
 from ntm.memory import INITIAL_VALUE
 
 DIFFERENCE = 1e-4  # between the paths, of logits and of each gradient, relative to their norm
+FAR = 40.0  # a control before its activation: a key strength of 40, a gate of 1 or 0
 ROUNDING = 300  # or this many times the rounding of the readable path itself
 PATIENCE = 1.5  # seconds before a user is told what takes so long
 
@@ -105,6 +107,32 @@ def check_controller(model: NTM) -> None:
     raise InputError(f"controller {type(controller).__name__}: {trouble}")
 
 
+def with_far_controls(model: NTM) -> Iterator[NTM]:
+    """Copies in each of which one of the controls is FAR towards an end of its range: a limit set there is seen."""
+    for control in range(len(model.heads.sizes)):
+        for far in (-FAR, FAR):
+            copy = stirred(model, control)
+            with torch.no_grad():
+                copy.heads.control_proj.bias.split(copy.heads.sizes)[control].fill_(far)
+            yield copy
+
+
+def compare(model: Machine, training: bool) -> None:
+    """Compare the two paths on one small batch.
+
+    Raises:
+        InputError: they give different numbers.
+    """
+    readable, fused = (small_batch(model, backend, training) for backend in (Backend.REFERENCE, Backend.FUSED))
+    exact = small_batch(deepcopy(model).double(), Backend.REFERENCE, training)
+    for right, near, other in zip(exact, readable, fused, strict=True):
+        if (other - right).norm() > max(DIFFERENCE * right.norm(), ROUNDING * (near - right).norm()):
+            raise InputError(
+                f"the fast path gives other {'gradients' if training else 'answers'} than ntm/ntm.py on a small batch: "
+                "ntm/ and ntm/fused/ no longer agree; -backend reference takes ntm/ntm.py's"
+            )
+
+
 def warm_up(model: Machine, training: bool) -> None:
     """Compile what a command needs of the fast path, or load it from the cache; compare it with the readable path.
 
@@ -112,17 +140,7 @@ def warm_up(model: Machine, training: bool) -> None:
         InputError: the two give different numbers.
     """
     for seed in range(4):
-        copy = stirred(model, seed)
-        readable, fused = (small_batch(copy, backend, training) for backend in (Backend.REFERENCE, Backend.FUSED))
-        exact = small_batch(copy.double(), Backend.REFERENCE, training)
-        for right, near, other in zip(exact, readable, fused, strict=True):
-            allowed = max(DIFFERENCE * right.norm(), ROUNDING * (near - right).norm())
-            if (other - right).norm() <= allowed:
-                continue
-            raise InputError(
-                f"the fast path gives other {'gradients' if training else 'answers'} than ntm/ntm.py on a small batch: "
-                "ntm/ and ntm/fused/ no longer agree; -backend reference takes ntm/ntm.py's"
-            )
+        compare(stirred(model, seed), training)
 
 
 def use_widest_vectors() -> None:
@@ -213,8 +231,8 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         warm_up(model, training)
     finally:
         compiling.end()
-    if training:
-        small_batch(model, Backend.FUSED, training=False)  # the forward pass as well
+    for copy in with_far_controls(model):  # and in training the forward pass as well
+        compare(copy, training=False)
     threads = fused.use_threads(threads)
     gpu = "; there is a GPU: -device cuda takes it, by the reference path" if torch.cuda.is_available() else ""
     return f"fused path on {device}, {threads} thread{'s' * (threads > 1)}{gpu}"

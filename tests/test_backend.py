@@ -10,7 +10,7 @@ from conftest import ROOT, lively_model
 from torch import nn
 from torch.nn.utils import parametrize, prune
 
-from experiment.backend import choose_device, start_backend, warm_up
+from experiment.backend import choose_device, start_backend
 from experiment.errors import InputError
 from ntm import NTM, Backend, BackendError, LSTMBaseline, addressing
 from ntm import ntm as machine
@@ -262,6 +262,13 @@ EDITS = {  # of equations, as of somebody's experiment: where they stand, and th
     "key strength limited": (Heads, "controls", limited(key_strength=(0, 5))),
     "what is added limited": (Heads, "controls", limited(add=(-1, 1))),
     "no head stays": (Heads, "controls", limited(interpolation_gate=(0.01, 1))),
+    "key strength limited far out": (Heads, "controls", limited(key_strength=(0, 30))),
+    "sharpening limited far out": (Heads, "controls", limited(sharpening=(1, 30))),
+    "keys limited far out": (Heads, "controls", limited(key=(-30, 30))),
+    "what is added limited far out": (Heads, "controls", limited(add=(-30, 30))),
+    "a gate never closed": (Heads, "controls", limited(interpolation_gate=(1e-4, 1))),
+    "a gate never open": (Heads, "controls", limited(interpolation_gate=(0, 0.9999))),
+    "never quite erased": (Heads, "controls", limited(erase=(0, 0.999))),
     "memory limited": (machine, "write", lambda old: lambda *a: old(*a).clamp(-5, 5)),
     "blank rows": (addressing, "cosine_similarity", blank_rows_alike),
     "another epsilon": (addressing, "cosine_similarity", epsilon_outside_the_root),
@@ -269,16 +276,15 @@ EDITS = {  # of equations, as of somebody's experiment: where they stand, and th
 }
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("controller", ["lstm", "feedforward"])
+@pytest.mark.parametrize(("controller", "training"), [("lstm", True), ("lstm", False), ("feedforward", True)])
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edited_equation_is_noticed(edit, controller, training, monkeypatch):
     model = NTM(5, 3, 20, 16, 8, 2, controller=controller)
-    warm_up(model, training)
+    start_backend(model, training)
     where, name, change = EDITS[edit]
     monkeypatch.setattr(where, name, change(getattr(where, name)))
     with pytest.raises(InputError, match="no longer agree"):
-        warm_up(model, training)
+        start_backend(model, training)
 
 
 @pytest.mark.slow
