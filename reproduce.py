@@ -271,9 +271,12 @@ def reproduce(processes: Processes) -> None:
         jobs = [Job("", name, seed, folder / str(seed), more, sequences) for seed in seeds for name in names]
         kind = "paper" if options.paper else "beyond" if options.beyond else "seeds"
         table = table or folder / f"{kind}.json"
-    results = run_all(jobs, train_and_score, in_short, options.jobs, processes)
+    results, failures = run_all(jobs, train_and_score, in_short, options.jobs, processes)
+    failed = f"{len(failures)} of {len(jobs)} runs failed, the first: {failures[0]}" if failures else ""
     if not processes.first:
         return
+    if failures and (options.ship or not results):
+        raise InputError(failed + "; no table is written" + ", and nothing shipped" * options.ship)
     if not options.ablations:
         results = sorted(results, key=lambda r: (r["name"], r["seed"]))
     if options.paper:
@@ -286,6 +289,8 @@ def reproduce(processes: Processes) -> None:
         copy_runs(folder / str(seeds[0]), names)
         if not options.paper:
             draw_docs(folder / str(seeds[0]))
+    if failures:
+        raise InputError(f"{failed}; they are in no table")
 
 
 def main() -> None:

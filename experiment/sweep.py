@@ -108,8 +108,8 @@ def run_all(
     in_short: Callable[[dict], str],
     at_once: int,
     processes: Processes,
-) -> list[dict]:
-    """Do all jobs, shared out over the processes, and say how each ended; results in the jobs' order.
+) -> tuple[list[dict], list[str]]:
+    """Do all jobs, shared out over the processes, and say how each ended.
 
     Args:
         jobs: what is to be done, the same in each process.
@@ -118,10 +118,10 @@ def run_all(
         at_once: how many a process does at a time.
         processes: all of them.
 
-    Raises:
-        InputError: a job fails.
+    Returns:
+        The results, in the jobs' order, and what those said that failed.
     """
-    left, running, results = drawn(len(jobs), processes), {}, {}
+    left, running, results, failures = drawn(len(jobs), processes), {}, {}, {}
     with (
         ProcessPoolExecutor(at_once, get_context("spawn"), initializer=die_with_the_parent) as pool,
         tqdm(total=len(jobs), unit="run", disable=None) as bar,
@@ -129,11 +129,16 @@ def run_all(
         while True:
             running |= {pool.submit(do_once, work, jobs[i]): i for i in islice(left, at_once - len(running))}
             if not running:
-                return [results[i] for i in range(len(jobs))]
+                return [results[i] for i in sorted(results)], [failures[i] for i in sorted(failures)]
             for future in wait_for(running, return_when=FIRST_COMPLETED).done:
                 i = running.pop(future)
-                results[i] = future.result()
+                bar.update()
+                try:
+                    results[i] = future.result()
+                except InputError as error:  # of one run; the others go on
+                    failures[i] = f"{jobs[i].variant} {error}".strip()
+                    tqdm.write(f"failed: {failures[i]}")
+                    continue
                 tqdm.write(
                     f"{jobs[i].variant} {results[i]['name']} seed {jobs[i].seed}: {in_short(results[i])}".strip()
                 )
-                bar.update()

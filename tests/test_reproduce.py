@@ -23,6 +23,14 @@ def test_reproduce_trains_scores_and_says_the_same_again(repository):
     assert result["wrong_sequences"]["120"] == 20 == result["wrong_sequences"]["120 dirty"]
     assert repository.run(*flags).stdout == first
 
+    # Where one run fails, the others go on and stand in the table.
+    flags = ("reproduce.py", "-configs", "m1d2", "-seeds", "3,4", "-flags", "-num_iters 21", "-num_sequences", 3)
+    done = repository.run(*flags, "-table", "log/table.json", code=2)
+    assert re.search(r"1 of 2 runs failed, the first: .*/3.*: made by another recipe", done.stderr)
+    assert "no table" in done.stderr
+    (result,) = json.loads((repository.folder / "log" / "table.json").read_text())
+    assert result["seed"] == 4
+
 
 @pytest.mark.slow
 def test_reproduce_trains_scores_and_draws_the_papers_tasks(repository):
