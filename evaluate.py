@@ -76,7 +76,7 @@ def parse_options() -> argparse.Namespace:
     if options.config == "all" and options.input:
         raise InputError("-input goes with one model, not with -config all")
     if options.page and options.backend == Backend.REFERENCE.value:
-        raise InputError("-page: has equations of its own, and only the fast path's look at ntm/ shows that they agree")
+        raise InputError("-page: has the equations once more, and compares them with ntm/ by way of the fast path only")
     if options.input and (options.animate or options.page):
         raise InputError("-input answers sequences; give -animate and -page in a call of their own")
     for flag in ("dirt", "sizes", "num_sequences"):
@@ -129,9 +129,11 @@ def tested_sizes(configuration: Configuration, asked: list[tuple] | None) -> lis
 def evaluate(
     model: Machine, configuration: Configuration, options: argparse.Namespace
 ) -> tuple[dict[tuple, Score], dict[tuple, float], list[Batch]]:
-    """Score a model at each size, with a bar; the best cost that can be, where that is not 0; and a few mistakes.
+    """Score a model at each size, with a bar.
 
-    On a dirty memory no such sequences are given: another memory might make no mistake of them.
+    Returns:
+        The scores; the cost of the best possible answer, where that is not 0; and a few sequences answered wrong. On a
+        dirty memory none: on another one drawn for a picture, the answer might be right.
     """
     task, source = configuration.task, generator(options.seed, EVALUATION)
     scores, optima, mistakes = {}, {}, []

@@ -13,6 +13,7 @@ import argparse
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ from ntm import NTM
 from ntm.machine import Machine
 from tasks import label
 
-LENGTHS = (1, 2, 5, 10, 20, 30, 50, 64, 65, 75, 100, 120)  # with as many rows as configured
+LONGER_LENGTHS = 65, 75, 100, 120
+LENGTHS = (1, 2, 5, 10, 20, 30, 50, 64, *LONGER_LENGTHS)  # with as many rows as configured
 DIRTY_LENGTHS, DIRT = (20, 120), 1.0  # the standard deviation of the numbers in memory that a test begins on
 SEEDS, SOME_SEEDS = "0-4", "0-2"
 
@@ -64,7 +66,7 @@ def count_wrong(model: Machine, configuration: Configuration, sequences: int) ->
     lengths = LENGTHS
     if configuration.name not in NAMES:
         low, high = data.low.seq_len, data.high.seq_len
-        lengths = sorted({low, (low + high) // 2, high, *LENGTHS[8:]})
+        lengths = sorted({low, (low + high) // 2, high, *LONGER_LENGTHS})
     wrong = {}
 
     def test(key: str, length: int, count: int, rows: int | None = None, dirt: float = 0.0) -> None:
@@ -139,9 +141,9 @@ def mistakes(result: dict, dirty: bool = False) -> dict[str, int]:
 
 
 def median(values: list[float | None], digits: int = 0) -> str:
-    """The middle of the values that are there."""
-    values = sorted(value for value in values if value is not None)
-    return f"{values[len(values) // 2]:.{digits}f}" if values else "-"
+    """The median of the values that are there."""
+    values = [value for value in values if value is not None]
+    return f"{statistics.median(values):.{digits}f}" if values else "-"
 
 
 def print_table(results: list[dict], by: str) -> None:
@@ -222,12 +224,14 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add(
         "table",
+        type=Path,
         metavar="FILE",
         help="where the results go (default: seeds.json, ablations.json, beyond.json or paper.json in -output)",
     )
     parser.add("ship", action="store_true", help="copy the first seed to saved_model/, runs/, log/ and docs/")
     parser.add("flags", default="", help="more flags for train.py, in one word: '-dirt 1 -lr 1e-3'")
     options = parser.parse_args()
+    options.output = options.output.absolute()  # train.py and evaluate.py are started in the repository's folder
     options.names = options.configs.split(",") if options.configs else list(PAPER if options.paper else NINE)
     if options.variants and not options.ablations:
         raise InputError("-variants goes with -ablations, of which it names some")
@@ -284,7 +288,7 @@ def reproduce(processes: Processes) -> None:
         paper.draw(folder, seeds, names, ROOT / "docs" / "paper" if options.ship else folder / "figures")
     else:
         print_table(results, "variant" if options.ablations else "name")
-    write_atomically(ROOT / table, ("[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n").encode())
+    write_atomically(table, ("[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n").encode())
     if options.ship:
         copy_runs(folder / str(seeds[0]), names)
         if not options.paper:

@@ -93,8 +93,8 @@ def train(
     configuration, model, optimizer, clipper = state.configuration, state.model, state.optimizer, state.clipper
     recipe, task, weights = configuration.recipe, configuration.task, model.flat_parameters
     part, last_score, interrupt, stop = processes.part(recipe.batch_size), None, InterruptFlag(), False
-    hidden = None if log else True  # None: where there is no terminal
-    bar = tqdm(total=recipe.num_iters, initial=state.step, unit="it", dynamic_ncols=True, disable=hidden)
+    no_bar = None if log else True  # None: tqdm hides it where there is no terminal
+    bar = tqdm(total=recipe.num_iters, initial=state.step, unit="it", dynamic_ncols=True, disable=no_bar)
     while state.step < recipe.num_iters and not stop:
         lr = set_learning_rate(recipe, configuration.network.controller_size, state.step, optimizer)
         source = generator(recipe.seed, BATCHES, state.step)  # all that is random follows from seed and iteration alone

@@ -20,8 +20,8 @@ from ntm.machine import Machine
 from ntm.memory import INITIAL_VALUE
 
 DIFFERENCE = 1e-4  # between the paths, of logits and of each gradient, relative to their norm
+ROUNDING = 300  # a difference may also be this many times the rounding of the readable path itself
 FAR = 40.0  # a control before its activation: a key strength of 40, a gate of 1 or 0
-ROUNDING = 300  # or this many times the rounding of the readable path itself
 PATIENCE = 1.5  # seconds before a user is told what takes so long
 
 
@@ -231,7 +231,7 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         warm_up(model, training)
     finally:
         compiling.end()
-    for copy in with_far_controls(model):  # and in training the forward pass as well
+    for copy in with_far_controls(model):  # by the forward pass: in training, `warm_up` has taken the other
         compare(copy, training=False)
     threads = fused.use_threads(threads)
     gpu = "; there is a GPU: -device cuda takes it, by the reference path" if torch.cuda.is_available() else ""

@@ -80,7 +80,8 @@ class Claim(NamedTuple):
 def claim_run(configuration: Configuration, options: argparse.Namespace) -> Claim:
     """Give a run a name of its own: its configuration's, or where that is taken, the same with -2, -3 and so on.
 
-    With -overwrite it takes the plain name, whatever is there; with -resume that of the last interrupted run.
+    With -overwrite it takes the plain name, whatever is there; with -resume that of the last
+    interrupted run with these flags, or if there is none, of the last.
 
     Raises:
         InputError: there is nothing to resume; a model's path is a folder, or is there already; or another process

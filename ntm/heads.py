@@ -21,10 +21,10 @@ class Controls(NamedTuple):
     add: Tensor  # a_t      (B, W, M)                                         write heads
 
 
-def control_sizes(num_read: int, num_write: int, width: int) -> tuple[int, ...]:
+def control_sizes(num_read: int, num_write: int, width: int, shifts: int = len(SHIFTS)) -> tuple[int, ...]:
     """How many numbers each of the named controls has, all heads together, in the order of `Controls`."""
     heads = num_read + num_write
-    return heads * width, heads, heads, heads * len(SHIFTS), heads, num_write * width, num_write * width
+    return heads * width, heads, heads, heads * shifts, heads, num_write * width, num_write * width
 
 
 class Focus(NamedTuple):

@@ -27,7 +27,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from ntm.addressing import SHIFTS, blur
 from ntm.backend import Backend, changed_parameter, changed_part, import_trouble
 from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
-from ntm.heads import Focus, Heads
+from ntm.heads import Focus, Heads, control_sizes
 from ntm.loss import cross_entropy
 from ntm.machine import TRANSPOSED, Machine
 from ntm.memory import initial_memory, read, write
@@ -44,7 +44,8 @@ def stock_shapes(inputs: int, outputs: int, cells: int, heads: int, width: int, 
         heads: read heads, and as many write heads.
         lstm: whether the controller is an LSTM, else feed-forward.
     """
-    reads, controls = heads * width, heads * (4 * width + 12)  # of read and write heads with three shifts
+    reads = heads * width
+    controls = sum(control_sizes(heads, heads, width, shifts=3))
     maps = {"heads.control_proj": (controls, cells), "output_proj": (outputs, reads + cells)}
     others = {"initial_reads": (heads, width)}
     if lstm:
@@ -310,7 +311,11 @@ class NTM(Machine):
         sizes = self.input_size, self.output_proj.out_features, controller.output_size
         shapes = stock_shapes(*sizes, heads.num_read, heads.memory_unit_size, kind is LSTMController)
         controls = shapes["heads.control_proj.bias"][0]
-        if SHIFTS != (-1, 0, 1) or heads.num_read != heads.num_write or heads.control_proj.out_features != controls:
-            return "the fused path knows three shifts, and a write head for each read head"
+        if SHIFTS != (-1, 0, 1):
+            return f"the fused path knows the three shifts -1, 0 and 1, not {', '.join(map(str, SHIFTS))}"
+        if heads.num_read != heads.num_write:
+            return "the fused path knows a write head for each read head"
+        if heads.control_proj.out_features != controls:
+            return f"the fused path knows {controls} controls for such heads, not {heads.control_proj.out_features}"
         change = changed_parameter(self, shapes)
         return f"the fused path computes the stock machine, and this one {change}" if change else None

@@ -78,7 +78,7 @@ WRONG = {
     "a number of moving pictures": ("evaluate.py -animate -num_sequences 9", "-num_sequences goes with the table"),
     "variants of no ablation": ("reproduce.py -variants clipping", "-variants goes with -ablations"),
     "neither yes nor no": ("train.py -full_tape maybe", "'maybe' is neither yes nor no"),
-    "a page of whatever ntm/ computes": ("evaluate.py -page -backend reference", "-page: has equations of its own"),
+    "a page of whatever ntm/ computes": ("evaluate.py -page -backend reference", "-page: has the equations once more"),
     "a seed of a page": ("evaluate.py -page -seed 5", "-seed is of the sequences that are drawn"),
     "dirt where none is": ("train.py -dirty 0 -dirt 3", "-dirt: would do nothing, since dirty is 0"),
     "a key twice": ("train.py -task_json twice.json", "key 'num_heads' is there twice"),

@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from ntm import addressing
+from ntm.addressing import LOG_EPSILON as READABLE_LOG_EPSILON
+from ntm.addressing import NORM_EPSILON as READABLE_NORM_EPSILON
 from ntm.fused.jit import jit
 from ntm.fused.mathlib import ONE, TWO, dot, log, softmax
 
 # Written out: the cache of compiled code would not notice a change in ntm/addressing.py.
 NORM_EPSILON, LOG_EPSILON = np.float32(2.0**-20), np.float32(2.0**-53)
-if (NORM_EPSILON, LOG_EPSILON) != (addressing.NORM_EPSILON, addressing.LOG_EPSILON):
+if (NORM_EPSILON, LOG_EPSILON) != (READABLE_NORM_EPSILON, READABLE_LOG_EPSILON):
     raise ImportError("it has other epsilons written down than ntm/addressing.py")
 
 
