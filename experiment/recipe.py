@@ -28,7 +28,8 @@ def setting(default: Any, help: str, low: float = 0, high: float = math.inf, **m
 class Recipe:
     """How a run trains; every field is a flag of train.py.
 
-    A new part of the recipe is a field here, its use in `experiment.training`, and a line in `reproduce.ABLATIONS`.
+    A new part of the recipe is a field here, its use (docs/extending.md says where), and a line in
+    `reproduce.ABLATIONS`.
     """
 
     batch_size: int = setting(16, "sequences an iteration", 1, 100_000)
@@ -59,7 +60,11 @@ class Recipe:
         needs="memory",
     )
     cell_dropout: float = setting(
-        0.25, "chance that a cell of an LSTM controller is set to 0, at each step", 0, 0.999999, needs="cells"
+        0.25,
+        "chance that a cell of an LSTM controller is set to 0, at each step; falls from this to 0",
+        0,
+        0.999999,
+        needs="cells",
     )
     uneven: float = setting(
         0.5,

@@ -52,6 +52,15 @@ def blur_cost(recipe: Recipe, step: int) -> float:
     return recipe.blur_cost * step / recipe.num_iters
 
 
+def cell_dropout(recipe: Recipe, step: int) -> float:
+    """The chance that a cell forgets at an iteration: it falls linearly to 0.
+
+    While a machine looks for a way, cells that forget keep it from storing the sequence in its controller. Once it has
+    one, they make it forget whether it reads or answers: a wrong answer, and a gradient that may undo what was learned.
+    """
+    return recipe.cell_dropout * (1 - step / recipe.num_iters)
+
+
 def largest_size(recipe: Recipe, data: Data, step: int) -> tuple:
     """The curriculum: the largest size grows linearly over the first `curriculum` share of the iterations."""
     growing = recipe.curriculum * recipe.num_iters
@@ -72,10 +81,9 @@ def draw_size(data: Data, largest: tuple, source: torch.Generator) -> tuple:
 def draw_rows(recipe: Recipe, needed: int, longest: int, memory_units: int, source: torch.Generator) -> int:
     """Draw how many rows of memory a batch gets.
 
-    A tape hardly longer than the sequence punishes a machine that wanders, or that parks its write head on whatever
-    rows are blank; longer ones keep content addressing honest. So half the batches get the tightest tape, the others
-    one between that of the largest size and the configured memory, uniform in the logarithm. No weight depends on
-    the number of rows.
+    Half the batches get the tightest tape: no rows to wander on, and none on which a write head could wait. The others
+    get one between that of the largest size and the configured memory, uniform in the logarithm, so that a head that
+    looks by content has many rows to tell apart. No weight depends on the number of rows.
 
     Args:
         needed, longest: what `Task.rows_needed` says of the batch's size, and of the largest.
@@ -92,9 +100,8 @@ def draw_rows(recipe: Recipe, needed: int, longest: int, memory_units: int, sour
 def draw_memory(recipe: Recipe, rows: int, width: int, source: torch.Generator) -> Tensor:
     """Draw M_0 of a batch, (B, N, M): a share `dirty` of its sequences begins on a dirty memory, the others on a blank.
 
-    A head that stands on the row that it has just written, and walks, sees no dirt. One that looks by content for
-    the row that is unlike all others finds dirt, one spread over many rows reads it, and a write head that parks on
-    blank rows finds none. Dirt is normal, of a standard deviation that each sequence draws from (0, `dirt`).
+    Dirt is normal, of a standard deviation that each sequence draws evenly from (0, `dirt`). What it is for:
+    docs/recipe.md.
     """
     dirty = torch.rand(recipe.batch_size, generator=source) < recipe.dirty
     memory = torch.full((recipe.batch_size, width, rows), INITIAL_VALUE).transpose(1, 2)  # as `dirty_memory` lies
@@ -142,7 +149,7 @@ def draw_iteration(configuration: Configuration, step: int, source: torch.Genera
     memory = draw_memory(recipe, rows, network.memory_unit_size, source)
     cells = *batch.inputs.shape[:2], network.controller_size
     forgets = recipe.cell_dropout > 0 and network.controller == "lstm"
-    return Iteration(batch, memory, draw_mask(1 - recipe.cell_dropout, cells, source) if forgets else None)
+    return Iteration(batch, memory, draw_mask(1 - cell_dropout(recipe, step), cells, source) if forgets else None)
 
 
 class Clipper:
