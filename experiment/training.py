@@ -48,17 +48,21 @@ def set_learning_rate(recipe: Recipe, cells: int, step: int, optimizer: torch.op
 
 
 def blur_cost(recipe: Recipe, step: int) -> float:
-    """What blur costs at an iteration: it grows linearly from 0, since a head must blur to learn where to go."""
-    return recipe.blur_cost * step / recipe.num_iters
+    """What blur costs at an iteration: it grows linearly from a tenth.
+
+    A head must blur to learn where to go; at no cost at all it may settle in a blur, from which a higher cost drives it
+    out when all is learned.
+    """
+    return recipe.blur_cost * (0.1 + 0.9 * step / recipe.num_iters)
 
 
 def cell_dropout(recipe: Recipe, step: int) -> float:
-    """The chance that a cell forgets at an iteration: it falls linearly to 0.
+    """The chance that a cell forgets at an iteration: it falls linearly to 0 over the first half.
 
     While a machine looks for a way, cells that forget keep it from storing the sequence in its controller. Once it has
     one, they make it forget whether it reads or answers: a wrong answer, and a gradient that may undo what was learned.
     """
-    return recipe.cell_dropout * (1 - step / recipe.num_iters)
+    return recipe.cell_dropout * max(0.0, 1 - 2 * step / recipe.num_iters)
 
 
 def largest_size(recipe: Recipe, data: Data, step: int) -> tuple:
@@ -164,7 +168,7 @@ class Clipper:
         log_typical: logarithm of the running mean; None before the first step. The state to keep in a checkpoint.
     """
 
-    MEMORY = 0.99  # of the running mean: it looks back about a hundred steps
+    DECAY = 0.99  # of the running mean: it looks back about a hundred steps
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -185,5 +189,5 @@ class Clipper:
             gradient.mul_(kept / norm)
         if kept > 0 and math.isfinite(norm):
             last = math.log(kept) if self.log_typical is None else self.log_typical
-            self.log_typical = self.MEMORY * last + (1 - self.MEMORY) * math.log(kept)
+            self.log_typical = self.DECAY * last + (1 - self.DECAY) * math.log(kept)
         return norm

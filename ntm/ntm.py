@@ -5,6 +5,9 @@ of memory (`memory_units`), M the width of a row (`memory_unit_size`), R read an
 the controller.
 
     M_t      memory              (B, N, M)   eq. 3-4     ntm/memory.py
+    K        similarity          (B, H, N)   eq. 6       ntm/addressing.py
+    w^c_t    content             (B, H, N)   eq. 5       ntm/addressing.py
+    w^g_t    gated               (B, H, N)   eq. 7       ntm/addressing.py
     w~_t     shifted             (B, H, N)   eq. 8       ntm/addressing.py (the weighting before it is sharpened)
     w_t      weighting           (B, H, N)   eq. 1, 9    ntm/addressing.py (read heads first, then write heads)
     r_t      reads               (B, R, M)   eq. 2       ntm/memory.py
@@ -141,7 +144,7 @@ class NTM(Machine):
         Returns:
             Output logits (B, output_size) and the new state.
         """
-        logits, state, _ = self.step_with_focus(x, state, cell_mask)  # the one to edit, or to override
+        logits, state, _ = self.step_with_focus(x, state, cell_mask)  # that is the one to override
         return logits, state
 
     def step_with_focus(

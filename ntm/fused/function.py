@@ -123,13 +123,13 @@ def make_loss_args(args: UnrollArgs, targets: Tensor, mask: Tensor) -> LossArgs:
     Raises:
         ValueError: targets or mask do not fit, or no step counts.
     """
-    wanted, counted, shape, dtype = _flat(targets), _flat(mask), args.logits.shape, args.logits.dtype
-    if wanted.shape != shape or counted.shape != shape[:2] or not wanted.dtype == counted.dtype == dtype:
+    arrays, shape, dtype = (_flat(targets), _flat(mask)), args.logits.shape, args.logits.dtype
+    if [array.shape for array in arrays] != [shape, shape[:2]] or any(array.dtype != dtype for array in arrays):
         raise ValueError(f"targets and mask must be {shape} and {shape[:2]}, in {dtype}")
-    steps = counted.sum()
+    steps = arrays[1].sum()
     if steps == 0:
         raise ValueError("no step counts: the mask is 0 everywhere")
-    return LossArgs(wanted, counted, dtype.type(1 / (steps * shape[2])))
+    return LossArgs(*arrays, dtype.type(1 / (steps * shape[2])))
 
 
 class Unroll(torch.autograd.Function):
@@ -154,7 +154,7 @@ class Unroll(torch.autograd.Function):
         ]
         run_parallel(jobs)
         if save_for_backward:
-            ctx.save_for_backward(*parameters)  # so that PyTorch notices a weight that changes before backward
+            ctx.save_for_backward(*parameters)  # PyTorch refuses backward where one was changed in place since
             ctx.args, ctx.workspace, ctx.kept = args, workspace, list(zip(shard_ranges, buffers, strict=True))
             ctx.set_materialize_grads(False)
         return tuple(map(torch.from_numpy, (args.logits, *swap_memory_axes(final))))
@@ -206,7 +206,7 @@ def unroll(
     save_for_backward = torch.is_grad_enabled() and any(
         x.requires_grad for x in (inputs, *flat_state(state), *parameters)
     )
-    if save_for_backward:  # a copy, since the weights may change before backward
+    if save_for_backward:  # a copy: a change by way of `flat_parameters` is one that PyTorch does not notice
         flat = None
     weights, initial = packed_weights(parameters, flat), state_arrays(state)
     args = make_unroll_args(weights, make_sizes(parameters), inputs.detach(), initial, cell_mask)
@@ -273,9 +273,9 @@ def forward_backward(
     loss_args = make_loss_args(args, targets, mask)
     shard_ranges, sequences = part.shards(inputs.shape[1]), part.sequences(inputs.shape[1])
     logits = torch.from_numpy(args.logits)[:, sequences]
-    wanted = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
-    if len(wanted) == len(parameters) and flat is not None and flat.grad is not None:
-        gradients = try_flat_view(wanted, flat.grad)
+    existing = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
+    if len(existing) == len(parameters) and flat is not None and flat.grad is not None:
+        gradients = try_flat_view(existing, flat.grad)
         if gradients is not None:
             return loss_and_gradients(args, loss_args, gradients, shard_ranges), logits
     gradients = np.zeros_like(args.weights)

@@ -104,6 +104,9 @@ def carve(flat, at, shape):
     return flat[at : at + count].reshape(shape), at + count
 
 
+# `register_jitable`: Python calls these four as well as compiled code.
+
+
 @register_jitable
 def align_up(at):
     """Where the next cache line begins, in numbers: 64 bytes, or two lines of float64."""
@@ -239,9 +242,9 @@ def carve_saved(buffer, slots, group, rows, s, retain_activations):
 
 
 @cache
-def workspace_size(*arguments) -> int:
+def workspace_size(slots: int, group: int, rows: int, s: Sizes, retain_activations: bool) -> int:
     """How many numbers `carve_saved` needs, with the same arguments."""
-    saved, gradients = saved_shapes.py_func(*arguments)
+    saved, gradients = saved_shapes.py_func(slots, group, rows, s, retain_activations)
     return sum(align_up(math.prod(shape)) for shape in (*saved, *gradients))
 
 

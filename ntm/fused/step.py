@@ -97,7 +97,7 @@ def controller_step_backward(first, args, weights_transposed, saved, t, d_state)
 def memory_step(sizes, saved, before, after, slot, gated):
     """From the controls' sums to new memory, weightings and reads, each sequence of the group.
 
-    Each equation is taken for all heads before the next, so that none waits for what the last has just written.
+    Each equation is taken for all heads before the next, so that no loop needs what the one before it has just stored.
     """
     heads, width, num_read_heads = 2 * sizes.num_read_heads, sizes.width, sizes.num_read_heads
     reads_offset, output_offset = input_offsets(sizes)

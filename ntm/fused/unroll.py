@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ntm.fused.blas import matmul, matmul_tn
-from ntm.fused.jit import jit, jit_entry, jit_inline
+from ntm.fused.jit import jit, jit_entry, jit_inline, jit_refcounted
 from ntm.fused.layout import (
     Sizes,
     State,
@@ -103,7 +103,7 @@ def backward_group(first, args, weights_transposed, saved, d_state, d_inputs, ac
     """
     (steps, group, _), dtype = saved.d_logits.shape, saved.d_logits.dtype
     _, _, width, rows = saved.memory.shape
-    heads, row_width = saved.weighting.shape[2], saved.controller_input.shape[2]
+    heads, input_width = saved.weighting.shape[2], saved.controller_input.shape[2]
     reads_offset, output_offset = input_offsets(args.sizes)
     scratch = Scratch(
         gated=np.empty(rows, dtype),
@@ -129,29 +129,36 @@ def backward_group(first, args, weights_transposed, saved, d_state, d_inputs, ac
             matmul(
                 saved.d_gates[t], weights_transposed.gate_proj[:, :reads_offset], 0, d_inputs[t, first : first + group]
             )
-    count = steps * group  # of rows: one for each step of each sequence
-    before = saved.controller_input[:steps].reshape(count, row_width)
-    after = saved.controller_input[1:].reshape(count, row_width)
-    d_gates = saved.d_gates.reshape(count, d_weights.gate_proj.shape[1])
+    steps_of_all = steps * group  # one for each step of each sequence
+    inputs_before = saved.controller_input[:steps].reshape(steps_of_all, input_width)
+    inputs_after = saved.controller_input[1:].reshape(steps_of_all, input_width)
+    d_gates = saved.d_gates.reshape(steps_of_all, d_weights.gate_proj.shape[1])
     if args.sizes.lstm:
-        matmul_tn(before, d_gates, accumulate, d_weights.gate_proj)
+        matmul_tn(inputs_before, d_gates, accumulate, d_weights.gate_proj)
     else:  # which does not take its own last output; see `Weights`
-        matmul_tn(before[:, :output_offset], d_gates, accumulate, d_weights.gate_proj[:-1])
+        matmul_tn(inputs_before[:, :output_offset], d_gates, accumulate, d_weights.gate_proj[:-1])
         if not accumulate:
             d_weights.gate_proj[-1] = 0
         accumulate_rows(d_gates, d_weights.gate_proj[-1])
     matmul_tn(
-        after[:, output_offset:],
-        saved.d_controls.reshape(count, d_weights.control_proj.shape[1]),
+        inputs_after[:, output_offset:],
+        saved.d_controls.reshape(steps_of_all, d_weights.control_proj.shape[1]),
         accumulate,
         d_weights.control_proj,
     )
     matmul_tn(
-        after[:, reads_offset:],
-        saved.d_logits.reshape(count, d_weights.output_proj.shape[1]),
+        inputs_after[:, reads_offset:],
+        saved.d_logits.reshape(steps_of_all, d_weights.output_proj.shape[1]),
         accumulate,
         d_weights.output_proj,
     )
+
+
+@jit_refcounted
+def split_reads_and_hidden(d_state, sizes):
+    """Views of a `StateGrads`: the gradients of the reads (G, R M), and of the hidden state (G, C), or (G, 0)."""
+    both, reads_end = d_state.reads_and_output, reads_width(sizes)
+    return both[:, :reads_end], both[:, reads_end : reads_end + state_cells(sizes)]
 
 
 # The three that follow work on a shard, and make arrays: so they are `refcounted`.
@@ -177,14 +184,11 @@ def groups_backward(shard_first, shard_stop, args, buffers, d_logits, d_final, d
         unpack_transposed(args.weights_transposed, args.sizes),
         unpack_weights(d_weights_flat, args.sizes),
     )
-    d_weights.initial_reads[:], d_weights.initial_hidden[:], d_weights.initial_cell[:] = (
-        0,
-        0,
-        0,
-    )  # they are in `d_initial`
+    # Those of the initial state are in `d_initial`.
+    d_weights.initial_reads[:], d_weights.initial_hidden[:], d_weights.initial_cell[:] = 0, 0, 0
     for i in range(len(buffers) - 1, -1, -1):  # what the last one left may still be in cache
         saved, d_state = carve_saved(buffers[i], steps, group, rows, args.sizes, True)
-        first, reads, hidden = shard_first + i * group, reads_width(args.sizes), state_cells(args.sizes)
+        first, (d_reads, d_hidden) = shard_first + i * group, split_reads_and_hidden(d_state, args.sizes)
         for t in range(steps):
             copy_matrix(d_logits[t, first : first + group], saved.d_logits[t])
             copy_matrix(saved.gates[t], saved.d_gates[t])  # activations: backward may be called once more
@@ -193,15 +197,15 @@ def groups_backward(shard_first, shard_stop, args, buffers, d_logits, d_final, d
             copy_matrix(d_final.memory[first + g], d_state.memory[g])
             copy_matrix(d_final.weighting[first + g], d_state.weighting[g])
             copy(d_final.cell[first + g], d_state.cell[g])
-            copy(d_final.reads[first + g].reshape(reads), d_state.reads_and_output[g])
-            copy(d_final.hidden[first + g], d_state.reads_and_output[g, reads:])
+            copy(d_final.reads[first + g].reshape(d_reads.shape[1]), d_reads[g])
+            copy(d_final.hidden[first + g], d_hidden[g])
         backward_group(first, args, weights_transposed, saved, d_state, d_inputs, i < len(buffers) - 1, d_weights)
         for g in range(group):
             copy_matrix(d_state.memory[g], d_initial.memory[first + g])
             copy_matrix(d_state.weighting[g], d_initial.weighting[first + g])
             copy(d_state.cell[g], d_initial.cell[first + g])
-            copy(d_state.reads_and_output[g, :reads], d_initial.reads[first + g].reshape(reads))
-            copy(d_state.reads_and_output[g, reads : reads + hidden], d_initial.hidden[first + g])
+            copy(d_reads[g], d_initial.reads[first + g].reshape(d_reads.shape[1]))
+            copy(d_hidden[g], d_initial.hidden[first + g])
 
 
 @partial(jit_entry, refcounted=True)
@@ -221,7 +225,7 @@ def groups_forward_backward(shard_first, shard_stop, args, loss_args, buffer, ac
     if not accumulate:
         d_weights.initial_reads[:], d_weights.initial_hidden[:], d_weights.initial_cell[:] = 0, 0, 0
     loss, bits, dtype = 0.0, args.sizes.outputs, d_weights_flat.dtype
-    reads, hidden = reads_width(args.sizes), state_cells(args.sizes)
+    d_reads, d_hidden = split_reads_and_hidden(d_state, args.sizes)
     bit_weights, bit_loss = np.empty((group, bits), dtype), np.empty(group * bits, dtype)
     no_d_inputs = np.empty((0, 0, 0), dtype)
     for first in range(shard_first, shard_stop, group):
@@ -230,9 +234,9 @@ def groups_forward_backward(shard_first, shard_stop, args, loss_args, buffer, ac
         if args.blur_weight != 0:
             loss += group_blur(saved, args.blur_weight)
         d_state.memory[:], d_state.weighting[:], d_state.cell[:], d_state.reads_and_output[:] = 0, 0, 0, 0
-        add = accumulate or first > shard_first
-        backward_group(first, args, weights_transposed, saved, d_state, no_d_inputs, add, d_weights)
-        accumulate_rows(d_state.reads_and_output[:, :reads], d_weights.initial_reads)
-        accumulate_rows(d_state.reads_and_output[:, reads : reads + hidden], d_weights.initial_hidden)
+        add_to_weights = accumulate or first > shard_first
+        backward_group(first, args, weights_transposed, saved, d_state, no_d_inputs, add_to_weights, d_weights)
+        accumulate_rows(d_reads, d_weights.initial_reads)
+        accumulate_rows(d_hidden, d_weights.initial_hidden)
         accumulate_rows(d_state.cell, d_weights.initial_cell)
     return loss
