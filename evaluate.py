@@ -25,6 +25,7 @@ from experiment.options import THREADS_HELP
 from experiment.page import write_page
 from experiment.run import made_by
 from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, trace
+from experiment.training import SPARE_ROWS
 from ntm import NTM, Backend
 from ntm.machine import Machine
 from tasks import Batch, VectorTask, describe, label
@@ -169,14 +170,12 @@ def show_mistake(model: Machine, one: Batch, memory_units: int | None) -> str:
 
 
 @torch.no_grad()
-def answer(path: Path, options: argparse.Namespace) -> None:
+def answer_file(path: Path, options: argparse.Namespace) -> None:
     """Let a model answer the sequences of a file, and print what it says, vector by vector."""
     model, configuration = load(path, options)
     task, rows = configuration.task, options.memory_units or configuration.network.memory_units
     if not isinstance(task, VectorTask):
-        raise InputError(
-            f"-input: answers sequences of reverse and copy; {configuration.name} does {configuration.data.name}"
-        )
+        raise InputError(f"-input: answers sequences of reverse and copy, not of {configuration.data.name}")
     sequences = read_sequences(options.input, task.output_size)
     for i, bits in enumerate(sequences, start=1):
         batch = task.batch(bits).to(model.device)
@@ -186,7 +185,7 @@ def answer(path: Path, options: argparse.Namespace) -> None:
         memory = f"{rows} rows of memory" if rows else "no memory"
         print(f"sequence {i}: {len(bits)} vector(s), {memory}, {bits_wrong}; its answer ({configuration.data.name}):")
         if rows and len(bits) > rows:
-            print(f"  (longer than the memory: -memory_units {len(bits) + 2} would hold it)")
+            print(f"  (longer than the memory: -memory_units {len(bits) + SPARE_ROWS} would hold it)")
         answering = batch.mask[:, 0] > 0
         for said, meant in zip((logits[answering, 0] > 0).int(), batch.targets[answering, 0].int(), strict=True):
             said, meant = ("".join(map(str, vector.tolist())) for vector in (said, meant))
@@ -243,7 +242,7 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
     print_table(scores, optima, rows)
     needed = max(configuration.task.rows_needed(size) for size in scores)
     if rows and needed > rows:
-        print(f"the largest size needs {needed} rows of memory: -memory_units {needed + 2} would hold it")
+        print(f"the largest size needs {needed} rows of memory: -memory_units {needed + SPARE_ROWS} would hold it")
     for mistake in mistakes:
         print(show_mistake(model, mistake, options.memory_units))
     (options.output / "log").mkdir(parents=True, exist_ok=True)
@@ -263,21 +262,20 @@ def draw_memory_pictures(
     size, source = configuration.shown_size(SHOWN_SIZE), generator(options.seed, EVALUATION)
     sequence = configuration.task.sample(1, size, source)
     shown = trace(model, sequence, options.memory_units, options.dirt, source)
-    clean_and_dirty = {
+    blank_and_dirty = {
         "a blank memory at first": trace(model, sequence, options.memory_units),
         "a dirty memory at first": trace(model, sequence, options.memory_units, options.dirt or 1.0, source),
     }
     title = f"{configuration.title}: {describe(size)}, with {rows} rows of memory"
     plots.machine(shown, title, options.output / "log" / f"{name}_machine.png")
     plots.controls(shown, title, options.output / "log" / f"{name}_controls.png")
-    plots.memory_over_time(clean_and_dirty, title, options.output / "log" / f"{name}_memory.png")
+    plots.memory_over_time(blank_and_dirty, title, options.output / "log" / f"{name}_memory.png")
     picture = options.output / "log" / f"{name}_mistake.png"
     picture.unlink(missing_ok=True)
     if mistakes:
         shown = trace(model, mistakes[0], options.memory_units)
-        plots.machine(
-            shown, f"{name}: a mistake among {int(shown.mask.sum())} answers, with {rows} rows of memory", picture
-        )
+        answers = int(shown.mask.sum())
+        plots.machine(shown, f"{name}: a mistake among {answers} answers, with {rows} rows of memory", picture)
 
 
 def animate(path: Path, options: argparse.Namespace) -> None:
@@ -322,7 +320,7 @@ def main() -> None:
     names = NINE if options.config == "all" else (options.config,)
     paths = {name: options.saved_model or model_path(name, options.output) for name in names}
     if options.input:
-        answer(paths[options.config], options)
+        answer_file(paths[options.config], options)
         return
     if options.animate or options.page:
         for path in paths.values():

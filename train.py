@@ -63,7 +63,7 @@ def draw_held_out(configuration: Configuration) -> HeldOut:
 
 
 def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> Score:
-    """Log and draw where the run stands; returns the score on the held-out set of trained sizes."""
+    """Log and draw where the run stands, and begin new means; returns the score on held-out trained sizes."""
     configuration, means, step = state.configuration, state.means(), state.step
     log.scalars("train", step, loss=means["loss"], cost=means["cost"], bits=means["bits"], exact=means["exact"])
     log.scalars("train", step, learning_rate=lr, gradient_norm=means["norm"])
