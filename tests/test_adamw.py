@@ -3,9 +3,7 @@
 import torch
 
 from experiment.configuration import Recipe
-from experiment.training import (
-    make_optimizer,
-)
+from experiment.training import make_optimizer
 
 
 def test_compiled_adamw_is_pytorchs():
