@@ -141,7 +141,11 @@ for i, words in enumerate(json.load(sys.stdin)):
         sys.argv = words
         for stream, file in zip((1, 2), said):
             os.dup2(file.fileno(), stream)
-        run_script(scripts[words[0]].main)
+        try:
+            run_script(scripts[words[0]].main)
+        except SystemExit as end:  # what is left to do takes Python a second: 75 of them
+            sys.stdout.flush()
+            os._exit(end.code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     results.append((code, *(open(file.name).read() for file in said)))
 print(json.dumps(results))
