@@ -149,7 +149,7 @@ def run(processes: Processes) -> None:
     device = choose_device(options.device, model, processes.local_rank)
     model = model.to(device)
     if options.init and not options.resume:
-        model.load_state_dict(processes.share(lambda: checkpoint.weights_for(model, options.init)))
+        model.load_state_dict(processes.share(lambda: checkpoint.weights_for(model, configuration, options.init)))
     wanted_name = configuration.name
     claim = claim_run(configuration, options) if processes.first else None
     configuration, folder, saved_model, _ = processes.share(lambda: claim._replace(lock=None))

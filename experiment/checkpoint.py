@@ -187,13 +187,19 @@ def load_model(
     return model.to(device).eval(), configuration
 
 
-def weights_for(model: Machine, path: Path) -> dict[str, Tensor]:
-    """The weights of a trained model, for another of the same sizes.
+def weights_for(model: Machine, configuration: Configuration, path: Path) -> dict[str, Tensor]:
+    """The weights of a trained model, for another of the same sizes; says so where that was of another task.
+
+    Args:
+        model: the other.
+        configuration: what it is to be trained by.
+        path: of the trained one.
 
     Raises:
         InputError: the file cannot be used, or its weights are of other sizes.
     """
-    weights = load_model(path, model.device)[0].state_dict()
+    trained, its_configuration = load_model(path, model.device)
+    weights, tasks = trained.state_dict(), (its_configuration.data.name, configuration.data.name)
     for name, own in model.state_dict().items():
         there = weights.get(name)
         if there is None or there.shape != own.shape:
@@ -202,4 +208,6 @@ def weights_for(model: Machine, path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: is of another machine: {name} is {what} there, and {here} here")
     if len(weights) > len(model.state_dict()):
         raise InputError(f"{path}: is of another machine: it has more weights than this one")
+    if tasks[0] != tasks[1]:
+        print(f"-init: {path} was trained on {tasks[0]}; this run trains it on {tasks[1]}")
     return weights

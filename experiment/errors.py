@@ -11,16 +11,31 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 MAX_RANGE = 10_000  # numbers in a range as 10-20
+SYNONYMS = {  # what other programs call a flag, and what it is called here
+    "learning_rate": "lr",
+    "iterations": "num_iters",
+    "epochs": "num_iters",
+    "lengths": "sizes",
+    "model": "saved_model",
+}
 
 
 class InputError(Exception):
     """Something that the user gave cannot be used. The message names it, what is wrong, and what is allowed."""
 
 
-def did_you_mean(word: str, known: Iterable[str], dash: str = "") -> str:
-    """What to add to an error about an unknown word: the known one that is near it, if there is one."""
+def did_you_mean(word: str, known: Iterable[str] | dict[str, str], dash: str = "") -> str:
+    """What to add to an error about an unknown word: the known one that is near it, if there is one.
+
+    Args:
+        word: the unknown one.
+        known: those that are known; or a dict, which says for each what to answer.
+        dash: what the answer begins with.
+    """
     near = difflib.get_close_matches(word.lower(), known, 1)
-    return f"; did you mean {dash}{near[0]}?" if near else ""
+    if not near:
+        return ""
+    return f"; did you mean {dash}{known[near[0]] if isinstance(known, dict) else near[0]}?"
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -59,9 +74,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, with the flag that may have been meant, and leave with code 2."""
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
-        known = (flag.strip("-") for flag in self._option_string_actions)
-        near = did_you_mean(unknown.lstrip("-"), known, "-") if unknown != message and unknown.startswith("-") else ""
-        raise InputError(message + near)
+        if unknown == message or not unknown.startswith("-"):
+            raise InputError(message)
+        known = {flag.strip("-"): flag.strip("-") for flag in self._option_string_actions}
+        known |= {word: flag for word, flag in SYNONYMS.items() if flag in known and word not in known}
+        raise InputError(message + did_you_mean(unknown.lstrip("-"), known, "-"))
 
 
 class Bounds(NamedTuple):

@@ -63,6 +63,8 @@ WRONG = {
     "length of none": ("evaluate.py -sizes 0,5", "-sizes"),
     "lengths not numbers": ("evaluate.py -sizes 1,x", "-sizes"),
     "a near miss": ("train.py -dirtt 1", "did you mean -dirt?"),
+    "another program's word": ("train.py -iterations 5", "did you mean -num_iters?"),
+    "another program's word, misspelt": ("train.py -lerning_rate 1", "did you mean -lr?"),
     "a range upside down": ("evaluate.py -sizes 10-5", "'10-5' is not a range"),
     "a range without end": ("evaluate.py -sizes 1-999999", "is not a range of 1 to 10000 numbers"),
     "a size of two numbers": ("evaluate.py -saved_model saved_model/reverse_tiny.pt -sizes 5x5", "reverse is seq_len"),
