@@ -1,12 +1,15 @@
 """experiment/checkpoint.py: what is saved, and what is refused."""
 
+import json
 import re
 
 import pytest
 import torch
+from conftest import GOOD
 
 from experiment import checkpoint
-from experiment.checkpoint import load, load_model, save
+from experiment.checkpoint import load, load_model, save, weights_for
+from experiment.configuration import load_task_json
 from experiment.errors import InputError
 from ntm import Backend
 
@@ -32,6 +35,17 @@ def test_weights_that_do_not_fit_are_refused(repository, tiny, tmp_path):
     with pytest.raises(InputError, match="has format 99; this program reads format 5"):
         load_model(tmp_path / "odd.pt")
     assert load_model(saved, backend=Backend.REFERENCE)
+
+
+@pytest.mark.parametrize("task", ["reverse", "copy"])
+def test_weights_of_another_task_are_taken_and_it_is_said(repository, tiny, tmp_path, capsys, task):
+    (tmp_path / "of.json").write_text(json.dumps({**GOOD, "task": task}))
+    configuration = load_task_json(tmp_path / "of.json")
+    model = configuration.make_model(Backend.REFERENCE)
+    weights = weights_for(model, configuration, repository.folder / "saved_model" / "reverse_tiny.pt")
+    assert weights.keys() == model.state_dict().keys()
+    told = "was trained on reverse; this run trains it on copy" in capsys.readouterr().out
+    assert told == (task == "copy")
 
 
 def test_a_model_of_format_3_is_read(repository, tiny, tmp_path, monkeypatch):
