@@ -199,7 +199,7 @@ def weights_for(model: Machine, configuration: Configuration, path: Path) -> dic
         InputError: the file cannot be used, or its weights are of other sizes.
     """
     trained, its_configuration = load_model(path, model.device)
-    weights, tasks = trained.state_dict(), (its_configuration.data.name, configuration.data.name)
+    weights, task, its_task = trained.state_dict(), configuration.data.name, its_configuration.data.name
     for name, own in model.state_dict().items():
         there = weights.get(name)
         if there is None or there.shape != own.shape:
@@ -208,6 +208,6 @@ def weights_for(model: Machine, configuration: Configuration, path: Path) -> dic
             raise InputError(f"{path}: is of another machine: {name} is {what} there, and {here} here")
     if len(weights) > len(model.state_dict()):
         raise InputError(f"{path}: is of another machine: it has more weights than this one")
-    if tasks[0] != tasks[1]:
-        print(f"-init: {path} was trained on {tasks[0]}; this run trains it on {tasks[1]}")
+    if its_task != task:
+        print(f"-init: {path} was trained on {its_task}; this run trains it on {task}")
     return weights

@@ -24,18 +24,12 @@ class InputError(Exception):
     """Something that the user gave cannot be used. The message names it, what is wrong, and what is allowed."""
 
 
-def did_you_mean(word: str, known: Iterable[str] | dict[str, str], dash: str = "") -> str:
-    """What to add to an error about an unknown word: the known one that is near it, if there is one.
-
-    Args:
-        word: the unknown one.
-        known: those that are known; or a dict, which says for each what to answer.
-        dash: what the answer begins with.
-    """
-    near = difflib.get_close_matches(word.lower(), known, 1)
-    if not near:
-        return ""
-    return f"; did you mean {dash}{known[near[0]] if isinstance(known, dict) else near[0]}?"
+def did_you_mean(word: str, known: Iterable[str], dash: str = "") -> str:
+    """What to add to an error about an unknown word: the known one that is near it, or near to a synonym, if any is."""
+    answers = {name: name for name in known}
+    answers |= {synonym: name for synonym, name in SYNONYMS.items() if name in answers and synonym not in answers}
+    near = difflib.get_close_matches(word.lower(), answers, 1)
+    return f"; did you mean {dash}{answers[near[0]]}?" if near else ""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -74,11 +68,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong in one line, with the flag that may have been meant, and leave with code 2."""
         unknown = message.removeprefix("unrecognized arguments: ").split(" ")[0]
-        if unknown == message or not unknown.startswith("-"):
-            raise InputError(message)
-        known = {flag.strip("-"): flag.strip("-") for flag in self._option_string_actions}
-        known |= {word: flag for word, flag in SYNONYMS.items() if flag in known and word not in known}
-        raise InputError(message + did_you_mean(unknown.lstrip("-"), known, "-"))
+        known = (flag.strip("-") for flag in self._option_string_actions)
+        near = did_you_mean(unknown.lstrip("-"), known, "-") if unknown != message and unknown.startswith("-") else ""
+        raise InputError(message + near)
 
 
 class Bounds(NamedTuple):
