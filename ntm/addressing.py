@@ -13,6 +13,16 @@ SHIFTS = (-1, 0, 1)  # rows that a head may move at a step
 LOG_EPSILON = 2.0**-53  # added to a weighting before its logarithm: sharpening a one-hot weighting is finite
 
 
+def initial_weighting(batch_size: int, heads: int, rows: int, like: Tensor) -> Tensor:
+    """Make w_0, every head on row 0: (B, H, N), of the dtype and on the device of `like`.
+
+    From uniform weightings over equal rows nothing would ever tell one row from another.
+    """
+    weighting = like.new_zeros(batch_size, heads, rows)
+    weighting[..., 0] = 1
+    return weighting
+
+
 def cosine_similarity(key: Tensor, memory: Tensor) -> Tensor:
     """Compare each head's key with each row (eq. 6): `K[u, v] = u.v / (|u| |v|)`.
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ntm.addressing import SHIFTS, blur
+from ntm.addressing import SHIFTS, blur, initial_weighting
 from ntm.backend import Backend, changed_parameter, changed_part, import_trouble
 from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
 from ntm.heads import Focus, Heads, control_sizes
@@ -110,8 +110,7 @@ class NTM(Machine):
     def initial_state(self, batch_size: int, memory_units: int | None = None) -> NTMState:
         """Make the state before the first step.
 
-        The controller's state and the reads are learned, the memory is a small constant, and every head stands on row
-        0: from uniform weightings over equal rows nothing would ever tell one row from another.
+        The controller's state and the reads are learned; the memory is a small constant; every head stands on row 0.
 
         Args:
             batch_size: B.
@@ -124,11 +123,9 @@ class NTM(Machine):
         if rows < 1:
             raise ValueError(f"memory_units is {rows}; a memory has at least one row")
         heads, width = self.heads.num_read + self.heads.num_write, self.heads.memory_unit_size
-        weighting = self.initial_reads.new_zeros(batch_size, heads, rows)
-        weighting[..., 0] = 1
         return NTMState(
             memory=initial_memory(batch_size, rows, width, like=self.initial_reads),
-            weighting=weighting,
+            weighting=initial_weighting(batch_size, heads, rows, like=self.initial_reads),
             reads=self.initial_reads.expand(batch_size, -1, -1),
             controller=self.controller.initial_state(batch_size),
         )
@@ -231,16 +228,15 @@ class NTM(Machine):
                 of blur, and the model has a `step` of its own.
         """
         self.require_batch(inputs, targets, mask, memory, cell_mask)
-        rows = None if memory is None else memory.shape[1]
         if self.use_fused():
             from ntm import fused
 
-            state = self.initial_state(1, rows)
-            state = state if memory is None else state._replace(memory=memory)
+            if memory is None:
+                memory = initial_memory(1, self.memory_units, self.heads.memory_unit_size, like=self.initial_reads)
             parameters = self.packed_parameters(), self.flat_parameters
-            return fused.forward_backward(*parameters, inputs, targets, mask, state, cell_mask, blur_cost, part)
+            return fused.forward_backward(*parameters, inputs, targets, mask, memory, cell_mask, blur_cost, part)
         batch, here = inputs.shape[1], part.sequences(inputs.shape[1])
-        state = self.initial_state(here.stop - here.start, rows)
+        state = self.initial_state(here.stop - here.start, None if memory is None else memory.shape[1])
         if memory is not None:
             state = state._replace(memory=memory if len(memory) == 1 else memory[here])
         shifted = [] if blur_cost else None

@@ -161,6 +161,9 @@ def test_a_memory_without_rows_is_refused(backend):
     for _ in range(2):
         with pytest.raises(ValueError, match="at least one row"):
             model(torch.rand(2, 1, 5, dtype=torch.float64), memory_units=0)
+        batch = torch.rand(2, 1, 5), torch.ones(2, 1, 3), torch.ones(2, 1), torch.ones(1, 0, 5)
+        with pytest.raises(ValueError, match="at least one row"):
+            model.forward_backward(*(part.double() for part in batch))
         model(torch.rand(2, 1, 5, dtype=torch.float64))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ntm.addressing import initial_weighting
 from ntm.controller import LSTMState
 from ntm.fused.layout import Sizes, State, state_cells, transpose_weights, workspace_size
 from ntm.fused.loss import LossArgs
@@ -250,7 +251,7 @@ def forward_backward(
     inputs: Tensor,
     targets: Tensor,
     mask: Tensor,
-    state: NTMState,
+    memory: Tensor,
     cell_mask: Tensor | None = None,
     blur_cost: float = 0.0,
     part: Part = WHOLE,
@@ -261,14 +262,15 @@ def forward_backward(
         parameters: `packed_parameters`.
         flat: the tensor that they are views of; None, or any other, if they are not.
         inputs, targets, mask, cell_mask, blur_cost, part: as there.
-        state: where the batch starts. Its reads, hidden state and cell are not looked at: the learned ones are taken.
+        memory: M_0, (B, N, M), or (1, N, M) for all sequences.
 
     Raises:
         TypeError, ValueError: as `make_unroll_args` and `make_loss_args`.
     """
     weights, sizes = packed_weights(parameters, flat), make_sizes(parameters)
-    memory, weighting = state_arrays(state)[:2]
-    initial = State(memory, weighting, *learned_initial_state(weights, sizes))
+    memory = memory.detach().swapaxes(1, 2)
+    weighting = initial_weighting(1, 2 * sizes.num_read_heads, memory.shape[2], like=memory)
+    initial = State(_flat(memory), weighting.numpy(), *learned_initial_state(weights, sizes))
     args = make_unroll_args(weights, sizes, inputs, initial, cell_mask, blur_cost)
     loss_args = make_loss_args(args, targets, mask)
     shard_ranges, sequences = part.shards(inputs.shape[1]), part.sequences(inputs.shape[1])
