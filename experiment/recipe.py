@@ -56,11 +56,15 @@ class Recipe:
     dirt: float = setting(2.0, "largest standard deviation of the numbers in a dirty memory", needs="memory")
     blur_cost: float = setting(
         0.2,
-        "weight in the loss of the mean blur of w~ (eq. 8, before sharpening); grows from 0 to this",
+        "weight in the loss of the mean blur of w~ (eq. 8, before sharpening); grows to this from a tenth",
         needs="memory",
     )
     cell_dropout: float = setting(
-        0.25, "chance that a cell of an LSTM controller is set to 0, at each step", 0, 0.999999, needs="cells"
+        0.25,
+        "chance that a cell of an LSTM controller is set to 0, at each step; falls to 0 over the second half",
+        0,
+        0.999999,
+        needs="cells",
     )
     uneven: float = setting(
         0.5,
