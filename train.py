@@ -122,17 +122,17 @@ def train(
     return last_score if state.step == recipe.num_iters else None
 
 
-def finish(state: TrainState, log: RunLog, verdict: str, saved_model: Path, output: Path) -> None:
+def finish(state: TrainState, log: RunLog, outcome: str, saved_model: Path, output: Path) -> None:
     """Write the model, and say how good it is and what to do next."""
     trained = {"iterations": state.step, "seconds": state.seconds(), "commit": commit()}
     configuration = state.configuration
     contents = {"configuration": configuration.as_dict(), "model": state.model.state_dict(), "trained": trained}
     checkpoint.save(saved_model, contents)
     took = f"finished after {trained['seconds']:.1f} s"
-    log.line(f"{took}: {saved_model.name}, weights {weights_mark(state.model)}\n{verdict}")
+    log.line(f"{took}: {saved_model.name}, weights {weights_mark(state.model)}\n{outcome}")
     log.close()
     state.path.unlink()
-    print(f"{took}: {shown_path(saved_model)}\n{verdict}")
+    print(f"{took}: {shown_path(saved_model)}\n{outcome}")
     print(f"log: {shown_path(output / 'log' / f'{configuration.name}.log')}")
     print(f"curves: tensorboard --logdir {shown_path(output / 'runs')}")
     print(f"test it: python evaluate.py -saved_model {shown_path(saved_model)}")

@@ -152,7 +152,7 @@ def draw_iteration(configuration: Configuration, step: int, source: torch.Genera
         return Iteration(batch, None, None)
     memory = draw_memory(recipe, rows, network.memory_unit_size, source)
     cells = *batch.inputs.shape[:2], network.controller_size
-    forgets = recipe.cell_dropout > 0 and network.controller == "lstm"
+    forgets = recipe.cell_dropout > 0 and "cells" in network.has
     return Iteration(batch, memory, draw_mask(1 - cell_dropout(recipe, step), cells, source) if forgets else None)
 
 
