@@ -43,7 +43,7 @@ class Recipe:
     lr_schedule: str = setting("cosine", "how the rate goes on: half a cosine down to 0, or constant",
                                choices=("cosine", "constant"))  # fmt: skip
     beta1: float = setting(0.8, "decay of the gradient's mean", 0, 0.999999, optimizer="adam")
-    beta2: float = setting(0.999, "decay of its square's mean", 0, 0.999999, optimizer="adam")
+    beta2: float = setting(0.95, "decay of its square's mean", 0, 0.999999, optimizer="adam")
     eps: float = setting(1e-5, "gradients well below this hardly move a weight", above=True, optimizer="adam")
     weight_decay: float = setting(0.1, "decoupled weight decay", optimizer="adam")
     momentum: float = setting(0.9, "momentum", 0, 0.999999, optimizer="rmsprop")
@@ -56,15 +56,11 @@ class Recipe:
     dirt: float = setting(2.0, "largest standard deviation of the numbers in a dirty memory", needs="memory")
     blur_cost: float = setting(
         0.2,
-        "weight in the loss of the mean blur of w~ (eq. 8, before sharpening); grows to this from a tenth",
+        "weight in the loss of the mean blur of w~ (eq. 8, before sharpening); grows from 0 to this",
         needs="memory",
     )
     cell_dropout: float = setting(
-        0.25,
-        "chance that a cell of an LSTM controller is set to 0, at each step; falls to 0 over the second half",
-        0,
-        0.999999,
-        needs="cells",
+        0.25, "chance that a cell of an LSTM controller is set to 0, at each step", 0, 0.999999, needs="cells"
     )
     uneven: float = setting(
         0.5,
@@ -73,7 +69,7 @@ class Recipe:
         1,
     )
     full_tape: bool = setting(False, "always train on all rows of memory", needs="memory")
-    curriculum: float = setting(1.0, "share of iterations in which sizes grow", 0, 1)
+    curriculum: float = setting(0.5, "share of iterations in which sizes grow", 0, 1)
 
 
 OPTIMIZER_SETTINGS = {field.name for field in dataclasses.fields(Recipe) if "optimizer" in field.metadata}

@@ -48,21 +48,8 @@ def set_learning_rate(recipe: Recipe, cells: int, step: int, optimizer: torch.op
 
 
 def blur_cost(recipe: Recipe, step: int) -> float:
-    """What blur costs at an iteration: it grows linearly from a tenth.
-
-    A head must blur to learn where to go; at no cost at all it may settle in a blur, from which a higher cost drives it
-    out when all is learned.
-    """
-    return recipe.blur_cost * (0.1 + 0.9 * step / recipe.num_iters)
-
-
-def cell_dropout(recipe: Recipe, step: int) -> float:
-    """The chance that a cell forgets at an iteration: it falls linearly to 0 over the second half.
-
-    While a machine looks for a way, cells that forget keep it from storing the sequence in its controller. Once it has
-    one, they make it forget whether it reads or answers: a wrong answer, and a gradient that may undo what was learned.
-    """
-    return recipe.cell_dropout * min(1.0, 2 * (1 - step / recipe.num_iters))
+    """What blur costs at an iteration: it grows linearly from 0, since a head must blur to learn where to go."""
+    return recipe.blur_cost * step / recipe.num_iters
 
 
 def largest_size(recipe: Recipe, data: Data, step: int) -> tuple:
@@ -153,7 +140,7 @@ def draw_iteration(configuration: Configuration, step: int, source: torch.Genera
     memory = draw_memory(recipe, rows, network.memory_unit_size, source)
     cells = *batch.inputs.shape[:2], network.controller_size
     forgets = recipe.cell_dropout > 0 and "cells" in network.has
-    return Iteration(batch, memory, draw_mask(1 - cell_dropout(recipe, step), cells, source) if forgets else None)
+    return Iteration(batch, memory, draw_mask(1 - recipe.cell_dropout, cells, source) if forgets else None)
 
 
 class Clipper:

@@ -62,16 +62,8 @@ def test_learning_rate_falls_or_stays():
     assert set_learning_rate(always, 400, 99, optimizer) == 1e-2
 
 
-def test_the_blur_cost_grows_from_a_tenth():
-    costs = [blur_cost(Recipe(num_iters=100, blur_cost=0.4), step) for step in (0, 50, 100)]
-    assert costs == pytest.approx([0.04, 0.22, 0.4])
-
-
-@pytest.mark.parametrize("step", [0, 49, 50, 75, 99])
-def test_fewer_cells_forget_in_the_second_half_of_a_run(step):
-    recipe = Recipe(num_iters=100, cell_dropout=0.4, curriculum=0)
-    mask = draw_iteration(load_configuration("m1d1", recipe), step, generator(5, 0)).cell_mask
-    assert mask.double().mean().item() == pytest.approx(1 - 0.4 * min(1, 2 - step / 50), abs=0.01)
+def test_the_blur_cost_grows_from_nothing():
+    assert [blur_cost(Recipe(num_iters=100, blur_cost=0.4), step) for step in (0, 25, 100)] == [0, 0.1, 0.4]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
