@@ -134,9 +134,12 @@ class Configuration:
 
     def make_model(self, backend: Backend = Backend.AUTO) -> NTM | LSTMBaseline:
         """Build the network for the task, its weights drawn from torch's default generator."""
-        task = self.task
-        machine = NTM if isinstance(self.network, Network) else LSTMBaseline
-        return machine(task.input_size, task.output_size, **dataclasses.asdict(self.network), backend=backend)
+        sizes = {"input_size": self.task.input_size, "output_size": self.task.output_size}
+        if isinstance(self.network, BaselineNetwork):
+            return LSTMBaseline(**sizes, **dataclasses.asdict(self.network), backend=backend)
+        model = NTM(**sizes, **dataclasses.asdict(self.network), backend=backend)
+        model.heads.bias_gates(self.recipe.gate_bias)
+        return model
 
     def as_dict(self) -> dict[str, Any]:
         """Turn into plain containers, for a checkpoint; `from_dict` is the way back."""
