@@ -60,7 +60,11 @@ class Recipe:
         needs="memory",
     )
     cell_dropout: float = setting(
-        0.25, "chance that a cell of an LSTM controller is set to 0, at each step", 0, 0.999999, needs="cells"
+        0.25,
+        "chance that a cell of an LSTM controller is set to 0, at each step; falls to 0 over the second half",
+        0,
+        0.999999,
+        needs="cells",
     )
     gate_bias: float = setting(
         -2.0,
