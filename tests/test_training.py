@@ -156,3 +156,15 @@ def test_a_configuration_of_the_paper_trains_on_its_range_and_nothing_else(name)
     assert max(steps) <= largest
     first = largest_size(configuration.recipe, data, 0)
     assert all(low <= part <= high for low, part, high in zip(data.low, first, data.high, strict=True))
+
+
+def test_heads_begin_by_location():
+    models = []
+    for bias in (0.0, -3.0):
+        torch.manual_seed(1)
+        models.append(load_configuration("m1d1", Recipe(gate_bias=bias)).make_model())
+    without, model = (dict(m.named_parameters()) for m in models)
+    name, sizes = "heads.control_proj.bias", models[0].heads.sizes
+    moved = [d.unique().tolist() for d in (model[name] - without[name]).round(decimals=5).split(sizes)]
+    assert moved == [[0], [0], [-3], [0], [0], [0], [0]]
+    assert all(torch.equal(without[key], model[key]) for key in model if key != name)
