@@ -33,12 +33,6 @@ def import_trouble() -> str | None:
     return None
 
 
-@cache
-def method_names(stock: type[nn.Module]) -> frozenset[str]:
-    """The names of a class's own methods, but for `__init__`."""
-    return frozenset(name for name, value in vars(stock).items() if callable(value) and name != "__init__")
-
-
 def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> str | None:
     """Return a phrase that says how a module differs from a class of this package, or None where it does not.
 
@@ -50,11 +44,9 @@ def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> st
     kind, own = type(module), vars(module)
     if not isinstance(module, stock):
         return f"is a {kind.__name__}"
-    changed = method_names(stock) & own.keys()
-    if kind is not stock:
-        changed |= {name for name in method_names(stock) if getattr(kind, name) is not vars(stock)[name]}
-    if changed:
-        return f"has its own {min(changed)}"
+    for name, method in vars(stock).items():
+        if callable(method) and name != "__init__" and (name in own or getattr(kind, name) is not method):
+            return f"has its own {name}"
     linear = getattr(module, map_name)
     if type(linear) is not nn.Linear or "forward" in vars(linear):
         return f"has its own {map_name}, a {type(linear).__name__}"

@@ -99,7 +99,7 @@ class Machine(nn.Module):
         if memory is not None and (memory.dim() != 3 or len(memory) not in (1, steps_and_batch[1])):
             raise ValueError(f"memory of shape {tuple(memory.shape)}: there are {steps_and_batch[1]} sequences")
         if memory is not None and not memory.shape[1]:
-            raise ValueError(f"memory of shape {tuple(memory.shape)}: it has at least one row")
+            raise ValueError(f"memory of shape {tuple(memory.shape)}: a memory has at least one row")
 
     def packed_parameters(self) -> list[nn.Parameter]:
         """All parameters in the order in which they lie in `flat_parameters`, whatever order they were made in."""
