@@ -50,12 +50,13 @@ ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "dirty memory": "-dirty 0",
     "blur cost": "-blur_cost 0",
     "cell dropout": "-cell_dropout 0",
+    "the gate's bias": "-gate_bias 0",
     "uneven sequences": "-uneven 0",
     "short tapes": "-full_tape",
     "the curriculum": "-curriculum 0",
     "weight decay": "-weight_decay 0",
     "clipping": "-clip_typical 0",
-    "Adam's numbers": "-beta1 0.9 -beta2 0.999 -eps 1e-8",
+    "Adam's numbers": "-beta1 0.9 -eps 1e-8",
     "all of it: the paper's setting": "-recipe paper",
 }
 

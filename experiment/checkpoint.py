@@ -17,8 +17,8 @@ from experiment.errors import InputError
 from ntm import Backend
 from ntm.machine import Machine
 
-FORMAT = 5
-OLDER_FORMATS = (3, 4)  # finished models of these are read as well; their blur cost is of w, not of w~
+FORMAT = 6
+OLDER_FORMATS = (3, 4, 5)  # finished models of these are read too: blur cost was of w (to 4), dropout did not fall (5)
 RENAMED = {  # weights in format 3, and what they are called since
     "controller.gates_map.": "controller.gate_proj.",
     "heads.controls_map.": "heads.control_proj.",

@@ -30,8 +30,7 @@ NAMES = REVERSE + PAPER
 ENDS = ("min", "max", "longer_min", "longer_max")  # of a range of sizes in a file
 END = re.compile(r"^(longer_)?(min|max)_")
 
-MAX_MEMORY_CELLS = 100_000_000  # of one sequence's memory, rows times width
-MAX_WEIGHTS = 100_000_000
+MAX_MEMORY_CELLS = MAX_WEIGHTS = 100_000_000  # of one sequence's memory, rows times width; of a network
 
 
 @dataclass(frozen=True)
@@ -134,9 +133,12 @@ class Configuration:
 
     def make_model(self, backend: Backend = Backend.AUTO) -> NTM | LSTMBaseline:
         """Build the network for the task, its weights drawn from torch's default generator."""
-        task = self.task
         machine = NTM if isinstance(self.network, Network) else LSTMBaseline
-        return machine(task.input_size, task.output_size, **dataclasses.asdict(self.network), backend=backend)
+        widths = self.task.input_size, self.task.output_size
+        model = machine(*widths, **dataclasses.asdict(self.network), backend=backend)
+        if isinstance(model, NTM):
+            model.heads.bias_gates(self.recipe.gate_bias)
+        return model
 
     def as_dict(self) -> dict[str, Any]:
         """Turn into plain containers, for a checkpoint; `from_dict` is the way back."""
@@ -212,11 +214,10 @@ def _checked_recipe(
     configuration: Configuration, given: dict[str, Any], source: str, for_any_machine: bool = False
 ) -> Configuration:
     """Refuse what was given and cannot be, or would do nothing."""
-    recipe, name = configuration.recipe, configuration.name
-    if recipe.uneven and not configuration.task.can_be_uneven:
+    if configuration.recipe.uneven and not configuration.task.can_be_uneven:
         raise InputError(f"{source}uneven: the task {configuration.data.name} has no uneven sequences; 0 is allowed")
     has = {"memory", "cells"} if for_any_machine else configuration.network.has
-    refuse_useless(given, recipe, has, name, source)
+    refuse_useless(given, configuration.recipe, has, configuration.name, source)
     return configuration
 
 
@@ -310,8 +311,7 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     kind, data_types = _network_kind(fields), _data_types(fields)
     fields = checked_keys({**_defaults(kind), **fields}, {**_types(kind), **data_types}, source)
     if fields.get("controller", "lstm") not in CONTROLLERS:
-        allowed = ", ".join(CONTROLLERS)
-        raise InputError(f"{source}: 'controller' is {fields['controller']!r}; allowed are {allowed}")
+        raise InputError(f"{source}: 'controller' is {fields['controller']!r}; allowed are {', '.join(CONTROLLERS)}")
     for key, value in fields.items():
         of_task = key in data_types
         low, high = TASKS[fields["task"]].limits_of(END.sub("", key)) if of_task else USUAL_LIMITS

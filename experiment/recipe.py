@@ -43,7 +43,7 @@ class Recipe:
     lr_schedule: str = setting("cosine", "how the rate goes on: half a cosine down to 0, or constant",
                                choices=("cosine", "constant"))  # fmt: skip
     beta1: float = setting(0.8, "decay of the gradient's mean", 0, 0.999999, optimizer="adam")
-    beta2: float = setting(0.95, "decay of its square's mean", 0, 0.999999, optimizer="adam")
+    beta2: float = setting(0.999, "decay of its square's mean", 0, 0.999999, optimizer="adam")
     eps: float = setting(1e-5, "gradients well below this hardly move a weight", above=True, optimizer="adam")
     weight_decay: float = setting(0.1, "decoupled weight decay", optimizer="adam")
     momentum: float = setting(0.9, "momentum", 0, 0.999999, optimizer="rmsprop")
@@ -60,7 +60,18 @@ class Recipe:
         needs="memory",
     )
     cell_dropout: float = setting(
-        0.25, "chance that a cell of an LSTM controller is set to 0, at each step", 0, 0.999999, needs="cells"
+        0.25,
+        "chance that a cell of an LSTM controller is set to 0, at each step; falls to 0 over the second half",
+        0,
+        0.999999,
+        needs="cells",
+    )
+    gate_bias: float = setting(
+        -2.0,
+        "added to the bias of the heads' gates at the start: below 0, they begin by location",
+        -100,
+        100,
+        needs="memory",
     )
     uneven: float = setting(
         0.5,
@@ -69,7 +80,7 @@ class Recipe:
         1,
     )
     full_tape: bool = setting(False, "always train on all rows of memory", needs="memory")
-    curriculum: float = setting(0.5, "share of iterations in which sizes grow", 0, 1)
+    curriculum: float = setting(1.0, "share of iterations in which sizes grow", 0, 1)
 
 
 OPTIMIZER_SETTINGS = {field.name for field in dataclasses.fields(Recipe) if "optimizer" in field.metadata}

@@ -52,6 +52,15 @@ def blur_cost(recipe: Recipe, step: int) -> float:
     return recipe.blur_cost * step / recipe.num_iters
 
 
+def cell_dropout(recipe: Recipe, step: int) -> float:
+    """The chance that a cell forgets at an iteration: it falls linearly to 0 over the second half.
+
+    While a machine looks for a way, cells that forget keep it from storing the sequence in its controller. Once it has
+    one, they make it forget whether it reads or answers: a wrong answer, and a gradient that may undo what was learned.
+    """
+    return recipe.cell_dropout * min(1.0, 2 * (1 - step / recipe.num_iters))
+
+
 def largest_size(recipe: Recipe, data: Data, step: int) -> tuple:
     """The curriculum: the largest size grows linearly over the first `curriculum` share of the iterations."""
     growing = recipe.curriculum * recipe.num_iters
@@ -140,7 +149,7 @@ def draw_iteration(configuration: Configuration, step: int, source: torch.Genera
     memory = draw_memory(recipe, rows, network.memory_unit_size, source)
     cells = *batch.inputs.shape[:2], network.controller_size
     forgets = recipe.cell_dropout > 0 and "cells" in network.has
-    return Iteration(batch, memory, draw_mask(1 - recipe.cell_dropout, cells, source) if forgets else None)
+    return Iteration(batch, memory, draw_mask(1 - cell_dropout(recipe, step), cells, source) if forgets else None)
 
 
 class Clipper:

@@ -52,6 +52,11 @@ class Heads(nn.Module):
         self.sizes = control_sizes(num_read, num_write, memory_unit_size)
         self.control_proj = nn.Linear(controller_size, sum(self.sizes))
 
+    @torch.no_grad()
+    def bias_gates(self, bias: float) -> None:
+        """Add to the bias of the interpolation gates (eq. 7): of one below 0, heads begin by location."""
+        self.control_proj.bias.split(self.sizes)[2].add_(bias)
+
     def controls(self, hidden: Tensor) -> Controls:
         """Turn the controller's output h_t (B, C) into controls, each in the range that its equation asks for."""
         parts = self.control_proj(hidden).split(self.sizes, dim=-1)

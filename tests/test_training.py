@@ -66,6 +66,13 @@ def test_the_blur_cost_grows_from_nothing():
     assert [blur_cost(Recipe(num_iters=100, blur_cost=0.4), step) for step in (0, 25, 100)] == [0, 0.1, 0.4]
 
 
+@pytest.mark.parametrize("step", [0, 49, 50, 75, 99])
+def test_fewer_cells_forget_in_the_second_half_of_a_run(step):
+    recipe = Recipe(num_iters=100, cell_dropout=0.4, curriculum=0)
+    mask = draw_iteration(load_configuration("m1d1", recipe), step, generator(5, 0)).cell_mask
+    assert mask.double().mean().item() == pytest.approx(1 - 0.4 * min(1, 2 - step / 50), abs=0.01)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_share_of_sequences_begins_on_a_dirty_memory_and_the_others_on_a_blank_one(share):
     memory = draw_memory(Recipe(batch_size=2000, dirty=share, dirt=3.0), 30, 20, generator(0, 0))
@@ -149,3 +156,15 @@ def test_a_configuration_of_the_paper_trains_on_its_range_and_nothing_else(name)
     assert max(steps) <= largest
     first = largest_size(configuration.recipe, data, 0)
     assert all(low <= part <= high for low, part, high in zip(data.low, first, data.high, strict=True))
+
+
+def test_heads_begin_by_location():
+    models = []
+    for bias in (0.0, -3.0):
+        torch.manual_seed(1)
+        models.append(load_configuration("m1d1", Recipe(gate_bias=bias)).make_model())
+    without, model = (dict(m.named_parameters()) for m in models)
+    name, sizes = "heads.control_proj.bias", models[0].heads.sizes
+    moved = [d.unique().tolist() for d in (model[name] - without[name]).round(decimals=5).split(sizes)]
+    assert moved == [[0], [0], [-3], [0], [0], [0], [0]]
+    assert all(torch.equal(without[key], model[key]) for key in model if key != name)
