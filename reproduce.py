@@ -54,9 +54,8 @@ ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "uneven sequences": "-uneven 0",
     "short tapes": "-full_tape",
     "the curriculum": "-curriculum 0",
-    "weight decay": "-weight_decay 0",
     "clipping": "-clip_typical 0",
-    "Adam's numbers": "-beta1 0.9 -eps 1e-8",
+    "Adam's beta1": "-beta1 0.9",
     "all of it: the paper's setting": "-recipe paper",
 }
 

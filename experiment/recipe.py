@@ -33,7 +33,7 @@ class Recipe:
     """
 
     batch_size: int = setting(16, "sequences an iteration", 1, 100_000)
-    num_iters: int = setting(6_000, "iterations", 1, 10**9)
+    num_iters: int = setting(5_000, "iterations", 1, 10**9)
     seed: int = setting(0, "everything random follows from it", 0, 2**63 - 1)
     optimizer: str = setting("adam", "which one", choices=OPTIMIZERS, section="the optimizer")
     lr: float = setting(2e-3, "learning rate", above=True)
@@ -44,8 +44,8 @@ class Recipe:
                                choices=("cosine", "constant"))  # fmt: skip
     beta1: float = setting(0.8, "decay of the gradient's mean", 0, 0.999999, optimizer="adam")
     beta2: float = setting(0.999, "decay of its square's mean", 0, 0.999999, optimizer="adam")
-    eps: float = setting(1e-5, "gradients well below this hardly move a weight", above=True, optimizer="adam")
-    weight_decay: float = setting(0.1, "decoupled weight decay", optimizer="adam")
+    eps: float = setting(1e-8, "gradients well below this hardly move a weight", above=True, optimizer="adam")
+    weight_decay: float = setting(0.0, "decoupled weight decay", optimizer="adam")
     momentum: float = setting(0.9, "momentum", 0, 0.999999, optimizer="rmsprop")
     alpha: float = setting(0.95, "decay of the squared gradient's mean", 0, 0.999999, optimizer="rmsprop")
     clip_typical: float = setting(2.0, "cut the gradient to this many times its typical norm; 0: off")
