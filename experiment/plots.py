@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiment.configuration import Data
 from experiment.scoring import Score, Trace
@@ -56,19 +56,21 @@ def accuracy_by_size(
             x, of = [place[size] for size in sorted(by_size)], [by_size[size] for size in sorted(by_size)]
             style = {"color": COLOURS[i % 9], "marker": MARKERS[i % 9], "markersize": 5, "clip_on": False, "zorder": 3}
             style |= {"linewidth": 1.5 if to_scale else 0, "alpha": 1 if one else 0.85}
-            top.plot(x, [100 * score.exact for score in of], label=name, **style)
             style |= {"elinewidth": 1.5, "capsize": 2}
+            below, above = [s.exact - s.exact_low for s in of], [s.exact_high - s.exact for s in of]
+            top.errorbar(x, [s.exact for s in of], [below, above], label=name, **style)
             bottom.errorbar(x, [score.bits for score in of], [score.bits_interval for score in of], **style)
         for low, high in sorted({(of.low, of.high) for of in data.values()}):
             if to_scale:
                 for axes in (top, bottom):
                     axes.axvspan(low[0], high[0], color="#000000", alpha=0.07, linewidth=0)
-                top.text(place[sizes[0]], 4, " trained", fontsize=8, color="#555555")
+                top.text(place[sizes[0]], 0.04, " trained", fontsize=8, color="#555555")
         for i, by_length in enumerate((beside or {}).values()):
             label_once = None if i else "those replaced"
             bottom.plot(list(map(int, by_length)), list(by_length.values()), "o-", color="#aaaaaa", markersize=3,
                         linewidth=1, label=label_once)  # fmt: skip
-        top.set(ylabel="exact sequences (%)", ylim=(0, 103))
+        top.set(ylabel="exact sequences (%)", ylim=(0, 1.03))
+        top.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
         bottom.set(ylabel="wrong bits a sequence", xlabel=f"size ({' x '.join(sizes[0]._fields)})")
         bottom.set_ylim(0, max(1.0, 1.08 * bottom.get_ylim()[1]))
         if not to_scale:

@@ -40,6 +40,7 @@ class Score(NamedTuple):
     bits_interval: float  # half width of the interval of `bits` (normal approximation)
     exact: float  # share of sequences without a wrong bit
     exact_low: float  # lower end of the interval of `exact` (Wilson)
+    exact_high: float  # its upper end
 
 
 def sequence_bits(loss: float, batch: Batch) -> float:
@@ -54,7 +55,8 @@ def summarise(losses: list[float], costs: list[float], by_batch: list[Tensor]) -
     n, exact, z = len(wrong), (wrong == 0).double().mean().item(), 1.96
     spread = wrong.double().std(correction=1).item() if n > 1 else math.nan
     sizes = [len(batch) for batch in by_batch]
-    margin = z * math.sqrt(exact * (1 - exact) / n + z * z / (4 * n * n))
+    middle, margin = exact + z * z / (2 * n), z * math.sqrt(exact * (1 - exact) / n + z * z / (4 * n * n))
+    low, high = ((middle + side * margin) / (1 + z * z / n) for side in (-1, 1))
     return Score(
         sequences=n,
         loss=sum(loss * size for loss, size in zip(losses, sizes, strict=True)) / n,
@@ -62,7 +64,8 @@ def summarise(losses: list[float], costs: list[float], by_batch: list[Tensor]) -
         bits=wrong.double().mean().item(),
         bits_interval=z * spread / math.sqrt(n),
         exact=exact,
-        exact_low=max(0.0, (exact + z * z / (2 * n) - margin) / (1 + z * z / n)),
+        exact_low=max(0.0, min(exact, low)),  # an end is `exact` itself where that is 0 or 1, but for rounding
+        exact_high=min(1.0, max(exact, high)),
     )
 
 

@@ -28,7 +28,15 @@ def test_summary_intervals():
     assert result.bits == pytest.approx(0.08)
     assert result.bits_interval == pytest.approx(1.96 * np.std(wrong.numpy(), ddof=1) / 10, rel=1e-6)
     assert result.exact_low == pytest.approx(0.9300, abs=1e-4)  # Wilson, from a published calculator's formula
-    assert summarise([0.0], [0.0], [torch.zeros(256)]).exact_low == pytest.approx(256 / (256 + 1.96**2), abs=1e-6)
+    assert result.exact_high == pytest.approx(0.9945, abs=1e-4)
+
+
+@pytest.mark.parametrize("n", [1, 3, 10, 256, 1000])
+def test_the_interval_of_exact_ends_at_0_and_1(n):
+    right, wrong = (summarise([0.0], [0.0], [torch.full((n,), bits)]) for bits in (0.0, 1.0))
+    part = n / (n + 1.96**2)
+    assert (right.exact_low, right.exact_high) == (pytest.approx(part), 1.0)
+    assert (wrong.exact_low, wrong.exact_high) == (0.0, pytest.approx(1 - part))
 
 
 def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():
