@@ -192,7 +192,7 @@ def test_there_is_a_configuration_for_each_task_and_machine():
 def test_a_log_names_the_settings_that_do_something():
     everything = {field.name for field in dataclasses.fields(Recipe)}
     of_rmsprop, of_adam = {"momentum", "alpha"}, {"beta1", "beta2", "eps", "weight_decay"}
-    of_memory, of_cells = {"dirty", "dirt", "blur_cost", "full_tape"}, {"cell_dropout"}
+    of_memory, of_cells = {"dirty", "dirt", "blur_cost", "gate_bias", "full_tape"}, {"cell_dropout"}
     used = {name: load_configuration(name) for name in ("m1d1", "f1d1", "l1d1")}
     used = {name: set(settings_in_use(c.recipe, c.network.has)) for name, c in used.items()}
     assert used["m1d1"] == everything - of_rmsprop
