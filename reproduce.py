@@ -45,6 +45,8 @@ DRAWN = {  # by evaluate.py, and what docs/ calls it
     "m1d2.html": "index.html",
 }
 
+HEADS = "gate", "top_gate", "peak", "rows", "erase"  # of `heads_at_work`
+
 ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "nothing: the recipe": "",
     "dirty memory": "-dirty 0",
@@ -95,7 +97,7 @@ def train_and_score(job: Job) -> dict:
     scored = {"variant": job.variant, "name": configuration.name, "seed": job.seed, "sequences": job.sequences}
     if configuration.data.name == "reverse":
         scored["wrong_sequences"] = count_wrong(model, configuration, job.sequences)
-        scored |= read_head(model, configuration)
+        scored |= heads_at_work(model, configuration)
     else:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         scored |= {"parameters": parameters, "scores": paper.score_sizes(model, configuration, job.sequences)}
@@ -116,16 +118,22 @@ def landmarks(log: Path) -> dict[str, float | None]:
     }
 
 
-def read_head(model: Machine, configuration: Configuration) -> dict[str, float]:
-    """Look at the read heads while one sequence is read: their mean gate, and the mean of their largest weighting."""
+def heads_at_work(model: Machine, configuration: Configuration) -> dict[str, float]:
+    """Look at the heads at one sequence of the longest trained length, on a blank memory.
+
+    Returns:
+        `gate`, the mean of the read heads' while the sequence is read; `top_gate`, their largest at any step; and while
+            the sequence is read: `peak`, the mean of the read heads' largest weight; `rows`, on how many rows the first
+            read head stands, a step; `erase`, the mean of the erase vectors.
+    """
     if not isinstance(model, NTM):
         return {}
     shown = trace(model, configuration.task.sample(1, configuration.data.high, generator(SCORING_SEED, EVALUATION)))
     reading, heads = shown.mask == 0, shown.read_weighting.shape[1]
-    return {
-        "read_gate": round(float(shown.interpolation_gate[reading, :heads].mean()), 3),
-        "read_peak": round(float(shown.read_weighting[reading].max(-1).mean()), 3),
-    }
+    gate, weighting = shown.interpolation_gate[:, :heads], shown.read_weighting[reading]
+    rows = len(set(weighting[:, 0].argmax(-1).tolist())) / reading.sum()
+    found = gate[reading].mean(), gate.max(), weighting.max(-1).mean(), rows, shown.erases[reading].mean()
+    return {name: round(float(value), 3) for name, value in zip(HEADS, found, strict=True)}
 
 
 def in_short(result: dict) -> str:
@@ -149,19 +157,20 @@ def median(values: list[float | None], digits: int = 0) -> str:
 def print_table(results: list[dict], by: str) -> None:
     """Print, by configuration or variant, how many runs had no wrong sequence of each length; then each failure.
 
-    A run is perfect that has none on a blank memory. Gate and peak are those of `read_head`, and as medians, as are the
-    iteration at which the held-out set of trained sizes was first answered right, and the seconds of a run.
+    A run is perfect that has none on a blank memory. What the heads do (`heads_at_work`) is given as a median, as are
+    the iteration at which the held-out set of trained sizes was first answered right, and the seconds of a run.
     """
     lengths = list(dict.fromkeys(n for r in results for n in r["wrong_sequences"]))
-    print(f"\n| {by} | perfect | " + " | ".join(lengths) + " | gate | peak | solved at | seconds | longest |")
-    print("|---" * (len(lengths) + 7) + "|")
+    columns = [by, "perfect", *lengths, *HEADS, "solved at", "seconds", "longest"]
+    print(f"\n| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
     for name in dict.fromkeys(r[by] for r in results):
         runs = [r for r in results if r[by] == name]
         cells = [f"{sum(not mistakes(r) for r in runs)}/{len(runs)}"]
         for n in lengths:
             right = [r["wrong_sequences"][n] == 0 for r in runs if n in r["wrong_sequences"]]
             cells.append(f"{sum(right)}/{len(right)}" if right else "")
-        cells += [median([r.get(key) for r in runs], 2) for key in ("read_gate", "read_peak")]
+        cells += [median([r.get(key) for r in runs], 2) for key in HEADS]
         cells += [median([r[key] for r in runs]) for key in ("solved_iteration", "seconds")]
         print(f"| {name} | " + " | ".join(cells) + f" | {max(r['seconds'] for r in runs):.0f} |")
     blank, dirty = (sum(not mistakes(r, dirty) for r in results) for dirty in (False, True))
