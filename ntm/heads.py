@@ -55,7 +55,7 @@ class Heads(nn.Module):
     @torch.no_grad()
     def bias_gates(self, bias: float) -> None:
         """Add to the bias of the interpolation gates (eq. 7): of one below 0, heads begin by location."""
-        self.control_proj.bias.split(self.sizes)[2].add_(bias)
+        Controls(*self.control_proj.bias.split(self.sizes)).interpolation_gate.add_(bias)
 
     def controls(self, hidden: Tensor) -> Controls:
         """Turn the controller's output h_t (B, C) into controls, each in the range that its equation asks for."""
