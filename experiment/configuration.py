@@ -30,7 +30,7 @@ NAMES = REVERSE + PAPER
 ENDS = ("min", "max", "longer_min", "longer_max")  # of a range of sizes in a file
 END = re.compile(r"^(longer_)?(min|max)_")
 
-MAX_MEMORY_CELLS = MAX_WEIGHTS = 100_000_000  # of one sequence's memory, rows times width; of a network
+MAX_NUMBERS = 100_000_000  # in a network's weights, and in one sequence's memory
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Configuration:
         machine = NTM if isinstance(self.network, Network) else LSTMBaseline
         widths = self.task.input_size, self.task.output_size
         model = machine(*widths, **dataclasses.asdict(self.network), backend=backend)
-        if isinstance(model, NTM):
+        if "memory" in self.network.has:
             model.heads.bias_gates(self.recipe.gate_bias)
         return model
 
@@ -336,15 +336,15 @@ def _defaults(kind: type) -> dict[str, Any]:
 
 
 def _check_together(network: Network | BaselineNetwork, data: Data, source: str) -> None:
-    too_large = f"{source}: a network of this size has more than {MAX_WEIGHTS} weights, the most allowed"
+    too_large = f"{source}: a network of this size has more than {MAX_NUMBERS} weights, the most allowed"
     if isinstance(network, BaselineNetwork):
-        if 8 * network.num_layers * network.hidden_size * max(network.hidden_size, data.task.input_size) > MAX_WEIGHTS:
+        if 8 * network.num_layers * network.hidden_size * max(network.hidden_size, data.task.input_size) > MAX_NUMBERS:
             raise InputError(too_large)
         return
-    if network.memory_units * network.memory_unit_size > MAX_MEMORY_CELLS:
-        raise InputError(f"{source}: memory_units * memory_unit_size must be at most {MAX_MEMORY_CELLS}")
+    if network.memory_units * network.memory_unit_size > MAX_NUMBERS:
+        raise InputError(f"{source}: memory_units * memory_unit_size must be at most {MAX_NUMBERS}")
     reads = network.num_heads * network.memory_unit_size
     seen = data.task.input_size + reads + network.controller_size
     controls = sum(control_sizes(network.num_heads, network.num_heads, network.memory_unit_size))
-    if network.controller_size * (4 * seen + controls) > MAX_WEIGHTS:
+    if network.controller_size * (4 * seen + controls) > MAX_NUMBERS:
         raise InputError(too_large)

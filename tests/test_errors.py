@@ -73,6 +73,10 @@ WRONG = {
     "cells without an LSTM": ("train.py -config f1d1 -cell_dropout 0.2", "-cell_dropout: would do nothing, since f1d1"),
     "a beginning that is not there": ("train.py -config m2d2 -init missing.pt", "missing.pt"),
     "a beginning of other sizes": ("train.py -config m2d2 -init saved_model/reverse_tiny.pt", "is of another machine"),
+    "a bias of weights that are there": (
+        "train.py -init saved_model/reverse_tiny.pt -gate_bias -1",
+        "-gate_bias: would do",
+    ),
     "a name and a file": ("train.py -config m1d1 -task_json tiny.json", "give one of them"),
     "a task of the paper without -paper": ("reproduce.py -configs copy", "-configs copy: choose from m1d1"),
     "a name of reverse with -paper": ("reproduce.py -paper -configs m1d1", "-configs m1d1: choose from copy"),
