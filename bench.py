@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Measure how fast the machine runs: the readable path and the fused one, in turn, in one process.
+"""Measure how fast the machine runs: the reference path and the fused one, in turn, in one process.
 
     python bench.py
 
 prints, for one training step (forward, backward, clipping, optimizer) and for a forward without gradients, the median
-milliseconds, sequences a second, the ratio to the readable path in the same run, and the share of this machine's own
+milliseconds, sequences a second, the ratio to the reference path in the same run, and the share of this machine's own
 measured peak that the matrix products alone account for. Then, what long sequences take, and what starting takes.
 torchrun --nproc_per_node=2 bench.py prints what a training step takes where two processes share the batch.
 """
@@ -166,7 +166,7 @@ def long_sequences() -> None:
 
 
 def start_up() -> None:
-    """Print what the fast path adds to the start of train.py and of evaluate.py, cold and cached."""
+    """Print what the fused path adds to the start of train.py and of evaluate.py, cold and cached."""
     for script, training in (("train.py", True), ("evaluate.py", False)):
         with tempfile.TemporaryDirectory() as folder:
             seconds = [in_a_process("print(seconds)", training, NUMBA_CACHE_DIR=folder) for _ in range(2)]
@@ -217,7 +217,7 @@ def measure(processes: Processes) -> None:
     parser.add("length", type=number(int, 1, 100_000), default=10, help="of a sequence")
     parser.add("threads", type=numbers(1, 1024), default="1,2", help="numbers of threads")
     parser.add("seconds", type=number(float, 0, 1000), default=2.0, help="time for each measurement")
-    parser.add("compile", action="store_true", help="measure the readable path with torch.compile as well (slow)")
+    parser.add("compile", action="store_true", help="measure the reference path with torch.compile as well (slow)")
     parser.add("device", default="cpu", metavar="NAME", help="cpu or cuda")
     options = parser.parse_args()
     device = choose_device(options.device, index=processes.local_rank)

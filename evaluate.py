@@ -77,7 +77,7 @@ def parse_options() -> argparse.Namespace:
     if options.config == "all" and options.input:
         raise InputError("-input goes with one model, not with -config all")
     if options.page and options.backend == Backend.REFERENCE.value:
-        raise InputError("-page: has the equations once more, and compares them with ntm/ by way of the fast path only")
+        raise InputError("-page: has the equations once more, and compares them with ntm/ on the fused path only")
     if options.input and (options.animate or options.page):
         raise InputError("-input answers sequences; give -animate and -page in a call of their own")
     for flag in ("dirt", "sizes", "num_sequences"):

@@ -20,7 +20,7 @@ from ntm.machine import Machine
 from ntm.memory import INITIAL_VALUE
 
 DIFFERENCE = 1e-4  # between the paths, of logits and of each gradient, relative to their norm
-ROUNDING = 300  # a difference may also be this many times the rounding of the readable path itself
+ROUNDING = 300  # a difference may also be this many times the rounding of the reference path itself
 FAR = 40.0  # a control before its activation: a key strength of 40, a gate of 1 or 0
 PATIENCE = 1.5  # seconds before a user is told what takes so long
 
@@ -28,7 +28,7 @@ PATIENCE = 1.5  # seconds before a user is told what takes so long
 def choose_device(name: str, model: Machine | None = None, index: int = 0) -> torch.device:
     """Turn a -device flag into a device that is there.
 
-    `auto` is the CPU for a model that runs on the fused path, which a GPU has not: there the readable path starts some
+    `auto` is the CPU for a model that runs on the fused path, which a GPU has not: there the reference path starts some
     sixty small operations a time step. For all others it is a GPU if there is one.
 
     Args:
@@ -123,18 +123,18 @@ def compare(model: Machine, training: bool) -> None:
     Raises:
         InputError: they give different numbers.
     """
-    readable, fused = (small_batch(model, backend, training) for backend in (Backend.REFERENCE, Backend.FUSED))
+    reference, fused = (small_batch(model, backend, training) for backend in (Backend.REFERENCE, Backend.FUSED))
     exact = small_batch(deepcopy(model).double(), Backend.REFERENCE, training)
-    for right, near, other in zip(exact, readable, fused, strict=True):
+    for right, near, other in zip(exact, reference, fused, strict=True):
         if (other - right).norm() > max(DIFFERENCE * right.norm(), ROUNDING * (near - right).norm()):
             raise InputError(
-                f"the fast path gives other {'gradients' if training else 'answers'} than ntm/ntm.py on a small batch: "
+                f"the fused path has other {'gradients' if training else 'answers'} than ntm/ntm.py on a small batch: "
                 "ntm/ and ntm/fused/ no longer agree; -backend reference takes ntm/ntm.py's"
             )
 
 
 def warm_up(model: Machine, training: bool) -> None:
-    """Compile what a command needs of the fast path, or load it from the cache; compare it with the readable path.
+    """Compile what a command needs of the fused path, or load it from the cache; compare it with the reference path.
 
     Raises:
         InputError: the two give different numbers.
@@ -146,20 +146,20 @@ def warm_up(model: Machine, training: bool) -> None:
 def use_widest_vectors() -> None:
     """Let Numba use vectors as wide as the processor has, where LLVM else takes half of AVX-512.
 
-    It is a setting of the whole process, to be made before the fast path is imported; so the scripts make it, and
+    It is a setting of the whole process, to be made before the fused path is imported; so the scripts make it, and
     `ntm`, which others import, makes none.
     """
     try:
         from llvmlite.binding import get_host_cpu_features
         from numba import config
-    except Exception:  # then there is no fast path, and `NTM.why_not_fused` says why
+    except Exception:  # then there is no fused path, and `NTM.why_not_fused` says why
         return
     if config.CPU_FEATURES is None and platform.machine() in ("x86_64", "AMD64"):
         config.CPU_FEATURES = get_host_cpu_features().flatten() + ",-prefer-256-bit"
 
 
 class Compiling:
-    """What happens when the fast path is being compiled for longer than PATIENCE.
+    """What happens when the fused path is being compiled for longer than PATIENCE.
 
     A line tells so, and what training needs besides, the forward pass for the held-out set, is compiled by a process of
     its own on another core, which leaves it in the cache.
@@ -185,7 +185,7 @@ class Compiling:
 
     def begin(self, kept: bool) -> None:
         """Say it, and start the other process, where what it compiles is kept."""
-        line = "compiling the fast path, for 10 to 30 seconds" + "; later runs find it on disk" * kept
+        line = "compiling the fused path, for 10 to 30 seconds" + "; later runs find it on disk" * kept
         print(line, file=sys.stderr, flush=True)
         if self.training and kept and (os.cpu_count() or 1) > 1:
             self.child = subprocess.Popen([sys.executable, "-c", self.FORWARD], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -199,11 +199,11 @@ class Compiling:
 
 
 def start_backend(model: Machine, training: bool = False, threads: int | None = None) -> str:
-    """Compile the fast path if the model runs on it, or load it from its cache; returns the path in words.
+    """Compile the fused path if the model runs on it, or load it from its cache; returns the path in words.
 
     Args:
         training: whether the model is to be trained, by `forward_backward`.
-        threads: how many it gets; None for as many as PyTorch had, and one for an NTM on the readable path.
+        threads: how many it gets; None for as many as PyTorch had, and one for an NTM on the reference path.
 
     Raises:
         InputError: the model asks for the fused path, and it cannot be had; a parameter is frozen; or its controller's
@@ -225,7 +225,7 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
     except BackendError as error:
         raise InputError(f"-backend {model.backend.value}: {error}") from error
     compiling = Compiling(training)
-    from ntm import fused  # here, so that the readable path does without Numba
+    from ntm import fused  # here, so that the reference path does without Numba
 
     try:
         warm_up(model, training)

@@ -17,7 +17,7 @@ from experiment.errors import InputError, Parser, number
 from experiment.recipe import Recipe, bounds
 from ntm import Backend
 
-THREADS_HELP = "threads of the CPU (default: one a core; for an NTM on the readable path, one)"
+THREADS_HELP = "threads of the CPU (default: one a core; for an NTM on the reference path, one)"
 
 
 def yes_or_no(text: str) -> bool:

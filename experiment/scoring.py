@@ -71,7 +71,7 @@ def summarise(losses: list[float], costs: list[float], by_batch: list[Tensor]) -
 
 def dirty_memory(deviation: Tensor, memory_units: int, memory_unit_size: int, source: torch.Generator) -> Tensor:
     """Draw a memory full of normal numbers for each sequence, (B, N, M), each with its standard deviation, (B,)."""
-    size = len(deviation), memory_unit_size, memory_units  # rows last, as the fast path wants them
+    size = len(deviation), memory_unit_size, memory_units  # rows last, as the fused path wants them
     return (deviation[:, None, None] * torch.randn(size, generator=source)).transpose(1, 2)
 
 
@@ -179,7 +179,7 @@ def trace(
     dirt: float = 0.0,
     source: torch.Generator | None = None,
 ) -> Trace:
-    """Take the first sequence of a batch through the readable model, from `initial_state`; keep what the heads did."""
+    """Take the first sequence of a batch through the reference model, from `initial_state`; keep what the heads did."""
     device, readers = model.device, model.heads.num_read
     state = initial_state(model, 1, memory_units, dirt, source)
     first_memory, steps = state.memory[0].cpu().numpy(), []

@@ -27,7 +27,7 @@ def make_optimizer(recipe: Recipe, weights: Tensor, fused: bool) -> torch.optim.
         numbers = recipe.lr, (recipe.beta1, recipe.beta2), recipe.eps, recipe.weight_decay
         if not fused:
             return torch.optim.AdamW([weights], *numbers, fused=True)
-        from ntm.fused import FusedAdamW  # here, so that the readable path does without Numba
+        from ntm.fused import FusedAdamW  # here, so that the reference path does without Numba
 
         return FusedAdamW([weights], *numbers)
     # Graves adds 1e-4 under the root, for a loss that is the sum over all bits; ours is their mean, a hundredth of it.
@@ -113,7 +113,7 @@ def draw_memory(recipe: Recipe, rows: int, width: int, source: torch.Generator) 
 def draw_mask(probability: float, shape: tuple[int, ...], source: torch.Generator) -> Tensor:
     """Draw true with a probability, to 1 in 65,536, else false.
 
-    Sixteen random bits each: a sixth of the time of `Tensor.bernoulli_`, which is noticed beside the fast path.
+    Sixteen random bits each: a sixth of the time of `Tensor.bernoulli_`, which is noticed beside the fused path.
     """
     count, limit = math.prod(shape), round(probability * 2**16) - 2**15
     if abs(limit) == 2**15:  # never, or always; and a limit that is no int16

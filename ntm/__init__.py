@@ -1,4 +1,4 @@
-"""The Neural Turing Machine: a readable model and a fast path that computes the same."""
+"""The Neural Turing Machine: a reference model and a fused path that computes the same."""
 
 from ntm.backend import Backend, BackendError
 from ntm.baseline import LSTMBaseline

@@ -1,4 +1,4 @@
-"""Which code runs an unroll: the readable model, or the fast path, which computes the stock machine and no other."""
+"""Which code runs an unroll: the reference model, or the fused path, which computes the stock machine and no other."""
 
 import importlib
 import importlib.util
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Backend(Enum):
-    """AUTO takes the fused path where it applies, and the readable one elsewhere."""
+    """AUTO takes the fused path where it applies, and the reference elsewhere."""
 
     AUTO = "auto"
     FUSED = "fused"

@@ -185,7 +185,7 @@ class NTM(Machine):
         if state is not None and memory_units not in (None, state.memory.shape[1]):
             raise ValueError(f"memory_units is {memory_units}, and the state has {state.memory.shape[1]} rows")
         if self.use_fused():
-            from ntm import fused  # here, so that the readable path does without Numba
+            from ntm import fused  # here, so that the reference path does without Numba
 
             state = self.initial_state(1, memory_units) if state is None else state  # one for all sequences
             return fused.unroll(self.packed_parameters(), self.flat_parameters, inputs, state, cell_mask)
@@ -255,7 +255,7 @@ class NTM(Machine):
         cell_mask: Tensor | None = None,
         shifted: list[Tensor] | None = None,
     ) -> tuple[Tensor, NTMState]:
-        """Apply `step` T times: the readable path, on any device and in any floating-point type.
+        """Apply `step` T times: the reference path, on any device and in any floating-point type.
 
         Args:
             inputs, state, cell_mask: as in `forward`.

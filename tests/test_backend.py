@@ -1,4 +1,4 @@
-"""ntm/backend.py and experiment/backend.py: the fast path takes the stock machine alone, and says why."""
+"""ntm/backend.py and experiment/backend.py: the fused path takes the stock machine alone, and says why."""
 
 import os
 import subprocess
@@ -128,7 +128,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_machine_that_is_not_stock_runs_on_the_readable_path_and_says_why(change):
+def test_a_machine_that_is_not_stock_runs_on_the_reference_path_and_says_why(change):
     model, (make, why) = lively_model(), CHANGES[change]
     make(model)
     assert why in model.why_not_fused()
@@ -311,10 +311,10 @@ def test_a_changed_equation_stops_a_run_before_its_first_step(repository, file, 
         path.write_text(source.replace(old, new))
         for command in commands[: 1 if training_alone else 2]:
             done = repository.run(*command, code=2)
-            assert "the fast path gives other" in done.stderr
+            assert "the fused path has other" in done.stderr
             assert "Traceback" not in done.stderr
         assert not (repository.folder / "changed" / "saved_model").exists()
-        repository.run("train.py", "-backend", "reference", "-num_iters", 1, "-output", "changed_readable")
+        repository.run("train.py", "-backend", "reference", "-num_iters", 1, "-output", "changed_reference")
     finally:
         path.write_text(source)
 
@@ -374,7 +374,7 @@ def test_the_baseline_has_no_fast_path():
         ("raise SystemError('initialization failed')", "cannot be imported (initialization failed)"),
     ],
 )
-def test_numba_that_fails_to_import_means_the_readable_path_and_a_reason(repository, tmp_path, broken, why):
+def test_numba_that_fails_to_import_means_the_reference_path_and_a_reason(repository, tmp_path, broken, why):
     (tmp_path / "numba").mkdir()
     (tmp_path / "numba" / "__init__.py").write_text(broken)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

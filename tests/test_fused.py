@@ -1,4 +1,4 @@
-"""ntm/fused/ against the readable model: numbers, gradients, and use under stress."""
+"""ntm/fused/ against the reference model: numbers, gradients, and use under stress."""
 
 import copy
 import multiprocessing
@@ -80,7 +80,7 @@ def test_any_shape_in_float64(size):
 
 @given(size=sizes)
 def test_any_shape_in_float32(size):
-    """Within 1e-4 of the float64 numbers; where rounding alone takes the readable path farther, about as near as it."""
+    """Within 1e-4 of the float64 numbers; where rounding alone takes the reference path farther, as near as it."""
     model, inputs, state, cell_mask = model_and_inputs(size)
     exact = outputs_and_gradients(model, inputs, state, Backend.REFERENCE, cell_mask)
     model, state = model.float(), nested([part.float() for part in flat(state)])

@@ -47,7 +47,7 @@ def test_gradients_of_an_unroll(heads, controller, backend):
         return (logits, *flat(end))
 
     free = [part.detach().clone().requires_grad_() for part in (inputs, *flat(state), *parameters.values())]
-    # The readable path has no backward pass of its own: there, one random direction finds what is cut off.
+    # The reference path has no backward pass of its own: there, one random direction finds what is cut off.
     assert gradcheck(run, free, atol=1e-6, fast_mode=backend == Backend.REFERENCE)
 
 

@@ -20,14 +20,14 @@ def test_the_commands_of_the_readme_leave_a_clone_as_it_was(tmp_path):
     if not (ROOT / ".git").exists():
         pytest.skip("not a git repository")
     subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "clone"], check=True)
-    readable = ["-backend", "reference"]
+    reference = ["-backend", "reference"]
     for command in (
-        ["train.py", "-config", "m1d2", "-num_iters", "1", *readable],
-        ["evaluate.py", "-config", "m1d2", "-num_sequences", "1", "-sizes", "1,2", *readable],
-        ["evaluate.py", "-config", "m1d2-2", "-num_sequences", "2", "-sizes", "1", *readable],
+        ["train.py", "-config", "m1d2", "-num_iters", "1", *reference],
+        ["evaluate.py", "-config", "m1d2", "-num_sequences", "1", "-sizes", "1,2", *reference],
+        ["evaluate.py", "-config", "m1d2-2", "-num_sequences", "2", "-sizes", "1", *reference],
         ["evaluate.py", "-config", "m1d2", "-page"],
-        ["evaluate.py", "-config", "m1d2", "-animate", *readable],
-        ["evaluate.py", "-config", "m1d2", "-input", "docs/bits.txt", *readable],
+        ["evaluate.py", "-config", "m1d2", "-animate", *reference],
+        ["evaluate.py", "-config", "m1d2", "-input", "docs/bits.txt", *reference],
     ):
         done = subprocess.run([sys.executable, *command], cwd=tmp_path / "clone", capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -142,8 +142,8 @@ def test_the_papers_own_setting_learns(repository):
 
 @pytest.mark.slow
 def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(repository, tiny, tmp_path):
-    readable = ("-backend", "reference")  # which starts sooner
-    flags, out = (*tiny[0][:2], "-num_iters", 3, "-batch_size", 2, *readable), repository.folder / "own"
+    reference = ("-backend", "reference")  # which starts sooner
+    flags, out = (*tiny[0][:2], "-num_iters", 3, "-batch_size", 2, *reference), repository.folder / "own"
 
     def train(*more, code=0):
         return repository.run("train.py", *flags, "-output", "own", *more, code=code)
@@ -172,7 +172,7 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     assert files() == after
     saved = out / "saved_model" / "reverse_tiny.pt"
     train("-seed", 4, "-overwrite", "-saved_model", tmp_path / "other.pt")
-    said = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-output", tmp_path, *readable).stdout
+    said = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-output", tmp_path, *reference).stdout
     assert "runs/tiny made another model" in said
     assert not (tmp_path / "log" / "tiny_training.gif").exists()
     saved.unlink()

@@ -1,4 +1,4 @@
-"""Numba's options, and every hack that the fast path asks of the compiler."""
+"""Numba's options, and every hack that the fused path asks of the compiler."""
 
 import hashlib
 import warnings
@@ -76,7 +76,6 @@ def jit_inline(function):
 
 
 _entries: list = []  # the functions that `jit_entry` made
-_unkept: list = []  # those of them that no folder takes
 
 
 def is_compiling() -> bool:
@@ -86,7 +85,7 @@ def is_compiling() -> bool:
 
 def is_kept() -> bool:
     """Whether what is compiled has a place on disk, where later runs find it."""
-    return not _unkept
+    return not any(isinstance(entry._cache, caching.NullCache) for entry in _entries)
 
 
 def jit_entry(function, **more):
@@ -94,15 +93,13 @@ def jit_entry(function, **more):
 
     A damaged or full cache costs a compilation, never a run: Numba itself would raise.
     """
+    compiled = jit(function, no_cpython_wrapper=False, **more)
+    _entries.append(compiled)
     try:
-        compiled = jit(function, cache=True, no_cpython_wrapper=False, **more)
+        compiled.enable_caching()
     except RuntimeError:  # Numba found no folder for its cache
         warnings.warn("compiled code is not kept: no folder can be written; NUMBA_CACHE_DIR names one", stacklevel=1)
-        compiled = jit(function, no_cpython_wrapper=False, **more)
-        _entries.append(compiled)
-        _unkept.append(compiled)
         return compiled
-    _entries.append(compiled)
     files, save = compiled._cache._cache_file, compiled._cache.save_overload
     load_index, load_data = files._load_index, files._load_data
 

@@ -78,10 +78,10 @@ _pool: ThreadPoolExecutor | None = None
 
 
 def use_threads(count: int | None = None) -> int:
-    """Give the fast path threads of its own, as many as PyTorch had if not said otherwise, and PyTorch a single one.
+    """Give the fused path threads of its own, as many as PyTorch had if not said otherwise, and PyTorch a single one.
 
-    PyTorch's threads wait by spinning, on the cores that the fast path wants, and what else a training step does is too
-    little to share out. Without this call, the fast path takes as many threads as PyTorch has; after it, a later
+    PyTorch's threads wait by spinning, on the cores that this path wants, and what else a training step does is too
+    little to share out. Without this call, the fused path takes as many threads as PyTorch has; after it, a later
     `torch.set_num_threads` no longer matters to it.
     """
     global _threads

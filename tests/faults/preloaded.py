@@ -1,4 +1,4 @@
-"""Imported once by the server that forks the runs: the libraries, and the compiled fast path."""
+"""Imported once by the server that forks the runs: the libraries, and the compiled fused path."""
 
 import torch
 
