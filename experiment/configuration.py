@@ -309,7 +309,8 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     if isinstance(fields.get("task"), str) and fields["task"] not in TASKS:
         raise InputError(f"{source}: 'task' is {fields['task']!r}; allowed are {', '.join(TASKS)}")
     kind, data_types = _network_kind(fields), _data_types(fields)
-    fields = checked_keys({**_defaults(kind), **fields}, {**_types(kind), **data_types}, source)
+    defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    fields = checked_keys(defaults | fields, _types(kind) | data_types, source)
     if fields.get("controller", "lstm") not in CONTROLLERS:
         raise InputError(f"{source}: 'controller' is {fields['controller']!r}; allowed are {', '.join(CONTROLLERS)}")
     for key, value in fields.items():
@@ -318,7 +319,8 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
         if isinstance(value, int) and not low <= value <= high:
             raise InputError(f"{source}: {key!r} is {value}; allowed is {low} to {high}")
     for of in TASKS[fields["task"]].Size._fields:
-        for low, high in ((f"min_{of}", f"max_{of}"), (f"longer_min_{of}", f"longer_max_{of}")):
+        for low, high in ("min", "max"), ("longer_min", "longer_max"), ("max", "longer_max"):
+            low, high = f"{low}_{of}", f"{high}_{of}"
             if fields[low] > fields[high]:
                 raise InputError(f"{source}: {low!r} ({fields[low]}) must be at most {high!r} ({fields[high]})")
     network = kind(**{key: fields[key] for key in _types(kind)})
@@ -329,10 +331,6 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
 
 def _types(kind: type) -> dict[str, type]:
     return {field.name: field.type for field in dataclasses.fields(kind)}
-
-
-def _defaults(kind: type) -> dict[str, Any]:
-    return {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
 
 
 def _check_together(network: Network | BaselineNetwork, data: Data, source: str) -> None:

@@ -179,11 +179,13 @@ class NTM(Machine):
         Raises:
             BackendError: the fused path was asked for and cannot be had.
             ValueError: inputs are not (T, B, input_size); or there are both a state and a number of rows, and they do
-                not agree.
+                not agree; or the state has no rows.
         """
         self.require_inputs(inputs)
         if state is not None and memory_units not in (None, state.memory.shape[1]):
             raise ValueError(f"memory_units is {memory_units}, and the state has {state.memory.shape[1]} rows")
+        if state is not None and not state.memory.shape[1]:
+            raise ValueError("the state has no rows; a memory has at least one row")
         if self.use_fused():
             from ntm import fused  # here, so that the reference path does without Numba
 

@@ -174,6 +174,9 @@ def test_rows_that_a_state_has_not_are_refused(backend):
     assert model(torch.zeros(3, 2, 5).double(), state, memory_units=9)[1].memory.shape[1] == 9
     with pytest.raises(ValueError, match="memory_units is 30, and the state has 9 rows"):
         model(torch.zeros(3, 2, 5).double(), state, memory_units=30)
+    none = state._replace(memory=state.memory[:, :0], weighting=state.weighting[..., :0])
+    with pytest.raises(ValueError, match="the state has no rows; a memory has at least one row"):
+        model(torch.zeros(3, 2, 5).double(), none)
 
 
 def test_an_unknown_controller_is_refused():
