@@ -25,8 +25,8 @@ from experiment.processes import Processes
 from experiment.run import InterruptFlag, TrainState, claim_run, shown_path, verdict, weights_mark
 from experiment.runlog import RunLog, commit
 from experiment.scoring import (
-    BATCHES,
     HELD_OUT,
+    TRAINING,
     Score,
     generator,
     optimal_cost,
@@ -47,7 +47,7 @@ class HeldOut(NamedTuple):
 
     tests: dict[str, list[Batch]]  # by curve
     shown: Batch  # one, for the pictures
-    optimum: float | None  # what those of trained sizes cost the best that can be known, where that is not 0
+    optimum: float | None  # what those of trained sizes cost the optimal predictor, where that is not 0
 
 
 def draw_held_out(configuration: Configuration) -> HeldOut:
@@ -68,7 +68,7 @@ def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> Scor
     log.scalars("train", step, loss=means["loss"], cost=means["cost"], bits=means["bits"], exact=means["exact"])
     log.scalars("train", step, learning_rate=lr, gradient_norm=means["norm"])
     log.scalars("train", step, sequences_per_second=state.sequences_per_second())
-    largest = largest_size(configuration.recipe, configuration.data, step)._asdict()
+    largest = largest_size(configuration.recipe, configuration.data, step - 1)._asdict()
     log.scalars("train", step, **{f"largest_{name}": value for name, value in largest.items()})
     line = f"iteration {step:6d}  {state.seconds():7.1f} s  train: "
     line += "loss {loss:.5f} bits {bits:7.3f} exact {exact:.4f}".format(**means)
@@ -88,7 +88,7 @@ def train(
 ) -> Score | None:
     """Iterate until the end, and return the last score; or until someone stops the run, and return None.
 
-    There is a log in the first process alone, which reports, and saves checkpoints.
+    There is a log in the first process alone, which reports, and saves checkpoints; the others return None.
     """
     configuration, model, optimizer, clipper = state.configuration, state.model, state.optimizer, state.clipper
     recipe, task, weights = configuration.recipe, configuration.task, model.flat_parameters
@@ -97,7 +97,7 @@ def train(
     bar = tqdm(total=recipe.num_iters, initial=state.step, unit="it", dynamic_ncols=True, disable=no_bar)
     while state.step < recipe.num_iters and not stop:
         lr = set_learning_rate(recipe, configuration.network.controller_size, state.step, optimizer)
-        source = generator(recipe.seed, BATCHES, state.step)  # all that is random follows from seed and iteration alone
+        source = generator(recipe.seed, TRAINING, state.step)  # all that is random follows from seed and iteration
         batch, memory, cell_mask = draw_iteration(configuration, state.step, source).to(model.device)
         weights.grad.zero_()
         loss, logits = model.forward_backward(*batch, memory, cell_mask, blur_cost(recipe, state.step), part)
@@ -117,13 +117,13 @@ def train(
         if log and (state.step % options.report_every == 0 or last):
             last_score = report(state, log, held_out, lr)
         if log and not last and (state.step % options.checkpoint_every == 0 or stop):
-            state.save(log.sizes())
+            state.save(log.file_sizes())
     bar.close()
     return last_score if state.step == recipe.num_iters else None
 
 
 def finish(state: TrainState, log: RunLog, outcome: str, saved_model: Path, output: Path) -> None:
-    """Write the model, and say how good it is and what to do next."""
+    """Write the model, delete the checkpoint, and say how good it is and what to do next."""
     trained = {"iterations": state.step, "seconds": state.seconds(), "commit": commit()}
     configuration = state.configuration
     contents = {"configuration": configuration.as_dict(), "model": state.model.state_dict(), "trained": trained}
@@ -158,8 +158,8 @@ def run(processes: Processes) -> None:
         print(f"there is a run {wanted_name} already: this one is {name} (-overwrite replaces {wanted_name})")
 
     # Optimizer, and sequences that training never looks at.
-    path = processes.in_turn(lambda: start_backend(model, training=True, threads=options.threads))
-    path += f", {processes.count} processes" * (processes.count > 1)
+    runs_on = processes.in_turn(lambda: start_backend(model, training=True, threads=options.threads))
+    runs_on += f", {processes.count} processes" * (processes.count > 1)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())
     state = TrainState(configuration, model, optimizer, Clipper(recipe), folder / "checkpoint.pt", options.init)
@@ -171,10 +171,10 @@ def run(processes: Processes) -> None:
     if not claim:
         train(state, None, held_out, options, processes)
         return
-    log = RunLog(configuration, options.output / "log", options.output / "runs", state.step, state.sizes)
-    log.write_header("python " + shlex.join(sys.argv), configuration, path, state.step if options.resume else None)
-    state.save(log.sizes())
-    print(f"{name}: {weights.numel():,} parameters, {path}, seed {recipe.seed}")
+    log = RunLog(configuration, options.output / "log", options.output / "runs", state.step, state.file_sizes)
+    log.write_header("python " + shlex.join(sys.argv), runs_on, state.step if options.resume else None)
+    state.save(log.file_sizes())
+    print(f"{name}: {weights.numel():,} parameters, {runs_on}, seed {recipe.seed}")
     try:
         last_score = train(state, log, held_out, options, processes)
     except InputError as error:

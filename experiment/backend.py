@@ -231,7 +231,7 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         warm_up(model, training)
     finally:
         compiling.end()
-    for copy in with_far_controls(model):  # by the forward pass: in training, `warm_up` has taken the other
+    for copy in with_far_controls(model):  # by the forward pass: in training, `warm_up` has compared the way back too
         compare(copy, training=False)
     threads = fused.use_threads(threads)
     gpu = "; there is a GPU: -device cuda takes it, by the reference path" if torch.cuda.is_available() else ""

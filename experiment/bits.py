@@ -7,7 +7,7 @@ from torch import Tensor
 
 from experiment.errors import InputError
 
-MAX_FILE_BYTES = 10_000_000
+MAX_CHARACTERS = 10_000_000
 
 
 def read_sequences(path: Path, width: int) -> list[Tensor]:
@@ -25,13 +25,13 @@ def read_sequences(path: Path, width: int) -> list[Tensor]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
+            text = file.read(MAX_CHARACTERS + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not a text file") from error
-    if len(text) > MAX_FILE_BYTES:
-        raise InputError(f"{path}: larger than {MAX_FILE_BYTES} characters, the most allowed")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"{path}: larger than {MAX_CHARACTERS} characters, the most allowed")
     sequences, vectors = [], []
     for number, line in enumerate([*text.splitlines(), ""], start=1):
         bits = "".join(line.split())

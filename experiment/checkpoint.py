@@ -164,7 +164,7 @@ def restore(contents: dict[str, Any], path: Path, backend: Backend = Backend.AUT
     model = configuration.make_model(backend)
     try:
         weights = contents["model"]
-        if contents["format"] in OLDER_FORMATS:
+        if contents["format"] == 3:
             weights = {_renamed(name): weight for name, weight in weights.items()}
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -69,7 +69,7 @@ class BaselineNetwork:
 class Data:
     """A task and its ranges of sizes, each inclusive at both ends."""
 
-    name: str  # of the task, one of `TASKS`
+    name: str  # the task's, one of `TASKS`
     task: Task
     low: tuple  # the smallest and the largest size in training, each a `task.Size`
     high: tuple
@@ -110,7 +110,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Configuration:
-    """All that determines a run but the machine it runs on."""
+    """All that determines a run but `-init` and the computer that it runs on."""
 
     name: str
     network: Network | BaselineNetwork

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiment.errors import InputError
 
-MAX_FILE_BYTES = 100_000
+MAX_CHARACTERS = 100_000
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -19,9 +19,9 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise InputError(f"{path}: larger than {MAX_FILE_BYTES} characters, which no configuration is")
+            text = file.read(MAX_CHARACTERS + 1)
+        if len(text) > MAX_CHARACTERS:
+            raise InputError(f"{path}: larger than {MAX_CHARACTERS} characters, which no configuration is")
         fields = json.loads(text, object_pairs_hook=_each_key_once)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error

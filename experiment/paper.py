@@ -40,7 +40,7 @@ SIZES: dict[str, tuple[tuple[int, ...], ...]] = {
 
 
 def score_sizes(model: Machine, configuration: Configuration, sequences: int) -> list[dict[str, Any]]:
-    """Score a machine on fresh sequences of each size of its task, a tenth of them where they are long: rows."""
+    """Score a machine on fresh sequences of each size of its task, fewer where they are long; a row a size."""
     task, source, rows = configuration.task, generator(SCORING_SEED, EVALUATION), []
     for numbers in SIZES[configuration.data.name]:
         size = task.Size(*numbers)

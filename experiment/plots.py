@@ -92,7 +92,8 @@ def accuracy_by_size(
 def machine(shown: Trace, title: str, path: Path) -> None:
     """Draw one sequence's way through the machine, after Figure 6 of the paper.
 
-    Left, what goes in and out; right, what is added and read, and where. Only rows that a head ever visits are drawn.
+    Left, what goes in and out; right, what is added and read, and where. Of the rows, the shortest arc is drawn that
+    holds all that the heads shown visit.
 
     Args:
         shown: from `experiment.scoring.trace`; the first read head and the first write head are drawn.
@@ -210,8 +211,8 @@ def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
 
 def first_of(shown: Trace) -> str:
     """What to add to a head's name, where there are several of its kind: the first is drawn."""
-    heads = shown.read_weighting.shape[1]
-    return f" (1 of {heads})" if heads > 1 else ""
+    read_heads = shown.read_weighting.shape[1]
+    return f" (1 of {read_heads})" if read_heads > 1 else ""
 
 
 def input_limits(shown: Trace) -> tuple[float, float]:

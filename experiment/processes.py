@@ -195,8 +195,8 @@ class Processes:
         with _meeting():
             dist.all_gather(list(messages.unbind()), message)
 
-        heads, gradients, answers = messages.split((len(head), len(gradient), padded.numel()), dim=1)
-        losses, stops, sums = heads.cpu().contiguous().view(torch.float64).t().tolist()
+        headers, gradients, answers = messages.split((len(head), len(gradient), padded.numel()), dim=1)
+        losses, stops, sums = headers.cpu().contiguous().view(torch.float64).t().tolist()
         if len(set(sums)) > 1:
             raise InputError(
                 "the processes' weights differ: all machines need the same kind of processor and the same versions"

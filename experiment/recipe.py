@@ -48,7 +48,7 @@ class Recipe:
     weight_decay: float = setting(0.0, "decoupled weight decay", optimizer="adam")
     momentum: float = setting(0.9, "momentum", 0, 0.999999, optimizer="rmsprop")
     alpha: float = setting(0.95, "decay of the squared gradient's mean", 0, 0.999999, optimizer="rmsprop")
-    clip_typical: float = setting(2.0, "cut the gradient to this many times its typical norm; 0: off")
+    clip_typical: float = setting(2.0, "clip the gradient's norm to this many times its typical one; 0: off")
     clip_value: float = setting(0.0, "clip each element of the gradient; 0: off")
     dirty: float = setting(
         0.5, "share of sequences that begin on a dirty memory", 0, 1, needs="memory", section="the recipe"
@@ -68,7 +68,7 @@ class Recipe:
     )
     gate_bias: float = setting(
         -2.0,
-        "added to the bias of the heads' gates at the start: below 0, they begin by location",
+        "added to the bias of the heads' interpolation gates (eq. 7) at the start: below 0, they begin by location",
         -100,
         100,
         needs="memory",

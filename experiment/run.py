@@ -19,13 +19,13 @@ from filelock import FileLock, Timeout
 from experiment import checkpoint
 from experiment.configuration import Configuration
 from experiment.errors import InputError
-from experiment.scoring import BATCHES, Score, stream_seed
+from experiment.scoring import TRAINING, Score, stream_seed
 from experiment.training import Clipper
 from ntm.machine import Machine
 
-# A run says that it has not learned if fewer of the held-out sequences are right, or, where even the best is wrong at
-# times, if its predictions cost more than this much above the best's.
-LEARNED, LEARNED_ABOVE = 0.95, 0.05
+# A run says that it has not learned if fewer of the held-out sequences are right; or, where even the optimal predictor
+# is wrong at times, if its predictions cost more than this much above that one's.
+LEARNED_EXACT, LEARNED_ABOVE = 0.95, 0.05
 
 
 class InterruptFlag:
@@ -154,12 +154,12 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 class TrainState:
-    """Where a run stands: all that its checkpoint holds.
+    """Where a run stands: all that its checkpoint holds. No random state: an iteration's follows from seed and step.
 
     Attributes:
         step: iterations done.
         sums: of what each iteration since the last report measured.
-        sizes: of the run's files at the checkpoint that was loaded; None at the beginning.
+        file_sizes: of the run's files at the checkpoint that was loaded; None at the beginning.
         init: the model file that it began with; None where it began from nothing.
     """
 
@@ -174,7 +174,7 @@ class TrainState:
     ) -> None:
         self.configuration, self.model, self.optimizer, self.clipper = configuration, model, optimizer, clipper
         self.path, self.init = path, str(init.absolute()) if init else None
-        self.step, self.sums, self.sizes = 0, {"iters": 0}, None
+        self.step, self.sums, self.file_sizes = 0, {"iters": 0}, None
         self._seconds_before, self._step_before, self._started = 0.0, 0, time.perf_counter()
 
     def seconds(self) -> float:
@@ -197,7 +197,7 @@ class TrainState:
         """What an iteration since the last report measured, on average."""
         return {key: value / self.sums["iters"] for key, value in self.sums.items()}
 
-    def save(self, sizes: dict[str, int]) -> None:
+    def save(self, file_sizes: dict[str, int]) -> None:
         """Write the checkpoint, with the sizes of the run's files.
 
         Raises:
@@ -205,7 +205,8 @@ class TrainState:
         """
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise InputError(
-                f"iteration {self.step}: a weight is not finite ({self.where()}); {self.path} is from before"
+                f"iteration {self.step}: a weight is not finite ({self.where(self.step - 1)}); "
+                f"{self.path} is from before"
             )
         contents = {
             "configuration": self.configuration.as_dict(),
@@ -216,7 +217,7 @@ class TrainState:
             "seconds": self.seconds(),
             "sums": self.sums,
             "init": self.init,
-            "sizes": sizes,
+            "sizes": file_sizes,
         }
         checkpoint.save(self.path, contents)
 
@@ -239,14 +240,15 @@ class TrainState:
             self.optimizer.load_state_dict(stored["optimizer"])
         except (ValueError, RuntimeError) as error:
             raise InputError(f"-resume: {self.path} is of an older train.py; delete it to start anew") from error
-        self.clipper.log_typical, self.sums, self.sizes = stored["log_typical_norm"], stored["sums"], stored["sizes"]
+        self.clipper.log_typical, self.sums = stored["log_typical_norm"], stored["sums"]
+        self.file_sizes = stored["sizes"]
         self.step = self._step_before = stored["step"]
         self._seconds_before = stored["seconds"]
 
-    def where(self) -> str:
-        """Name the iteration that is next, so that its batch can be drawn again."""
+    def where(self, step: int) -> str:
+        """The run, its seed and that of an iteration's batch, so that the batch can be drawn again."""
         seed = self.configuration.recipe.seed
-        return f"{self.configuration.name}, seed {seed}; batch seed {stream_seed(seed, BATCHES, self.step)}"
+        return f"{self.configuration.name}, seed {seed}; batch seed {stream_seed(seed, TRAINING, step)}"
 
     def require_finite(self, loss: float, norm: float) -> None:
         """Stop before a step that would spoil the model.
@@ -255,8 +257,9 @@ class TrainState:
             InputError: loss or gradient norm is not finite.
         """
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            what = f"iteration {self.step + 1}: loss {loss} or gradient norm {norm} is not finite ({self.where()})"
-            raise InputError(f"{what}; stopped before a model was spoiled; {self.path} is from before")
+            what = f"iteration {self.step + 1}: loss {loss} or gradient norm {norm} is not finite"
+            stopped = f"stopped before a model was spoiled; {self.path} is from before"
+            raise InputError(f"{what} ({self.where(self.step)}); {stopped}")
 
 
 def weights_mark(model: Machine) -> str:
@@ -274,15 +277,15 @@ def verdict(held_out: Score, optimum: float | None = None) -> str:
     """Say how good a model is on the held-out set of trained sizes, and that it has not learned, where it has not.
 
     Args:
-        optimum: the cost of the best that can be known, where that is not 0.
+        optimum: the cost of the optimal predictor, where that is not 0.
     """
     if optimum is None:
         right = round(held_out.exact * held_out.sequences)
         said = f"{right} of {held_out.sequences} held-out sequences of trained sizes are right"
-        learned, detail = held_out.exact >= LEARNED, f" ({held_out.bits:.1f} wrong bits a sequence)"
+        learned, detail = held_out.exact >= LEARNED_EXACT, f" ({held_out.bits:.1f} wrong bits a sequence)"
     else:
         above = held_out.cost / optimum - 1
-        said = f"{held_out.cost:.2f} bits for a held-out sequence, {above:.2%} above the best that can be known"
+        said = f"{held_out.cost:.2f} bits for a held-out sequence, {above:.2%} above the optimal predictor"
         learned, detail = above <= LEARNED_ABOVE, ""
     return said if learned else f"{said}{detail}: it has not learned; try another -seed, or more -num_iters"
 

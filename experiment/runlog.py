@@ -90,8 +90,8 @@ class RunLog:
         configuration: the run's.
         log_folder, runs_folder: where the files go.
         step: where the run begins, or goes on.
-        sizes: from `RunLog.sizes` at a checkpoint, to go on in its files: whatever came after it is cut off. Without
-            it, what an earlier run of that name left there is replaced.
+        file_sizes: from `RunLog.file_sizes` at a checkpoint, to go on in its files: whatever came after it is cut off.
+            Without it, what an earlier run of that name left there is replaced.
 
     Raises:
         InputError: a file of the checkpoint is gone or shorter than it was.
@@ -103,15 +103,15 @@ class RunLog:
         log_folder: Path,
         runs_folder: Path,
         step: int = 0,
-        sizes: dict[str, int] | None = None,
+        file_sizes: dict[str, int] | None = None,
     ) -> None:
-        folder = runs_folder / configuration.name
+        self._configuration, folder = configuration, runs_folder / configuration.name
         log_path = log_folder / f"{configuration.name}.log"
         files = {"log": log_path}
         for curve in CURVES:
             for path in sorted((folder / curve).glob("*tfevents*")):
                 files[f"{curve}/{path.name}"] = path
-        for name, size in (sizes or {}).items():
+        for name, size in (file_sizes or {}).items():
             if name not in files or not files[name].exists() or files[name].stat().st_size < size:
                 path = log_path if name == "log" else folder / name
                 raise InputError(
@@ -119,30 +119,30 @@ class RunLog:
                     "and start anew"
                 )
         for name, path in files.items():
-            if sizes is None or name not in sizes:
+            if file_sizes is None or name not in file_sizes:
                 path.unlink(missing_ok=True)
             else:
-                os.truncate(path, sizes[name])
+                os.truncate(path, file_sizes[name])
         log_folder.mkdir(parents=True, exist_ok=True)
-        self._files = {name: path for name, path in files.items() if sizes and name in sizes} | {"log": log_path}
+        self._files = {name: path for name, path in files.items() if name in (file_sizes or {})} | {"log": log_path}
         self._log = open(log_path, "a", encoding="utf-8")  # noqa: SIM115
         self._curves = {curve: EventFile(folder / curve, step) for curve in CURVES}
         self._files |= {f"{curve}/{events.path.name}": events.path for curve, events in self._curves.items()}
 
-    def write_header(self, command: str, configuration: Configuration, path: str, resumed: int | None = None) -> None:
+    def write_header(self, command: str, runs_on: str, resumed: int | None = None) -> None:
         """Say what made this log; or, where a run goes on, after which iteration, and by what."""
         if resumed is not None:
-            self.line(f"# goes on after iteration {resumed}: {command}; commit {commit()}; {path}")
+            self.line(f"# goes on after iteration {resumed}: {command}; commit {commit()}; {runs_on}")
             return
-        fields = configuration.as_dict()
-        fields["recipe"] = settings_in_use(configuration.recipe, configuration.network.has)
+        fields = self._configuration.as_dict()
+        fields["recipe"] = settings_in_use(self._configuration.recipe, self._configuration.network.has)
         lines = {
             "command": command,
             **{key: fields[key] if key == "name" else json.dumps(fields[key]) for key in fields},
             "commit": commit(),
             "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
             "hardware": processor(),
-            "path": path,
+            "path": runs_on,
         }
         for key, value in lines.items():
             self.line(f"# {key}: {value}")
@@ -170,7 +170,7 @@ class RunLog:
             shown.value[0].metadata.summary_description = captions[tag]
             self._curves[curve].add(shown, step)
 
-    def sizes(self) -> dict[str, int]:
+    def file_sizes(self) -> dict[str, int]:
         """Bring all files to disk; their sizes by name, for a checkpoint.
 
         Raises:

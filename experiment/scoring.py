@@ -12,11 +12,11 @@ from ntm.controller import LSTMState
 from ntm.machine import Machine
 from tasks import Batch, Task
 
-BATCH = 64  # sequences at a time
+SCORING_BATCH = 64  # sequences at a time
 SCORING_SEED = 1  # of the sequences that reproduce.py scores on
 LONG_LENGTH, LONG_ROWS = 1000, 1024  # of vectors, and the rows of memory that go with them
-# Independent random streams of one seed.
-BATCHES, HELD_OUT, EVALUATION = range(3)
+# Independent random streams of one seed. A model's first weights are of none: torch's own generator, with that seed.
+TRAINING, HELD_OUT, EVALUATION = range(3)
 
 
 def stream_seed(seed: int, stream: int, step: int = 0) -> int:
@@ -71,7 +71,7 @@ def summarise(losses: list[float], costs: list[float], by_batch: list[Tensor]) -
 
 def dirty_memory(deviation: Tensor, memory_units: int, memory_unit_size: int, source: torch.Generator) -> Tensor:
     """Draw a memory full of normal numbers for each sequence, (B, N, M), each with its standard deviation, (B,)."""
-    size = len(deviation), memory_unit_size, memory_units  # rows last, as the fused path wants them
+    size = len(deviation), memory_unit_size, memory_units  # rows last, as they lie on the fused path
     return (deviation[:, None, None] * torch.randn(size, generator=source)).transpose(1, 2)
 
 
@@ -121,8 +121,8 @@ def score(
 
 
 def sample_sizes(task: Task, sizes: list[tuple], sequences: int, source: torch.Generator) -> list[Batch]:
-    """Draw `sequences` sequences of each size, in batches of at most `BATCH`."""
-    counts = [min(BATCH, sequences - done) for done in range(0, sequences, BATCH)]
+    """Draw `sequences` sequences of each size, in batches of at most `SCORING_BATCH`."""
+    counts = [min(SCORING_BATCH, sequences - done) for done in range(0, sequences, SCORING_BATCH)]
     return [task.sample(count, size, source) for size in sizes for count in counts]
 
 
@@ -141,7 +141,7 @@ def spread_sizes(low: tuple, high: tuple, count: int) -> list[tuple]:
 
 
 def optimal_cost(task: Task, batches: list[Batch]) -> float | None:
-    """The mean cost of the best that can be known, in bits a sequence; None where that is 0."""
+    """The mean cost of the optimal predictor, in bits a sequence; None where that is 0."""
     costs = [task.optimal_cost(batch) for batch in batches]
     return None if costs[0] is None else torch.cat(costs).mean().item()
 

@@ -12,7 +12,7 @@ from experiment.scoring import dirty_memory
 from ntm.memory import INITIAL_VALUE
 from tasks import Batch
 
-SPARE_ROWS = 2  # the tightest tape has this many rows more than a batch's sequences need
+SPARE_ROWS = 2  # a batch's tape is the rows of memory that it gets: the tightest has so many more than it needs
 
 
 def make_optimizer(recipe: Recipe, weights: Tensor, fused: bool) -> torch.optim.Optimizer:
@@ -155,23 +155,23 @@ def draw_iteration(configuration: Configuration, step: int, source: torch.Genera
 class Clipper:
     """Clips gradients by value, and down to a multiple of their typical norm, each where the recipe says so.
 
-    A machine that has learned has gradients of norm 0.01, and once in a thousand steps one of norm 100: a head between
-    two rows multiplies a gradient at each step that it stays there. So the norm is held below `clip_typical` times its
-    running geometric mean (after AutoClip, Seetharaman et al. 2020). The mean is of the norms as they were cut: a burst
-    of spikes does not raise the limit for those to come.
+    A machine that has learned has gradients of norm 0.01, and once in a thousand iterations one of norm 100: a head
+    between two rows multiplies a gradient at each time step that it stays there. So the norm is held below
+    `clip_typical` times its running geometric mean (after AutoClip, Seetharaman et al. 2020). The mean is of the norms
+    as they were clipped: a burst of spikes does not raise the limit for those to come.
 
     Attributes:
-        log_typical: logarithm of the running mean; None before the first step. The state to keep in a checkpoint.
+        log_typical: logarithm of the running mean; None before the first iteration. The state to keep in a checkpoint.
     """
 
-    DECAY = 0.99  # of the running mean: it looks back about a hundred steps
+    DECAY = 0.99  # of the running mean: it looks back about a hundred iterations
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.log_typical: float | None = None
 
     def clip(self, gradient: Tensor) -> float:
-        """Clip a gradient in place; returns its norm before it was cut to the typical one."""
+        """Clip a gradient in place; returns its norm, as it was before its norm was clipped."""
         if self.recipe.clip_value > 0:
             gradient.clamp_(-self.recipe.clip_value, self.recipe.clip_value)
         norm = torch.linalg.vector_norm(gradient).item()

@@ -75,7 +75,7 @@ def shift(gated: Tensor, shift_weighting: Tensor) -> Tensor:
     Returns:
         w~_t, (B, H, N).
     """
-    return sum(s * gated.roll(rows, -1) for rows, s in zip(SHIFTS, shift_weighting.split(1, dim=-1), strict=True))
+    return sum(s * gated.roll(offset, -1) for offset, s in zip(SHIFTS, shift_weighting.split(1, dim=-1), strict=True))
 
 
 def sharpen(shifted: Tensor, sharpening: Tensor) -> Tensor:

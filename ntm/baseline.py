@@ -56,6 +56,7 @@ class LSTMBaseline(Machine):
             Output logits (T, B, output_size) and the final state.
 
         Raises:
+            BackendError: the fused path was asked for.
             ValueError: inputs are not (T, B, input_size), or have no step.
         """
         self.require_inputs(inputs)
@@ -84,8 +85,8 @@ class LSTMBaseline(Machine):
             The loss in nats, and output logits (T, B, output_size) without a graph; of the part.
 
         Raises:
-            ValueError: arguments do not fit together, there is a memory or a mask, or the batch cannot be split into so
-                many parts.
+            ValueError: arguments do not fit together, there is a memory or a cell mask, or the batch cannot be split
+                into so many parts.
         """
         if memory is not None or cell_mask is not None:
             raise ValueError("an LSTM alone has no memory and no cell dropout: leave memory and cell_mask away")

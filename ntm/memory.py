@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-# Every cell of a fresh memory. A small constant, so that no parameter depends on N (Collier & Beel 2018).
+# Every element of a blank memory. A small constant, so that no parameter depends on N (Collier & Beel 2018).
 INITIAL_VALUE = 1e-6
 
 
 def initial_memory(batch_size: int, memory_units: int, memory_unit_size: int, like: Tensor) -> Tensor:
-    """Make M_0, every cell at `INITIAL_VALUE`: (B, N, M), of the dtype and on the device of `like`."""
+    """Make M_0, every element at `INITIAL_VALUE`: (B, N, M), of the dtype and on the device of `like`."""
     value = torch.tensor(INITIAL_VALUE, dtype=like.dtype, device=like.device)
     return value.expand(batch_size, memory_units, memory_unit_size)
 

@@ -39,18 +39,18 @@ from ntm.state import NTMState
 
 
 @cache
-def stock_shapes(inputs: int, outputs: int, cells: int, heads: int, width: int, lstm: bool) -> dict[str, tuple]:
+def stock_shapes(inputs: int, outputs: int, cells: int, read_heads: int, width: int, lstm: bool) -> dict[str, tuple]:
     """All parameters of a stock machine by name, in the shapes that the fused path knows.
 
     Args:
         inputs, outputs, cells, width: widths of input and output, C and M.
-        heads: read heads, and as many write heads.
+        read_heads: as many as write heads.
         lstm: whether the controller is an LSTM, else feed-forward.
     """
-    reads = heads * width
-    controls = sum(control_sizes(heads, heads, width, shifts=3))
+    reads = read_heads * width
+    controls = sum(control_sizes(read_heads, read_heads, width, shifts=3))
     maps = {"heads.control_proj": (controls, cells), "output_proj": (outputs, reads + cells)}
-    others = {"initial_reads": (heads, width)}
+    others = {"initial_reads": (read_heads, width)}
     if lstm:
         maps["controller.gate_proj"] = 4 * cells, inputs + reads + cells
         others |= {"controller.initial_hidden": (cells,), "controller.initial_cell": (cells,)}
@@ -148,15 +148,15 @@ class NTM(Machine):
         self, x: Tensor, state: NTMState, cell_mask: Tensor | None = None
     ) -> tuple[Tensor, NTMState, Focus]:
         """Take one step as `step` does; returns the heads' `Focus` as well."""
-        controller_input = torch.cat((x, state.reads.flatten(1)), dim=-1)
+        x_and_reads = torch.cat((x, state.reads.flatten(1)), dim=-1)
         mask = () if cell_mask is None else (cell_mask,)  # a custom controller need not take a mask
-        output, controller = self.controller(controller_input, state.controller, *mask)
+        output, controller_state = self.controller(x_and_reads, state.controller, *mask)
         focus = self.heads(output, state.memory, state.weighting)
         reading, writing = focus.weighting.split((self.heads.num_read, self.heads.num_write), dim=1)
         reads = read(state.memory, reading)
         memory = write(state.memory, writing, focus.controls.erase, focus.controls.add)
         logits = self.output_proj(torch.cat((reads.flatten(1), output), dim=-1))
-        return logits, NTMState(memory, focus.weighting, reads, controller), focus
+        return logits, NTMState(memory, focus.weighting, reads, controller_state), focus
 
     def forward(
         self,
@@ -170,7 +170,7 @@ class NTM(Machine):
         Args:
             inputs: (T, B, input_size).
             state: where to start; None for `initial_state`.
-            memory_units: rows of a fresh memory; None for the configured number.
+            memory_units: rows of a blank memory; None for the configured number.
             cell_mask: false where a cell of the controller is made to forget, (T, B, C); None keeps all.
 
         Returns:
@@ -178,8 +178,9 @@ class NTM(Machine):
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
-            ValueError: inputs are not (T, B, input_size); or there are both a state and a number of rows, and they do
-                not agree; or the state has no rows.
+            TypeError: on the fused path, the types of inputs, state and weights differ, or `cell_mask` is not bool.
+            ValueError: inputs are not (T, B, input_size), or state or `cell_mask` do not fit them; or there are both a
+                state and a number of rows, and they do not agree; or the state has no rows.
         """
         self.require_inputs(inputs)
         if state is not None and memory_units not in (None, state.memory.shape[1]):
@@ -226,6 +227,7 @@ class NTM(Machine):
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
+            TypeError: on the fused path, the types of arguments and weights differ, or `cell_mask` is not bool.
             ValueError: arguments do not fit together, the batch cannot be split into so many parts, or there is a cost
                 of blur, and the model has a `step` of its own.
         """

@@ -93,7 +93,7 @@ class Task(ABC):
         return (~right * batch.mask.unsqueeze(-1)).sum((0, 2))
 
     def optimal_cost(self, batch: Batch) -> Tensor | None:
-        """The cross-entropy of each sequence in bits, (B,), of the best that can be known; None where that is 0."""
+        """The cross-entropy of each sequence in bits, (B,), of the optimal predictor; None where that is 0."""
         return None
 
 

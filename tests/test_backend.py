@@ -209,7 +209,7 @@ def test_a_subclass_that_overrides_a_method_is_declined(kind, why):
     assert f"NTM has its own {why}" in kind(5, 3, 6, 7, 5).why_not_fused()
 
 
-def test_a_subclass_that_overrides_nothing_runs_on_the_fast_path():
+def test_a_subclass_that_overrides_nothing_runs_on_the_fused_path():
     class Named(NTM):
         def describe(self):
             return "mine"
@@ -360,7 +360,7 @@ def test_a_controller_that_gives_something_else_is_refused_in_words(make, said):
         start_backend(model)
 
 
-def test_the_baseline_has_no_fast_path():
+def test_the_baseline_has_no_fused_path():
     model = LSTMBaseline(5, 3, 4, 1, backend=Backend.FUSED)
     with pytest.raises(BackendError, match="knows the NTM, and no LSTMBaseline"):
         model(torch.rand(2, 1, 5))
@@ -417,7 +417,7 @@ print(tuple(model(torch.rand(5, 2, 10))[0].shape))
     assert not {"experiment", "tasks", "tests", "configs"} & {path.name for path in (tmp_path / "site").iterdir()}
 
 
-def test_auto_takes_a_gpu_for_what_the_fast_path_cannot_run(monkeypatch):
+def test_auto_takes_a_gpu_for_what_the_fused_path_cannot_run(monkeypatch):
     stock, changed = lively_model(), lively_model()
     five_shifts(changed)
     lstm = LSTMBaseline(5, 3, 6, 1)

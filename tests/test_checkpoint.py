@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from conftest import GOOD
+from conftest import GOOD, ROOT
 
 from experiment import checkpoint
 from experiment.checkpoint import load, load_model, save, weights_for
@@ -69,3 +69,12 @@ def test_a_tensor_under_two_names_is_saved_and_read(tmp_path):
     save(tmp_path / "twice.pt", contents)
     again = load(tmp_path / "twice.pt")["model"]
     assert all(torch.equal(again[name], contents["model"][name]) for name in contents["model"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "saved_model").glob("*.pt")), ids=lambda path: path.stem)
+def test_each_shipped_model_is_read_and_answers(path):
+    model, configuration = load_model(path)
+    batch = configuration.task.sample(2, configuration.data.low, torch.Generator().manual_seed(0))
+    logits, _ = model(batch.inputs)
+    assert logits.shape == batch.targets.shape
+    assert logits.isfinite().all()

@@ -1,15 +1,19 @@
-"""Addressing (ntm/addressing.py, eq. 5-9), one head of one sequence, each equation with its backward."""
+"""Addressing (ntm/addressing.py, eq. 5-9), one head of one sequence, each equation with its backward.
+
+Shapes, with the letters of layout.py: memory (M, N), key (M), all else (N); in `key_memory_dots`, of all heads at once,
+keys (H M) and similarity (H, N).
+"""
 
 import numpy as np
 
-from ntm.addressing import LOG_EPSILON as READABLE_LOG_EPSILON
-from ntm.addressing import NORM_EPSILON as READABLE_NORM_EPSILON
+from ntm.addressing import LOG_EPSILON as REFERENCE_LOG_EPSILON
+from ntm.addressing import NORM_EPSILON as REFERENCE_NORM_EPSILON
 from ntm.fused.jit import jit
 from ntm.fused.mathlib import ONE, TWO, dot, log, softmax
 
 # Written out: the cache of compiled code would not notice a change in ntm/addressing.py.
 NORM_EPSILON, LOG_EPSILON = np.float32(2.0**-20), np.float32(2.0**-53)
-if (NORM_EPSILON, LOG_EPSILON) != (READABLE_NORM_EPSILON, READABLE_LOG_EPSILON):
+if (NORM_EPSILON, LOG_EPSILON) != (REFERENCE_NORM_EPSILON, REFERENCE_LOG_EPSILON):
     raise ImportError("it has other epsilons written down than ntm/addressing.py")
 
 
@@ -64,7 +68,7 @@ def content_weighting_backward(inverse_norm, key, key_strength, similarity, cont
     """
     inverse_key_norm = ONE / np.sqrt(dot(key, key) + NORM_EPSILON)
     mean = dot(d_content, content)
-    d_key_strength = key_norm_grad = mean - mean
+    d_key_strength = key_norm_grad = content.dtype.type(0)
     for n in range(similarity.shape[0]):
         d_logit = content[n] * (d_content[n] - mean)
         d_key_strength += d_logit * similarity[n]
@@ -85,7 +89,7 @@ def interpolate(content, previous, gate, gated):
 @jit
 def interpolate_backward(content, previous, gate, d_gated, d_content, d_previous):
     """Gradient of eq. 7. Overwrites `d_content` and `d_previous`; returns d_gate."""
-    d_gate = gate - gate  # 0 of its type
+    d_gate = content.dtype.type(0)
     for n in range(d_gated.shape[0]):
         d_gate += d_gated[n] * (content[n] - previous[n])
         d_content[n] = gate * d_gated[n]
@@ -130,7 +134,7 @@ def sharpen(shifted, sharpening, log_shifted, weighting):
 def sharpen_backward(shifted, sharpening, log_shifted, weighting, d_weighting, d_shifted):
     """Gradient of eq. 9. Overwrites `d_shifted`; returns d_sharpening."""
     mean = dot(d_weighting, weighting)
-    d_sharpening = mean - mean
+    d_sharpening = shifted.dtype.type(0)
     for n in range(shifted.shape[0]):
         d_logit = weighting[n] * (d_weighting[n] - mean)
         d_sharpening += d_logit * log_shifted[n]

@@ -18,7 +18,7 @@ from ntm.fused.jit import jit
 
 @cache
 def _limit_all_blas(_: int) -> int:
-    """Give NumPy's and SciPy's products one thread, in the whole process and once: their BLAS knows no other way."""
+    """Give NumPy's and SciPy's products one thread, once: their BLAS has no limit but for the whole process."""
     threadpool_limits(limits=1, user_api="blas")
     return 1
 
@@ -34,7 +34,7 @@ def _find_blas() -> Callable[[int], int]:
         pytorch = ctypes.CDLL(torch._C.__file__)
         limit, routines = pytorch.MKL_Set_Num_Threads_Local, (pytorch.sgemm_, pytorch.dgemm_)
         addresses = [ctypes.cast(routine, ctypes.c_void_p).value for routine in routines]
-    except (AttributeError, OSError):  # PyTorch has another BLAS, or keeps it to itself
+    except (AttributeError, OSError):  # PyTorch has another BLAS, or does not export it
         addresses = [get_cython_function_address("scipy.linalg.cython_blas", name) for name in ("sgemm", "dgemm")]
         limit = _limit_all_blas
     for name, address in zip(("ntm_sgemm", "ntm_dgemm"), addresses, strict=True):

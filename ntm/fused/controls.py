@@ -16,8 +16,8 @@ class Controls(NamedTuple):
     interpolation_gate: np.ndarray  # (H)
     shift_weighting: np.ndarray  # (H * 3)
     sharpening: np.ndarray  # (H)
-    erase: np.ndarray  # (W * M)
-    add: np.ndarray  # (W * M)
+    erase: np.ndarray  # (R * M), of the write heads
+    add: np.ndarray  # (R * M)
 
 
 @jit

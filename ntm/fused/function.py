@@ -54,7 +54,7 @@ def packed_weights(parameters: list[Tensor], flat: Tensor | None) -> np.ndarray:
 
 
 def unpacked_gradients(parameters: list[Tensor], flat: np.ndarray) -> list[Tensor]:
-    """Flat gradients in the shapes of the parameters; copied unless the parameter is itself a transposed view."""
+    """Flat gradients in the shapes of the parameters; contiguous where the parameter is; may be views."""
     pieces = unpack_parameters(torch.from_numpy(flat), parameters)
     return [d.contiguous() if p.is_contiguous() else d for d, p in zip(pieces, parameters, strict=True)]
 
@@ -80,13 +80,14 @@ def make_unroll_args(
         TypeError: inputs, state and weights are not all of one floating-point type on the CPU, or the mask is not bool.
         ValueError: inputs, state or mask do not have the model's shapes, or there is no step, or a mask but no cell.
     """
-    (steps, batch, width), array, dtype = inputs.shape, _flat(inputs), weights.dtype
+    (steps, batch, input_width), array, dtype = inputs.shape, _flat(inputs), weights.dtype
     if any(x.dtype != dtype for x in (array, *initial)):
         raise TypeError(f"the fused path needs inputs and state in {dtype}, as the weights are")
     rows, heads = initial.memory.shape[2], 2 * s.num_read_heads
     cells = state_cells(s)
-    shapes = [(s.width, rows), (heads, rows), (s.num_read_heads, s.width), (cells,), (cells,)]
-    if width != s.inputs or [part.shape[1:] for part in initial] != shapes:
+    shapes = [(heads, rows), (s.num_read_heads, s.width), (cells,), (cells,)]
+    if input_width != s.inputs or [part.shape[1:] for part in initial] != [(s.width, rows), *shapes]:
+        shapes = [(rows, s.width), *shapes]  # memory as the caller has it
         raise ValueError(f"this model takes {s.inputs} inputs a step, and a state of shapes {shapes} a sequence")
     if not steps or not {len(part) for part in initial} <= {1, batch}:
         raise ValueError(

@@ -66,7 +66,7 @@ def jit(function, refcounted: bool = False, **more):
 
 
 def jit_refcounted(function, **more):
-    """Compile a function that calls BLAS or makes arrays. It leaves arithmetic on floats to others: see above."""
+    """Compile a function that makes arrays, or returns views to one that does. It does no arithmetic: see `jit`."""
     return jit(function, refcounted=True, **more)
 
 

@@ -64,23 +64,24 @@ class TransposedWeights(NamedTuple):
 
 
 class SavedForBackward(NamedTuple):
-    """What G sequences leave behind, by time slot. Carried values have one slot more, for the initial state.
+    """What G sequences leave behind, by time slot: with a slot for each step for the way back, else with one slot.
 
-    A feed-forward controller has C gates, its units, and no cell: the arrays of cells are empty.
+    Carried values have one slot more, for the initial state. A feed-forward controller has C gates, its units, and no
+    cell: the arrays of cells are empty.
     """
 
     memory: np.ndarray  # (slots + 1, G, M, N)
     weighting: np.ndarray  # (slots + 1, G, H, N)
     cell: np.ndarray  # (slots + 1, G, C)
     controller_input: np.ndarray  # (slots + 1, G, I + R M + C + 1): input, last reads, last controller output, 1
-    gates: np.ndarray  # (slots, G, 4 C)
-    tanh_cell: np.ndarray  # (slots, G, C)
-    controls: np.ndarray  # (slots, G, P)
-    inverse_norm: np.ndarray  # (slots, G, N)
-    similarity: np.ndarray  # (slots, G, H, N)
-    content: np.ndarray  # (slots, G, H, N)
-    shifted: np.ndarray  # (slots, G, H, N)
-    log_shifted: np.ndarray  # (slots, G, H, N)
+    gates: np.ndarray  # (slots, G, 4 C): activations
+    tanh_cell: np.ndarray  # (slots, G, C): tanh c_t
+    controls: np.ndarray  # (slots, G, P): activated
+    inverse_norm: np.ndarray  # (slots, G, N): 1 / |M(n)|
+    similarity: np.ndarray  # (slots, G, H, N): K (eq. 6)
+    content: np.ndarray  # (slots, G, H, N): w^c (eq. 5)
+    shifted: np.ndarray  # (slots, G, H, N): w~ (eq. 8)
+    log_shifted: np.ndarray  # (slots, G, H, N): log w~ (eq. 9)
     d_logits: np.ndarray  # (slots, G, O), filled before the way back
     d_gates: np.ndarray  # (slots, G, 4 C): activations, and after the way back gradients of their sums; may be `gates`
     d_controls: np.ndarray  # (slots, G, P), filled on the way back

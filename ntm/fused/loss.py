@@ -13,7 +13,7 @@ class LossArgs(NamedTuple):
     """Targets, mask and scale of the loss."""
 
     targets: np.ndarray  # (T, B, O)
-    mask: np.ndarray  # (T, B)
+    mask: np.ndarray  # (T, B), 1 at the steps that count, else 0
     bit_weight: np.floating  # 1 / the number of bits that count
 
 
@@ -29,7 +29,7 @@ def cross_entropy(logits, targets, bit_weight, loss, d_logits):
 def group_loss(first, logits, loss_args, saved, bit_weights, bit_loss):
     """The group's part of the loss; fills `saved.d_logits`. All bits of a step are taken as one vector.
 
-    `bit_weights` (G, O), for the weight of each bit, which is 0 where the mask is, and `bit_loss` (G * O) are scratch.
+    `bit_weights` (G, O), for each bit's weight, which is 0 where the mask is 0, and `bit_loss` (G * O) are scratch.
     """
     steps, group, bits = saved.d_logits.shape
     stop, count, total = first + group, group * bits, 0.0

@@ -119,6 +119,7 @@ def dot(a, b):
 
 @jit
 def copy(a, out):
+    """Copy a vector into the first numbers of another."""
     for n in range(a.shape[0]):
         out[n] = a[n]
 
@@ -159,7 +160,7 @@ def reduce_max(a):
 def softmax(factor, x, out):
     """Fills `out` with the softmax of factor * x; the factor is not negative."""
     top = factor * reduce_max(x)
-    total = top - top
+    total = x.dtype.type(0)
     for n in range(x.shape[0]):
         out[n] = exp(factor * x[n] - top)
         total += out[n]

@@ -1,8 +1,10 @@
 """Reading and writing (ntm/memory.py, eq. 2-4), all heads of one sequence, forward and backward.
 
-Backward is in three functions, so that each array is touched as rarely as can be: `head_backward` has the gradients of
-one read head with one write head; `read_write_backward` calls it for each such pair; `memory_backward` has the gradient
-of the memory, of eq. 6 as well.
+Backward is in three functions, so that each array is touched as rarely as can be: `head_pair_backward` has the
+gradients of one read head with one write head; `read_write_backward` calls it for each such pair; `memory_backward` has
+the gradient of the memory, of eq. 6 as well.
+
+Shapes, with the letters of layout.py: memory (M, N), weighting (heads, N), erase, add and reads (R M), keys (H M).
 """
 
 from ntm.fused.jit import jit
@@ -38,7 +40,7 @@ def write(memory, weighting, erase, add, new_memory):
 
 
 @jit
-def head_backward(
+def head_pair_backward(
     memory, memory_before_erase, write_weighting, erase, add, d_reads, d_memory, d_read_weighting, d_write_weighting,
     d_erase, d_add,
 ):  # fmt: skip
@@ -71,7 +73,7 @@ def read_write_backward(memory, weighting, erase, add, d_reads, d_memory, d_weig
     width, rows = memory.shape
     num_read_heads = weighting.shape[0] // 2
     if num_read_heads == 1:  # there is nothing but the memory to erase
-        head_backward(
+        head_pair_backward(
             memory, memory, weighting[1], erase, add, d_reads, d_memory, d_weighting[0], d_weighting[1], d_erase, d_add
         )
         return
@@ -85,7 +87,7 @@ def read_write_backward(memory, weighting, erase, add, d_reads, d_memory, d_weig
                         share_erased = weighting[num_read_heads + other, n] * erase[other * width + m]
                         before_erase[m, n] -= before_erase[m, n] * share_erased
         mine, writer = slice(h * width, (h + 1) * width), num_read_heads + h
-        head_backward(
+        head_pair_backward(
             memory, before_erase, weighting[writer], erase[mine], add[mine], d_reads[mine], d_memory, d_weighting[h],
             d_weighting[writer], d_erase[mine], d_add[mine],
         )  # fmt: skip
@@ -111,14 +113,14 @@ def memory_backward(memory, weighting, erase, keys, d_reads, d_dot, row_norm_gra
         key_read, key_write = keys[h * width : (h + 1) * width], keys[writer * width : (writer + 1) * width]
         d_key_read, d_key_write = d_keys[h * width : (h + 1) * width], d_keys[writer * width : (writer + 1) * width]
         e, d_read = erase[h * width : (h + 1) * width], d_reads[h * width : (h + 1) * width]
-        is_first = memory.dtype.type(h == 0)  # 1 or 0: the others have erased above
+        erases_here = memory.dtype.type(h == 0)  # 1 or 0: the others have erased above
         for m in range(width):
             total_k = total_j = zero
             column, d_column = memory[m], d_memory[m]
             for n in range(rows):
                 total_k += d_dot_read[n] * column[n]
                 total_j += d_dot_write[n] * column[n]
-                kept = d_column[n] - d_column[n] * write_weighting[n] * e[m] * is_first
+                kept = d_column[n] - d_column[n] * write_weighting[n] * e[m] * erases_here
                 by_read = d_read[m] * read_weighting[n]
                 by_keys = d_dot_read[n] * key_read[m] + d_dot_write[n] * key_write[m]
                 d_column[n] = kept + by_read + by_keys - row_norm_grad[n] * column[n]

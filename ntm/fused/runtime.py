@@ -80,7 +80,7 @@ _pool: ThreadPoolExecutor | None = None
 def use_threads(count: int | None = None) -> int:
     """Give the fused path threads of its own, as many as PyTorch had if not said otherwise, and PyTorch a single one.
 
-    PyTorch's threads wait by spinning, on the cores that this path wants, and what else a training step does is too
+    PyTorch's threads wait by spinning, on the cores that this path uses, and what else a training step does is too
     little to share out. Without this call, the fused path takes as many threads as PyTorch has; after it, a later
     `torch.set_num_threads` no longer matters to it.
     """

@@ -33,7 +33,7 @@ from ntm.fused.memory import memory_backward, read, read_write_backward, write
 class Scratch(NamedTuple):
     """Arrays that one time step of one sequence uses on the way back."""
 
-    gated: np.ndarray  # (N): the value, computed again
+    gated: np.ndarray  # (N): w^g of one head, computed again, since forward keeps it for none
     d_content: np.ndarray  # (N)
     d_gated: np.ndarray  # (N)
     d_shifted: np.ndarray  # (N)
@@ -97,7 +97,8 @@ def controller_step_backward(first, args, weights_transposed, saved, t, d_state)
 def memory_step(sizes, saved, before, after, slot, gated):
     """From the controls' sums to new memory, weightings and reads, each sequence of the group.
 
-    Each equation is taken for all heads before the next, so that no loop needs what the one before it has just stored.
+    Each equation is taken for all heads before the next: so a loop over rows does not read what the loop just before it
+    has stored, since that of another head lies between. `gated` (H, N) is scratch.
     """
     heads, width, num_read_heads = 2 * sizes.num_read_heads, sizes.width, sizes.num_read_heads
     reads_offset, output_offset = input_offsets(sizes)
@@ -148,13 +149,13 @@ def memory_step_backward(blur_weight, saved, t, d_state, scratch):
         )
         for h in range(heads):
             gate = controls.interpolation_gate[h]
-            shifts, d_shifts = controls.shift_weighting[3 * h :], d_controls.shift_weighting[3 * h :]
+            s, d_s = controls.shift_weighting[3 * h :], d_controls.shift_weighting[3 * h :]
             interpolate(content[h], previous[h], gate, scratch.gated)
             d_controls.sharpening[h] = sharpen_backward(
                 shifted[h], controls.sharpening[h], log_shifted[h], weighting[h], d_weighting[h], scratch.d_shifted
             )
             blur_backward(shifted[h], blur_weight, scratch.d_shifted)
-            shift_backward(scratch.gated, shifts, scratch.d_shifted, scratch.d_gated, d_shifts)
+            shift_backward(scratch.gated, s, scratch.d_shifted, scratch.d_gated, d_s)
             d_controls.interpolation_gate[h] = interpolate_backward(
                 content[h], previous[h], gate, scratch.d_gated, scratch.d_content, d_weighting[h]
             )  # d_weighting[h] was dL/dw_t, and is dL/dw_{t-1} from here on

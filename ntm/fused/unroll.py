@@ -1,7 +1,7 @@
 """A group of sequences, and several groups: forward through all time steps, and backward through the same.
 
 A group is `GROUP` sequences that go through the matrix products together. A shard is whole groups, or one smaller
-rest (ntm/shards.py): so all groups of a shard have as many sequences. `first` is the first sequence of a group.
+rest (ntm/shards.py): so all groups of a shard have equally many sequences. `first` is the first sequence of a group.
 """
 
 from functools import partial
@@ -129,39 +129,42 @@ def backward_group(first, args, weights_transposed, saved, d_state, d_inputs, ac
             matmul(
                 saved.d_gates[t], weights_transposed.gate_proj[:, :reads_offset], 0, d_inputs[t, first : first + group]
             )
-    steps_of_all = steps * group  # one for each step of each sequence
-    inputs_before = saved.controller_input[:steps].reshape(steps_of_all, input_width)
-    inputs_after = saved.controller_input[1:].reshape(steps_of_all, input_width)
-    d_gates = saved.d_gates.reshape(steps_of_all, d_weights.gate_proj.shape[1])
+    all_steps = steps * group  # of all sequences
+    controller_inputs_before = saved.controller_input[:steps].reshape(all_steps, input_width)
+    controller_inputs_after = saved.controller_input[1:].reshape(all_steps, input_width)
+    d_gates = saved.d_gates.reshape(all_steps, d_weights.gate_proj.shape[1])
     if args.sizes.lstm:
-        matmul_tn(inputs_before, d_gates, accumulate, d_weights.gate_proj)
+        matmul_tn(controller_inputs_before, d_gates, accumulate, d_weights.gate_proj)
     else:  # which does not take its own last output; see `Weights`
-        matmul_tn(inputs_before[:, :output_offset], d_gates, accumulate, d_weights.gate_proj[:-1])
+        matmul_tn(controller_inputs_before[:, :output_offset], d_gates, accumulate, d_weights.gate_proj[:-1])
         if not accumulate:
             d_weights.gate_proj[-1] = 0
         accumulate_rows(d_gates, d_weights.gate_proj[-1])
     matmul_tn(
-        inputs_after[:, output_offset:],
-        saved.d_controls.reshape(steps_of_all, d_weights.control_proj.shape[1]),
+        controller_inputs_after[:, output_offset:],
+        saved.d_controls.reshape(all_steps, d_weights.control_proj.shape[1]),
         accumulate,
         d_weights.control_proj,
     )
     matmul_tn(
-        inputs_after[:, reads_offset:],
-        saved.d_logits.reshape(steps_of_all, d_weights.output_proj.shape[1]),
+        controller_inputs_after[:, reads_offset:],
+        saved.d_logits.reshape(all_steps, d_weights.output_proj.shape[1]),
         accumulate,
         d_weights.output_proj,
     )
 
 
 @jit_refcounted
-def split_reads_and_hidden(d_state, sizes):
-    """Views of a `StateGrads`: the gradients of the reads (G, R M), and of the hidden state (G, C), or (G, 0)."""
+def split_reads_and_output(d_state, sizes):
+    """Views of a `StateGrads`: the gradients of the reads (G, R M), and of the controller's output (G, C).
+
+    The output is an LSTM's hidden state, h. Of a feed-forward controller it is no state: (G, 0).
+    """
     both, reads_end = d_state.reads_and_output, reads_width(sizes)
     return both[:, :reads_end], both[:, reads_end : reads_end + state_cells(sizes)]
 
 
-# The three that follow work on a shard, and make arrays: so they are `refcounted`.
+# The three that follow work on a shard, and make arrays.
 
 
 @partial(jit_entry, refcounted=True)
@@ -184,11 +187,11 @@ def groups_backward(shard_first, shard_stop, args, buffers, d_logits, d_final, d
         unpack_transposed(args.weights_transposed, args.sizes),
         unpack_weights(d_weights_flat, args.sizes),
     )
-    # Those of the initial state are in `d_initial`.
+    # By way of `d_initial`, autograd gives the learned initial state its gradients.
     d_weights.initial_reads[:], d_weights.initial_hidden[:], d_weights.initial_cell[:] = 0, 0, 0
     for i in range(len(buffers) - 1, -1, -1):  # what the last one left may still be in cache
         saved, d_state = carve_saved(buffers[i], steps, group, rows, args.sizes, True)
-        first, (d_reads, d_hidden) = shard_first + i * group, split_reads_and_hidden(d_state, args.sizes)
+        first, (d_reads, d_hidden) = shard_first + i * group, split_reads_and_output(d_state, args.sizes)
         for t in range(steps):
             copy_matrix(d_logits[t, first : first + group], saved.d_logits[t])
             copy_matrix(saved.gates[t], saved.d_gates[t])  # activations: backward may be called once more
@@ -225,7 +228,7 @@ def groups_forward_backward(shard_first, shard_stop, args, loss_args, buffer, ac
     if not accumulate:
         d_weights.initial_reads[:], d_weights.initial_hidden[:], d_weights.initial_cell[:] = 0, 0, 0
     loss, bits, dtype = 0.0, args.sizes.outputs, d_weights_flat.dtype
-    d_reads, d_hidden = split_reads_and_hidden(d_state, args.sizes)
+    d_reads, d_hidden = split_reads_and_output(d_state, args.sizes)
     bit_weights, bit_loss = np.empty((group, bits), dtype), np.empty(group * bits, dtype)
     no_d_inputs = np.empty((0, 0, 0), dtype)
     for first in range(shard_first, shard_stop, group):
