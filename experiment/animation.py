@@ -6,11 +6,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from experiment.checkpoint import write_atomically
 from experiment.errors import InputError
-from experiment.plots import COLOURS, STYLE, input_limits, visited_window
+from experiment.plots import COLOURS, STYLE, input_limits, rows_label, visited_window
+from experiment.runlog import logged_values
 from experiment.scoring import Trace
 
 STEP, REPORT, LAST = 350, 150, 2500  # milliseconds that a frame is shown
@@ -62,12 +62,10 @@ def steps(shown: Trace, title: str, path: Path) -> None:
             for name, colour, side in (("write head", COLOURS[1], -0.02), ("read head", COLOURS[0], 1.02)):
                 lengths = 0.3 * weightings[name][t, order] * np.sign(side)
                 right.barh(rows, lengths, left=side, height=0.8, color=colour, label=name)
-            right.set(
-                xlim=(-0.34, 1.34), xticks=(-0.17, 0.5, 1.17), ylabel=f"row ({len(order)} of {len(shown.memory)})"
-            )
+            right.set(xlim=(-0.34, 1.34), xticks=(-0.17, 0.5, 1.17), ylabel=rows_label(shown, order))
             right.set_xticklabels(("write head", "memory", "read head"))
             right.set_yticks(rows[:: max(1, len(rows) // 8)], labels[:: max(1, len(rows) // 8)])
-            wrong = int((((shown.outputs > 0.5) != (shown.targets > 0.5)) & answering[:, None] & done).sum())
+            wrong = (shown.wrong & done).sum()
             answered = int((answering & done[:, 0]).sum())
             state = f"{answered} vectors of {bits} bits answered, {wrong} wrong bits" if answered else "reading"
             figure.suptitle(f"{title}\nstep {t + 1} of {len(shown.mask)}: {state}")
@@ -88,12 +86,9 @@ def training(runs: Path, title: str, path: Path) -> None:
         InputError: there are no such pictures in the folder.
     """
     frames = []
-    for file in sorted(runs.glob("test/*tfevents*")):
-        for event in EventFileLoader(str(file)).Load():
-            for value in event.summary.value:
-                if value.tag == "answer_above_target":
-                    content = value.image.encoded_image_string or value.tensor.string_val[2]
-                    frames.append((event.step, Image.open(io.BytesIO(content)).convert("RGB")))
+    for step, value in logged_values(runs / "test", "answer_above_target"):
+        content = value.image.encoded_image_string or value.tensor.string_val[2]
+        frames.append((step, Image.open(io.BytesIO(content)).convert("RGB")))
     if not frames:
         raise InputError(f"{runs}: holds no pictures of a run; train with this -output first")
     font = ImageFont.load_default(16)

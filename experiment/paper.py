@@ -8,12 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from experiment import plots
 from experiment.checkpoint import load_model
 from experiment.configuration import MACHINES, PAPER_TASKS, Configuration, task_of
 from experiment.plots import COLOURS, STYLE
+from experiment.runlog import logged_values
 from experiment.scoring import (
     EVALUATION,
     LONG_LENGTH,
@@ -58,12 +58,8 @@ def score_sizes(model: Machine, configuration: Configuration, sequences: int) ->
 
 def learning_curve(events: Path, tag: str = "cost") -> tuple[list[int], list[float]]:
     """Read the curve of a run's held-out set of trained sizes from its folder of events: iterations, and values."""
-    points = {}
-    for file in sorted((events / "test").glob("*tfevents*")):
-        for event in EventFileLoader(str(file)).Load():
-            for value in event.summary.value:
-                if value.tag == tag:
-                    points[event.step] = value.simple_value or float(value.tensor.float_val[0])
+    values = logged_values(events / "test", tag)
+    points = {step: value.simple_value or float(value.tensor.float_val[0]) for step, value in values}
     return sorted(points), [points[step] for step in sorted(points)]
 
 

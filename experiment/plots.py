@@ -106,13 +106,12 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         figure, panels = plt.subplots(
             4, 2, figsize=(9.6, 8.4), sharex=True, layout="constrained", height_ratios=(2, 2, 2, 4)
         )
-        wrong = np.abs((shown.outputs > 0.5) - shown.targets) * shown.mask[:, None]
         masked = np.where(shown.mask[:, None] > 0, shown.outputs, np.nan)
         targets = np.where(shown.mask[:, None] > 0, shown.targets, np.nan)
         left = (
             (panels[0, 0], shown.inputs, "inputs", "channel", input_limits(shown)),
             (panels[1, 0], targets, "targets", "bit", (0, 1)),
-            (panels[2, 0], masked, f"outputs ({int(wrong.sum())} wrong bits)", "bit", (0, 1)),
+            (panels[2, 0], masked, f"outputs ({shown.wrong.sum()} wrong bits)", "bit", (0, 1)),
         )
         for axes, values, name, label, limits in left:
             _heat(figure, axes, values.T, name, label, limits)
@@ -188,7 +187,7 @@ def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
         )
         for axes_of, (name, shown) in zip(panels, traces.items(), strict=True):
             first_answer, order = int(np.flatnonzero(shown.mask)[0]), visited_window(shown)
-            wrong = int((np.abs((shown.outputs > 0.5) - shown.targets) * shown.mask[:, None]).sum())
+            wrong = shown.wrong.sum()
             before_answering = shown.memories[first_answer - 1] if first_answer else shown.first_memory
             limit = max(1e-6, float(np.abs(np.stack((before_answering, shown.memory))).max()))
             for axes, values, when in (

@@ -29,14 +29,14 @@ def _meeting() -> Iterator[None]:
 
 
 class Processes:
-    """All processes of this command, on one machine or on several.
+    """All processes of this command, on one computer or on several.
 
     As a context, it lets only the first process that fails say why, and closes the connections at the end.
 
     Attributes:
         rank: which one this is, from 0.
         count: how many there are.
-        local_rank: which one of those on this machine this is.
+        local_rank: which one of those on this computer this is.
     """
 
     def __init__(self, rank: int = 0, count: int = 1, local_rank: int = 0, store: dist.Store | None = None) -> None:
@@ -98,7 +98,7 @@ class Processes:
         return box[0]
 
     def in_turn(self, work: Callable[[], T]) -> T:
-        """Do `work` in the first process of each machine, then in the others: they find in caches what it left.
+        """Do `work` in the first process of each computer, then in the others: they find in caches what it left.
 
         Raises:
             InputError: another process has ended.
@@ -138,7 +138,7 @@ class Processes:
                 dist.barrier()  # now it is there
             if not probe.exists():
                 raise InputError(
-                    f"{folder}: is not the same folder on all machines; name one by -output that they share"
+                    f"{folder}: is not the same folder on all computers; name one by -output that they share"
                 )
             with _meeting():
                 dist.barrier()  # all have seen it
@@ -199,7 +199,7 @@ class Processes:
         losses, stops, sums = headers.cpu().contiguous().view(torch.float64).t().tolist()
         if len(set(sums)) > 1:
             raise InputError(
-                "the processes' weights differ: all machines need the same kind of processor and the same versions"
+                "the processes' weights differ: all computers need the same kind of processor and the same versions"
             )
         gradient.copy_(add_in_pairs(list(gradients.unbind())))
         answers = (each.view_as(padded)[:, :width] for each, width in zip(answers, widths, strict=True))

@@ -5,7 +5,9 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,6 +83,17 @@ class EventFile:
     def close(self) -> None:
         """Close the file."""
         self._records.close()
+
+
+def logged_values(folder: Path, tag: str) -> Iterator[tuple[int, Any]]:
+    """Read what the event files of a curve's folder have under a tag: iterations, each with tensorboard's value."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # here: it is slow to import
+
+    for file in sorted(folder.glob("*tfevents*")):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                if value.tag == tag:
+                    yield event.step, value
 
 
 class RunLog:

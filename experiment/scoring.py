@@ -170,6 +170,11 @@ class Trace(NamedTuple):
         """The memory after the last step, (N, M)."""
         return self.memories[-1]
 
+    @property
+    def wrong(self) -> np.ndarray:
+        """Whether a bit is wrong that counts, (T, output_size)."""
+        return ((self.outputs > 0.5) != (self.targets > 0.5)) & (self.mask[:, None] > 0)
+
 
 @torch.no_grad()
 def trace(

@@ -46,7 +46,7 @@ def train(job: Job) -> Path:
         if load(saved)["configuration"] != wanted.as_dict():
             raise InputError(f"{saved}: made by another recipe; delete {job.folder}, or choose another -output")
         return saved
-    output = os.path.relpath(job.folder, ROOT)  # what the run's log repeats should not name this machine's folders
+    output = os.path.relpath(job.folder, ROOT)  # what the run's log repeats should not name this computer's folders
     command = [sys.executable, "train.py", *flags, "-output", output]
     if (job.folder / "runs" / wanted.name / "checkpoint.pt").exists():
         command.append("-resume")

@@ -51,7 +51,7 @@ class LSTMController(nn.Module):
             The output, which is h_t (B, C), and the new state.
 
         Raises:
-            ValueError: the mask has another shape.
+            ValueError: `cell_mask` has another shape.
         """
         gates = self.gate_proj(torch.cat((x, state.hidden), dim=-1))
         input_gate, forget_gate, candidate, output_gate = gates.chunk(4, dim=-1)

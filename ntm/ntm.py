@@ -149,8 +149,8 @@ class NTM(Machine):
     ) -> tuple[Tensor, NTMState, Focus]:
         """Take one step as `step` does; returns the heads' `Focus` as well."""
         x_and_reads = torch.cat((x, state.reads.flatten(1)), dim=-1)
-        mask = () if cell_mask is None else (cell_mask,)  # a custom controller need not take a mask
-        output, controller_state = self.controller(x_and_reads, state.controller, *mask)
+        maybe_mask = () if cell_mask is None else (cell_mask,)  # a custom controller need not take one
+        output, controller_state = self.controller(x_and_reads, state.controller, *maybe_mask)
         focus = self.heads(output, state.memory, state.weighting)
         reading, writing = focus.weighting.split((self.heads.num_read, self.heads.num_write), dim=1)
         reads = read(state.memory, reading)
@@ -273,11 +273,11 @@ class NTM(Machine):
             raise ValueError("blur_cost needs w~_t, which an own `step` does not give: override `step_with_focus`")
         outputs = []
         for t, x in enumerate(inputs):
-            mask = None if cell_mask is None else cell_mask[t]
+            cell_mask_t = None if cell_mask is None else cell_mask[t]
             if own_step:
-                logits, state = self.step(x, state, mask)
+                logits, state = self.step(x, state, cell_mask_t)
             else:
-                logits, state, focus = self.step_with_focus(x, state, mask)
+                logits, state, focus = self.step_with_focus(x, state, cell_mask_t)
             if shifted is not None:
                 shifted.append(focus.shifted)
             outputs.append(logits)

@@ -77,8 +77,9 @@ def make_unroll_args(
         cell_mask, blur_cost: as in `NTM.forward_backward`.
 
     Raises:
-        TypeError: inputs, state and weights are not all of one floating-point type on the CPU, or the mask is not bool.
-        ValueError: inputs, state or mask do not have the model's shapes, or there is no step, or a mask but no cell.
+        TypeError: inputs, state and weights are not all of one floating-point type on the CPU; `cell_mask` is not bool.
+        ValueError: inputs, state or `cell_mask` do not have the model's shapes, or there is no step, or a `cell_mask`
+            but no cell.
     """
     (steps, batch, input_width), array, dtype = inputs.shape, _flat(inputs), weights.dtype
     if any(x.dtype != dtype for x in (array, *initial)):

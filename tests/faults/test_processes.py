@@ -152,7 +152,7 @@ def test_machines_that_share_no_folder_are_told(repository, tmp_path):
     nodes = [torchrun(repository, 1, *meet, "reproduce.py", "-output", tmp_path / str(i)) for i in range(2)]
     errors = "".join(each.communicate()[1] for each in nodes)
     assert [each.returncode for each in nodes] == [1, 1]
-    assert errors.count("error:") == errors.count("is not the same folder on all machines") == 1
+    assert errors.count("error:") == errors.count("is not the same folder on all computers") == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
