@@ -4,7 +4,7 @@
     python bench.py
 
 prints, for one training step (forward, backward, clipping, optimizer) and for a forward without gradients, the median
-milliseconds, sequences a second, the ratio to the reference path in the same run, and the share of this machine's own
+milliseconds, sequences a second, the ratio to the reference path in the same run, and the share of this computer's own
 measured peak that the matrix products alone account for. Then, what long sequences take, and what starting takes.
 torchrun --nproc_per_node=2 bench.py prints what a training step takes where two processes share the batch.
 """
@@ -51,7 +51,7 @@ def milliseconds(work: Callable[[], None], seconds: float, device: torch.device)
 
 
 def peak_flops(device: torch.device) -> float:
-    """Measure the machine's float32 matrix product rate, in operations a second."""
+    """Measure the computer's float32 matrix product rate, in operations a second."""
     a = torch.rand(PEAK_SIZE, PEAK_SIZE, device=device)
     return 2 * PEAK_SIZE**3 / (1e-3 * milliseconds(lambda: torch.mm(a, a), 0.5, device))
 
