@@ -22,14 +22,12 @@ from experiment.configuration import Configuration
 from experiment.errors import InputError, run_script
 from experiment.options import parse_options
 from experiment.processes import Processes
-from experiment.run import InterruptFlag, TrainState, claim_run, shown_path, verdict, weights_mark
+from experiment.run import InterruptFlag, TrainState, claim_run, final_test, shown_path, weights_mark
 from experiment.runlog import RunLog, commit
 from experiment.scoring import (
     HELD_OUT,
     TRAINING,
-    Score,
     generator,
-    optimal_cost,
     sample_sizes,
     score,
     sequence_bits,
@@ -47,7 +45,6 @@ class HeldOut(NamedTuple):
 
     tests: dict[str, list[Batch]]  # by curve
     shown: Batch  # one, for the pictures
-    optimum: float | None  # what those of trained sizes cost the optimal predictor, where that is not 0
 
 
 def draw_held_out(configuration: Configuration) -> HeldOut:
@@ -59,11 +56,11 @@ def draw_held_out(configuration: Configuration) -> HeldOut:
         "test_longer": spread_sizes(data.longer_low, data.longer_high, 4),
     }
     tests = {curve: sample_sizes(task, of, 16 if len(of) > 1 else 128, source) for curve, of in sizes.items()}
-    return HeldOut(tests, task.sample(1, data.high, source), optimal_cost(task, tests["test"]))
+    return HeldOut(tests, task.sample(1, data.high, source))
 
 
-def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> Score:
-    """Log and draw where the run stands, and begin new means; returns the score on held-out trained sizes."""
+def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> None:
+    """Log and draw where the run stands, and begin new means."""
     configuration, means, step = state.configuration, state.means(), state.step
     log.scalars("train", step, loss=means["loss"], cost=means["cost"], bits=means["bits"], exact=means["exact"])
     log.scalars("train", step, learning_rate=lr, gradient_norm=means["norm"])
@@ -72,27 +69,26 @@ def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> Scor
     log.scalars("train", step, **{f"largest_{name}": value for name, value in largest.items()})
     line = f"iteration {step:6d}  {state.seconds():7.1f} s  train: "
     line += "loss {loss:.5f} bits {bits:7.3f} exact {exact:.4f}".format(**means)
-    results = {c: score(state.model, configuration.task, batches)[0] for c, batches in held_out.tests.items()}
-    for curve, result in results.items():
+    for curve, batches in held_out.tests.items():
+        result, _ = score(state.model, configuration.task, batches)
         log.scalars(curve, step, loss=result.loss, cost=result.cost, bits=result.bits, exact=result.exact)
         line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
     log.line(line)
     if isinstance(state.model, NTM):
         log.images("test", step, plots.trace_images(trace(state.model, held_out.shown)), plots.CAPTIONS)
     state.sums = dict.fromkeys(state.sums, 0)
-    return results["test"]
 
 
 def train(
     state: TrainState, log: RunLog | None, held_out: HeldOut, options: argparse.Namespace, processes: Processes
-) -> Score | None:
-    """Iterate until the end, and return the last score; or until someone stops the run, and return None.
+) -> None:
+    """Iterate until the end, or until someone stops the run.
 
-    There is a log in the first process alone, which reports, and saves checkpoints; the others return None.
+    There is a log in the first process alone, which reports, and saves checkpoints.
     """
     configuration, model, optimizer, clipper = state.configuration, state.model, state.optimizer, state.clipper
     recipe, task, weights = configuration.recipe, configuration.task, model.flat_parameters
-    part, last_score, interrupt, stop = processes.part(recipe.batch_size), None, InterruptFlag(), False
+    part, interrupt, stop = processes.part(recipe.batch_size), InterruptFlag(), False
     no_bar = None if log else True  # None: tqdm hides it where there is no terminal
     bar = tqdm(total=recipe.num_iters, initial=state.step, unit="it", dynamic_ncols=True, disable=no_bar)
     while state.step < recipe.num_iters and not stop:
@@ -115,20 +111,19 @@ def train(
             bar.set_postfix(loss=f"{means['loss']:.4f}", bits=f"{means['bits']:.2f}", seq_s=f"{speed:.0f}")
         last = state.step == recipe.num_iters
         if log and (state.step % options.report_every == 0 or last):
-            last_score = report(state, log, held_out, lr)
+            report(state, log, held_out, lr)
         if log and not last and (state.step % options.checkpoint_every == 0 or stop):
             state.save(log.file_sizes())
     bar.close()
-    return last_score if state.step == recipe.num_iters else None
 
 
-def finish(state: TrainState, log: RunLog, outcome: str, saved_model: Path, output: Path) -> None:
-    """Write the model, delete the checkpoint, and say how good it is and what to do next."""
+def finish(state: TrainState, log: RunLog, saved_model: Path, output: Path) -> None:
+    """Write the model, delete the checkpoint, and say how good the model is and what to do next."""
     trained = {"iterations": state.step, "seconds": state.seconds(), "commit": commit()}
     configuration = state.configuration
     contents = {"configuration": configuration.as_dict(), "model": state.model.state_dict(), "trained": trained}
     checkpoint.save(saved_model, contents)
-    took = f"finished after {trained['seconds']:.1f} s"
+    outcome, took = final_test(state), f"finished after {trained['seconds']:.1f} s"
     log.line(f"{took}: {saved_model.name}, weights {weights_mark(state.model)}\n{outcome}")
     log.close()
     state.path.unlink()
@@ -176,17 +171,17 @@ def run(processes: Processes) -> None:
     state.save(log.file_sizes())
     print(f"{name}: {weights.numel():,} parameters, {runs_on}, seed {recipe.seed}")
     try:
-        last_score = train(state, log, held_out, options, processes)
+        train(state, log, held_out, options, processes)
     except InputError as error:
         log.line(str(error))
         raise
 
-    if last_score is None:
+    if state.step < recipe.num_iters:
         log.close()
         again = shlex.join([*(word for word in sys.argv if word.lstrip("-") != "resume"), "-resume"])
         print(f"stopped at iteration {state.step}; to go on: python {again}")
         sys.exit(130)
-    finish(state, log, verdict(last_score, held_out.optimum), saved_model, options.output)
+    finish(state, log, saved_model, options.output)
     claim.lock.release()
 
 

@@ -19,11 +19,21 @@ from filelock import FileLock, Timeout
 from experiment import checkpoint
 from experiment.configuration import Configuration
 from experiment.errors import InputError
-from experiment.scoring import TRAINING, Score, stream_seed
+from experiment.scoring import (
+    HELD_OUT,
+    TRAINING,
+    Score,
+    generator,
+    optimal_cost,
+    sample_sizes,
+    score,
+    spread_sizes,
+    stream_seed,
+)
 from experiment.training import Clipper
 from ntm.machine import Machine
 
-# A run says that it has not learned if fewer of the held-out sequences are right; or, where even the optimal predictor
+# A run says that it has not learned if fewer of held-out sequences are right; or, where even the optimal predictor
 # is wrong at times, if its predictions cost more than this much above that one's.
 LEARNED_EXACT, LEARNED_ABOVE = 0.95, 0.05
 
@@ -273,8 +283,16 @@ def made_by(model: Machine, log: Path) -> bool:
     return not marks or marks[-1] == weights_mark(model)
 
 
+def final_test(state: TrainState) -> str:
+    """Say how good the model is on a thousand more held-out sequences of trained sizes."""
+    task, data = state.configuration.task, state.configuration.data
+    sizes = spread_sizes(data.low, data.high, 8)
+    batches = sample_sizes(task, sizes, 1024 // len(sizes), generator(state.configuration.recipe.seed, HELD_OUT, 1))
+    return verdict(score(state.model, task, batches)[0], optimal_cost(task, batches))
+
+
 def verdict(held_out: Score, optimum: float | None = None) -> str:
-    """Say how good a model is on the held-out set of trained sizes, and that it has not learned, where it has not.
+    """Say how good a model is on held-out sequences of trained sizes, and that it has not learned, where it has not.
 
     Args:
         optimum: the cost of the optimal predictor, where that is not 0.
@@ -282,12 +300,15 @@ def verdict(held_out: Score, optimum: float | None = None) -> str:
     if optimum is None:
         right = round(held_out.exact * held_out.sequences)
         said = f"{right} of {held_out.sequences} held-out sequences of trained sizes are right"
-        learned, detail = held_out.exact >= LEARNED_EXACT, f" ({held_out.bits:.1f} wrong bits a sequence)"
+        learned, detail = held_out.exact >= LEARNED_EXACT, f" ({held_out.bits:.2g} wrong bits a sequence)"
     else:
         above = held_out.cost / optimum - 1
         said = f"{held_out.cost:.2f} bits for a held-out sequence, {above:.2%} above the optimal predictor"
         learned, detail = above <= LEARNED_ABOVE, ""
-    return said if learned else f"{said}{detail}: it has not learned; try another -seed, or more -num_iters"
+        right = held_out.sequences
+    if not learned:
+        return f"{said}{detail}: it has not learned; try another -seed, or more -num_iters"
+    return said if right == held_out.sequences else f"{said}{detail}: it has nearly learned; more -num_iters may do"
 
 
 def shown_path(path: Path) -> str:
