@@ -54,9 +54,11 @@ ABLATIONS = {  # what is left out, and the flags of train.py that do so
     "cell dropout": "-cell_dropout 0",
     "the gate's bias": "-gate_bias 0",
     "uneven sequences": "-uneven 0",
+    "short sequences and tapes": "-full_tape -curriculum 0",
     "short tapes": "-full_tape",
     "the curriculum": "-curriculum 0",
     "clipping": "-clip_typical 0",
+    "the rate by cells": "-lr_cells 0",
     "Adam's beta1": "-beta1 0.9",
     "all of it: the paper's setting": "-recipe paper",
 }
