@@ -8,6 +8,7 @@ prints wrong bits and exact sequences by size, and writes the table and pictures
 
 import argparse
 import csv
+import io
 import json
 import math
 import re
@@ -225,11 +226,12 @@ def write_files(
         for size, s in scores.items()
     ]
     document = {"name": name, "seed": options.seed, "dirt": options.dirt, "scores": table}
-    (options.output / "log" / f"{name}_scores.json").write_text(json.dumps(document, indent=1) + "\n")
-    with open(options.output / "log" / f"{name}_scores.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, table[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    for kind, text in ("json", json.dumps(document, indent=1) + "\n"), ("csv", lines.getvalue()):
+        checkpoint.write_atomically(options.output / "log" / f"{name}_scores.{kind}", text.encode())
 
 
 def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration, dict[tuple, Score]]:
@@ -245,7 +247,6 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
         print(f"the largest size needs {needed} rows of memory: -memory_units {needed + SPARE_ROWS} would hold it")
     for mistake in mistakes:
         print(show_mistake(model, mistake, options.memory_units))
-    (options.output / "log").mkdir(parents=True, exist_ok=True)
     name = configuration.name
     write_files(name, scores, optima, rows, options)
     plots.accuracy_by_size({name: scores}, {name: configuration.data}, options.output / "log" / f"{name}_accuracy.png")
@@ -274,8 +275,8 @@ def draw_memory_pictures(
     picture.unlink(missing_ok=True)
     if mistakes:
         shown = trace(model, mistakes[0], options.memory_units)
-        answers = int(shown.mask.sum())
-        plots.machine(shown, f"{name}: a mistake among {answers} answers, with {rows} rows of memory", picture)
+        title = f"{name}: a mistake among {int(shown.mask.sum())} answers, with {rows} rows of memory"
+        plots.machine(shown, title, picture)
 
 
 def animate(path: Path, options: argparse.Namespace) -> None:
@@ -285,7 +286,6 @@ def animate(path: Path, options: argparse.Namespace) -> None:
     size = configuration.shown_size(ANIMATED_SIZE)
     sequence = configuration.task.sample(1, size, generator(options.seed, EVALUATION))
     shown = trace(model, sequence, options.memory_units)
-    log.mkdir(parents=True, exist_ok=True)
     animation.steps(shown, f"{configuration.title}: {describe(size)}", log / f"{name}_steps.gif")
     print(f"{log / f'{name}_steps.gif'}")
     folder = path.absolute().parent.parent  # of the run that made this very file
@@ -317,6 +317,7 @@ def model_path(name: str, output: Path) -> Path:
 def main() -> None:
     """Evaluate one model, or all nine."""
     options = parse_options()
+    (options.output / "log").mkdir(parents=True, exist_ok=True)
     names = NINE if options.config == "all" else (options.config,)
     paths = {name: options.saved_model or model_path(name, options.output) for name in names}
     if options.input:
@@ -328,9 +329,8 @@ def main() -> None:
                 animate(path, options)
             if options.page:
                 model, configuration = load(path, options)
-                page = options.output / "log" / f"{configuration.name}.html"
-                write_page(model, configuration, page, options.memory_units)
-                print(page)
+                path = options.output / "log" / f"{configuration.name}.html"
+                write_page(model, configuration, path, options.memory_units)
         return
     results = {name: evaluate_one(path, options) for name, path in paths.items()}
     if len(results) == 1:

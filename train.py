@@ -172,6 +172,7 @@ def run(processes: Processes) -> None:
     print(f"{name}: {weights.numel():,} parameters, {runs_on}, seed {recipe.seed}")
     try:
         train(state, log, held_out, options, processes)
+        state.require_finite_weights()
     except InputError as error:
         log.line(str(error))
         raise

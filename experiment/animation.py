@@ -65,7 +65,7 @@ def steps(shown: Trace, title: str, path: Path) -> None:
             right.set(xlim=(-0.34, 1.34), xticks=(-0.17, 0.5, 1.17), ylabel=rows_label(shown, order))
             right.set_xticklabels(("write head", "memory", "read head"))
             right.set_yticks(rows[:: max(1, len(rows) // 8)], labels[:: max(1, len(rows) // 8)])
-            wrong = (shown.wrong & done).sum()
+            wrong = int((shown.wrong & done).sum())
             answered = int((answering & done[:, 0]).sum())
             state = f"{answered} vectors of {bits} bits answered, {wrong} wrong bits" if answered else "reading"
             figure.suptitle(f"{title}\nstep {t + 1} of {len(shown.mask)}: {state}")

@@ -92,12 +92,19 @@ def check_controller(model: NTM) -> None:
     controller, wanted = deepcopy(model.controller), (2, model.heads.control_proj.in_features)
     x = model.initial_reads.new_zeros(2, model.input_size + model.initial_reads.numel())
     with torch.no_grad():
-        given = controller(x, controller.initial_state(2))
+        try:
+            given = controller(x, controller.initial_state(2))
+        except Exception as error:  # of whatever kind a mistake in it makes
+            name = type(controller).__name__
+            raise InputError(f"controller {name}: takes no step from its initial_state ({error})") from error
         if not (isinstance(given, tuple) and len(given) == 2):
-            trouble = f"forward must give its output and its state, and gives a {type(given).__name__}"
+            parts = f" of {len(given)}" if isinstance(given, tuple) else ""
+            trouble = f"forward must give its output and its state, and gives a {type(given).__name__}{parts}"
         elif not isinstance(given[0], Tensor) or given[0].shape != wanted:
             shape = tuple(given[0].shape) if isinstance(given[0], Tensor) else f"of a {type(given[0]).__name__}"
             trouble = f"its output must have shape (B, {wanted[1]}), and has for B = 2 shape {shape}"
+        elif given[0].dtype != x.dtype:
+            trouble = f"its output must be {x.dtype} as its input is, and is {given[0].dtype}"
         else:
             try:
                 controller(x, given[1])

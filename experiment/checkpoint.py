@@ -15,6 +15,7 @@ from torch import Tensor
 from experiment.configuration import Configuration
 from experiment.errors import InputError
 from ntm import Backend
+from ntm.addressing import SHIFTS
 from ntm.machine import Machine
 
 FORMAT = 6
@@ -90,12 +91,12 @@ def checksum(contents: Any, budget: int) -> str:
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:
-    """Write tensors and plain containers atomically, with the number of this format and a checksum.
+    """Write tensors and plain containers atomically, with the number of this format, the shifts, and a checksum.
 
     Raises:
         OSError: the file cannot be written; what was there stays.
     """
-    contents = {"format": FORMAT, **contents}
+    contents = {"format": FORMAT, "shifts": list(SHIFTS), **contents}
     buffer = io.BytesIO()
     torch.save({**contents, "checksum": checksum(contents, budget=1 << 62)}, buffer)
     write_atomically(path, buffer.getvalue())
@@ -131,6 +132,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         good = False
     if not good:
         raise InputError(f"{path}: damaged: its contents do not fit its checksum")
+    shifts = contents.pop("shifts", [-1, 0, 1])  # no weight depends on which three they are
+    if shifts != list(SHIFTS):
+        raise InputError(
+            f"{path}: is of a machine with the shifts {shifts}; those of ntm/addressing.py are {list(SHIFTS)}"
+        )
     return _to(device, contents)
 
 

@@ -6,9 +6,9 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 MAX_RANGE = 10_000  # numbers in a range as 10-20
 SYNONYMS = {  # what other programs call a flag, and what it is called here
@@ -61,6 +61,14 @@ class Parser(argparse.ArgumentParser):
     def section(self, title: str) -> None:
         """Show the flags that are added from here on under a title of their own."""
         self._group = self.add_argument_group(title)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple:
+        """Parse as argparse does, but refuse an empty word, as of a variable of the shell that is not set."""
+        words = sys.argv[1:] if args is None else list(args)
+        for before, word in zip(["", *words], words, strict=False):
+            if not word and before != "-flags":
+                raise InputError(f"{before or 'the first flag'}: is empty; leave it away for its default")
+        return super().parse_known_args(words, namespace)
 
     def _get_option_tuples(self, option_string: str) -> list:
         return []  # `allow_abbrev` does not reach flags of one dash
@@ -149,6 +157,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed before the start, as by 2>&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # a path may be no text
     try:
         try:
             main()

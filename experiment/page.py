@@ -51,6 +51,8 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
     if type(model) is not NTM or type(model.controller) not in (LSTMController, FeedForwardController):
         kind = type(model.controller).__name__
         raise InputError(f"-page: knows the stock machine, and this one has a {kind} and is a {type(model).__name__}")
+    if model.initial_state(1, 3).weighting.unique(dim=1).tolist() != [[[1, 0, 0]]]:
+        raise InputError("-page: knows heads that begin on row 0, and these begin elsewhere")
     weights = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
     network, data, task = configuration.network, configuration.data, configuration.task
     typed = type(task) in (Reverse, Copy)  # whose sequences are vectors, and can be typed
@@ -80,6 +82,12 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
 
 
 def write_page(model: NTM, configuration: Configuration, path: Path, rows: int | None = None) -> None:
-    """Write the page, a single file that needs no network; raises as `page`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the page, a single file that needs no network, and say where it is.
+
+    Raises:
+        InputError: as `page`; or its equations were not compared with those of ntm/, as a run on the fused path does.
+    """
+    if reason := model.why_not_fused():
+        raise InputError(f"-page: cannot compare its equations with those of ntm/: {reason}")
     write_atomically(path, page(model, configuration, rows).encode())
+    print(path)

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from experiment import plots
 from experiment.checkpoint import load_model
 from experiment.configuration import MACHINES, PAPER_TASKS, Configuration, task_of
-from experiment.plots import COLOURS, STYLE
+from experiment.plots import COLOURS, STYLE, save_figure
 from experiment.runlog import logged_values
 from experiment.scoring import (
     EVALUATION,
@@ -84,8 +84,7 @@ def draw_curves(runs: dict[str, list[Path]], batch_sizes: dict[str, int], title:
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.legend()
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
@@ -128,8 +127,7 @@ def draw_outputs(model: Machine, configuration: Configuration, sizes: list[tuple
             axes.set_yticks(((rows - 1) / 2, rows + 1 + (rows - 1) / 2), ("answer", "target"))
         panels[-1, 0].set_xlabel("time (steps of the answer)")
         figure.suptitle(f"{configuration.name}: {machine_of(configuration.name)}")
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def draw_costs(scores: dict[str, list[dict[str, Any]]], trained: tuple[int, int], title: str, path: Path) -> None:
@@ -151,8 +149,7 @@ def draw_costs(scores: dict[str, list[dict[str, Any]]], trained: tuple[int, int]
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.legend()
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 @torch.no_grad()
@@ -172,8 +169,7 @@ def draw_predictions(models: dict[str, tuple[Machine, Configuration]], path: Pat
             axes.set(ylim=(-0.04, 1.12), ylabel="P(next bit is 1)")
             axes.legend(loc="lower right", ncols=2, fontsize=7)
         panels[-1, 0].set_xlabel("time (steps); ticks above: the next bit was 1")
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 # Sizes of the paper's figures of answers, and of memory in use.

@@ -1,5 +1,6 @@
 """Pictures: accuracy by size, and one sequence's way through the machine. One style for all."""
 
+import io
 from pathlib import Path
 
 import matplotlib
@@ -8,8 +9,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from experiment.checkpoint import write_atomically
 from experiment.configuration import Data
 from experiment.scoring import Score, Trace
 from ntm.addressing import SHIFTS
@@ -85,8 +88,15 @@ def accuracy_by_size(
             figure.legend(*of_both, loc="outside right upper", fontsize=8)
         for axes in (top, bottom):
             axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture as `write_atomically` does, and forget the figure."""
+    picture = io.BytesIO()
+    figure.savefig(picture)
+    plt.close(figure)
+    write_atomically(path, picture.getvalue())
 
 
 def machine(shown: Trace, title: str, path: Path) -> None:
@@ -135,8 +145,7 @@ def machine(shown: Trace, title: str, path: Path) -> None:
             if len(answering):
                 axes.axvline(answering[0] - 0.5, color="#D55E00", linewidth=1)
         figure.suptitle(title + "\n(right of the orange line, the machine answers)")
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def controls(shown: Trace, title: str, path: Path) -> None:
@@ -169,8 +178,7 @@ def controls(shown: Trace, title: str, path: Path) -> None:
         axes_of[-1].set_xlabel("time (steps); right of the dotted line, the machine answers")
         axes_of[0].legend(loc="upper right", ncols=2)
         figure.suptitle(title)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
@@ -187,7 +195,7 @@ def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
         )
         for axes_of, (name, shown) in zip(panels, traces.items(), strict=True):
             first_answer, order = int(np.flatnonzero(shown.mask)[0]), visited_window(shown)
-            wrong = shown.wrong.sum()
+            wrong = int(shown.wrong.sum())
             before_answering = shown.memories[first_answer - 1] if first_answer else shown.first_memory
             limit = max(1e-6, float(np.abs(np.stack((before_answering, shown.memory))).max()))
             for axes, values, when in (
@@ -204,8 +212,7 @@ def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
             axes_of[0].set_ylabel(rows_label(shown, order))
             figure.colorbar(image, ax=axes_of, fraction=0.04, pad=0.02, label="value")
         figure.suptitle(title)
-        figure.savefig(path)
-        plt.close(figure)
+        save_figure(figure, path)
 
 
 def first_of(shown: Trace) -> str:

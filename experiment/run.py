@@ -134,8 +134,6 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
                     f"{folder}: another run is writing here; wait for it, or choose another -output"
                 ) from error
             continue
-        if options.overwrite and not options.resume:
-            (folder / "checkpoint.pt").unlink(missing_ok=True)
         return Claim(named, folder, wanted or saved_model, lock)
     raise AssertionError("names never end")
 
@@ -207,17 +205,19 @@ class TrainState:
         """What an iteration since the last report measured, on average."""
         return {key: value / self.sums["iters"] for key, value in self.sums.items()}
 
-    def save(self, file_sizes: dict[str, int]) -> None:
-        """Write the checkpoint, with the sizes of the run's files.
+    def require_finite_weights(self) -> None:
+        """Stop before a model is written that is spoiled.
 
         Raises:
             InputError: a weight is not finite; the checkpoint from before stays.
         """
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            raise InputError(
-                f"iteration {self.step}: a weight is not finite ({self.where(self.step - 1)}); "
-                f"{self.path} is from before"
-            )
+            said = f"iteration {self.step}: a weight is not finite ({self.where(self.step - 1)})"
+            raise InputError(f"{said}; {self.path} is from before")
+
+    def save(self, file_sizes: dict[str, int]) -> None:
+        """Write the checkpoint, with the sizes of the run's files; raises as `require_finite_weights`."""
+        self.require_finite_weights()
         contents = {
             "configuration": self.configuration.as_dict(),
             "model": self.model.state_dict(),

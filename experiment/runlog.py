@@ -138,12 +138,13 @@ class RunLog:
                 os.truncate(path, file_sizes[name])
         log_folder.mkdir(parents=True, exist_ok=True)
         self._files = {name: path for name, path in files.items() if name in (file_sizes or {})} | {"log": log_path}
-        self._log = open(log_path, "a", encoding="utf-8")  # noqa: SIM115
+        self._log = open(log_path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         self._curves = {curve: EventFile(folder / curve, step) for curve in CURVES}
         self._files |= {f"{curve}/{events.path.name}": events.path for curve, events in self._curves.items()}
 
     def write_header(self, command: str, runs_on: str, resumed: int | None = None) -> None:
         """Say what made this log; or, where a run goes on, after which iteration, and by what."""
+        command = command.encode("utf-8", "backslashreplace").decode()  # a path may be no text
         if resumed is not None:
             self.line(f"# goes on after iteration {resumed}: {command}; commit {commit()}; {runs_on}")
             return

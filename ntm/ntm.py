@@ -293,6 +293,8 @@ class NTM(Machine):
         parameter = self.initial_reads
         if parameter.device.type != "cpu":
             return f"the fused path runs on the CPU, not on {parameter.device}"
+        if torch.is_autocast_enabled("cpu"):
+            return "the fused path computes in the type of the weights, and autocast is on"
         if parameter.dtype not in (torch.float32, torch.float64):
             return f"the fused path computes in float32 or float64, not {parameter.dtype}"
         trouble = import_trouble()

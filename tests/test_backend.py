@@ -346,6 +346,12 @@ class Gives(LSTMController):
     ("make", "said"),
     [
         (lambda hidden, state: hidden, "must give its output and its state, and gives a Tensor"),
+        (lambda hidden, state: (hidden, state, 0), "must give its output and its state, and gives a tuple of 3"),
+        (
+            lambda hidden, state: (hidden.double(), state),
+            "must be .*float32 as its input is, and is .*float64",
+        ),
+        (lambda hidden, state: hidden @ hidden, "takes no step from its initial_state .*shapes"),
         (lambda hidden, state: (hidden[:1], state), r"shape \(B, 6\), and has for B = 2 shape \(1, 6\)"),
         (lambda hidden, state: (None, state), "has for B = 2 shape of a NoneType"),
         (lambda hidden, state: (hidden, hidden), "does not take the state that it gave"),

@@ -78,3 +78,11 @@ def test_each_shipped_model_is_read_and_answers(path):
     logits, _ = model(batch.inputs)
     assert logits.shape == batch.targets.shape
     assert logits.isfinite().all()
+
+
+def test_a_model_of_other_shifts_is_refused(tmp_path, monkeypatch):
+    save(tmp_path / "model.pt", {"configuration": {}, "model": {}})
+    assert set(load(tmp_path / "model.pt")) == {"configuration", "model", "format"}
+    monkeypatch.setattr(checkpoint, "SHIFTS", (0, 1, 2))
+    with pytest.raises(InputError, match=r"pt: is of a machine with the shifts \[-1, 0, 1\]; .* are \[0, 1, 2\]"):
+        load(tmp_path / "model.pt")

@@ -442,3 +442,37 @@ def test_mixed_types_are_refused():
     model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
     with pytest.raises(TypeError, match="float32"):
         model(torch.rand(4, 2, 5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("replace", ["assign", "data"])
+def test_parameters_replaced_since_they_were_flattened_are_refused_not_left_untrained(replace):
+    model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
+    batch = torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2)
+    model.flatten_parameters()
+    model.forward_backward(*batch)
+    if replace == "assign":
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    else:
+        model.output_proj.bias.data = torch.zeros(3)
+    with pytest.raises(RuntimeError, match="replaced since flatten_parameters: call it again"):
+        model.forward_backward(*batch)
+    model.flatten_parameters()
+    model.forward_backward(*batch)
+
+
+def test_a_gradient_that_forward_backward_does_not_give_is_refused():
+    model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
+    batch = torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2)
+    memory = torch.rand(2, 7, 5, requires_grad=True)
+    with pytest.raises(RuntimeError, match="gives inputs and memory no gradient"):
+        model.forward_backward(*batch, memory)
+    with pytest.raises(RuntimeError, match="gives inputs and memory no gradient"):
+        model.forward_backward(batch[0].requires_grad_(), *batch[1:])
+
+
+def test_autocast_takes_the_reference_path():
+    model = lively_model(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast is on" in model.why_not_fused()
+        assert model(torch.rand(4, 2, 5))[0].dtype == torch.bfloat16
+    assert model.why_not_fused() is None

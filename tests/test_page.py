@@ -233,6 +233,20 @@ def test_fits_a_phone_in_light_and_dark(browser, tmp_path, dark):
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_a_page_whose_equations_nothing_compares_is_refused(tmp_path, monkeypatch):
+    model, configuration = shipped()
+    monkeypatch.setattr("ntm.ntm.SHIFTS", (-2, -1, 0, 1, 2))
+    with pytest.raises(
+        InputError, match=r"-page: cannot compare its equations .* the three shifts"
+    ):
+        write_page(model, configuration, tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setattr("ntm.ntm.initial_weighting", lambda *sizes, like: like.new_tensor([[[0.0, 1, 0]]]))
+    with pytest.raises(InputError, match="-page: knows heads that begin on row 0"):
+        write_page(model, configuration, tmp_path / "page.html")
+
+
 def test_a_machine_that_the_page_does_not_know_is_refused():
     model, configuration = feedforward()
     model.controller = torch.nn.RNNCell(2, 3)

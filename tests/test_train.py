@@ -1,11 +1,13 @@
 """train.py, with experiment/run.py, runlog.py and options.py, run for real in a copy of the repository."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +102,9 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     wrong = repository.run("train.py", *flags, "-lr", 0.5, "-resume", code=2).stderr
     assert "other flags" in wrong
     path = folder / "runs" / "tiny" / "checkpoint.pt"
+    before = path.read_bytes()
+    repository.run("train.py", *flags, "-overwrite", "-device", "cuda", code=2)  # which cannot begin
+    assert path.read_bytes() == before
     good, older = path.read_bytes(), load(path)
     older["optimizer"]["param_groups"][0]["params"] = [0, 1]  # which had a tensor for each weight
     save(path, older)
@@ -211,3 +216,25 @@ def test_the_last_interrupted_run_is_the_one_that_goes_on(repository, tiny):
     )
     assert "tiny-2" in said
     assert not (out / "runs" / "tiny" / "checkpoint.pt").exists()
+
+
+@pytest.mark.slow
+def test_a_path_that_is_no_text_is_a_path(repository, tiny):
+    out = os.fsencode(repository.folder) + b"/a b \xff\xfe"
+    words = ["train.py", *map(str, tiny[0][:2]), "-num_iters", "2", "-output", os.fsdecode(out)]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run([sys.executable, *words], cwd=repository.folder, capture_output=True, env=strict)
+    assert done.returncode == 0, done.stderr
+    assert b"\\udcff" in done.stdout
+    assert b"a b" in Path(os.fsdecode(out), "log", "tiny.log").read_bytes()
+    words = ["evaluate.py", "-saved_model", os.fsdecode(out + b"/saved_model/reverse_tiny.pt"), "-num_sequences", "1"]
+    done = subprocess.run([sys.executable, *words], cwd=repository.folder, capture_output=True, env=strict)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_model_that_was_spoiled_is_not_written(repository, tiny):
+    flags = (*tiny[0][:2], "-num_iters", 40, "-weight_decay", 1e30, "-output", "spoiled")
+    error = repository.run("train.py", *flags, code=2).stderr
+    assert "not finite" in error
+    assert not (repository.folder / "spoiled" / "saved_model").exists()

@@ -267,8 +267,13 @@ def forward_backward(
         memory: M_0, (B, N, M), or (1, N, M) for all sequences.
 
     Raises:
+        RuntimeError: parameters were replaced since they were flattened; or inputs or memory want a gradient.
         TypeError, ValueError: as `make_unroll_args` and `make_loss_args`.
     """
+    if inputs.requires_grad or memory.requires_grad:
+        raise RuntimeError("forward_backward gives inputs and memory no gradient: take backward() of a loss")
+    if flat is not None and try_flat_view(parameters, flat) is None:
+        raise RuntimeError("parameters were replaced since flatten_parameters: call it again, or nothing trains them")
     weights, sizes = packed_weights(parameters, flat), make_sizes(parameters)
     memory = memory.detach().swapaxes(1, 2)
     weighting = initial_weighting(1, 2 * sizes.num_read_heads, memory.shape[2], like=memory)
