@@ -68,7 +68,7 @@ def content_weighting_backward(inverse_norm, key, key_strength, similarity, cont
     """
     inverse_key_norm = ONE / np.sqrt(dot(key, key) + NORM_EPSILON)
     mean = dot(d_content, content)
-    d_key_strength = key_norm_grad = content.dtype.type(0)
+    d_key_strength = key_norm_grad = mean - mean  # 0 of its type; a constant 0 would be summed in another order
     for n in range(similarity.shape[0]):
         d_logit = content[n] * (d_content[n] - mean)
         d_key_strength += d_logit * similarity[n]
@@ -89,7 +89,7 @@ def interpolate(content, previous, gate, gated):
 @jit
 def interpolate_backward(content, previous, gate, d_gated, d_content, d_previous):
     """Gradient of eq. 7. Overwrites `d_content` and `d_previous`; returns d_gate."""
-    d_gate = content.dtype.type(0)
+    d_gate = gate - gate
     for n in range(d_gated.shape[0]):
         d_gate += d_gated[n] * (content[n] - previous[n])
         d_content[n] = gate * d_gated[n]
@@ -134,7 +134,7 @@ def sharpen(shifted, sharpening, log_shifted, weighting):
 def sharpen_backward(shifted, sharpening, log_shifted, weighting, d_weighting, d_shifted):
     """Gradient of eq. 9. Overwrites `d_shifted`; returns d_sharpening."""
     mean = dot(d_weighting, weighting)
-    d_sharpening = shifted.dtype.type(0)
+    d_sharpening = mean - mean
     for n in range(shifted.shape[0]):
         d_logit = weighting[n] * (d_weighting[n] - mean)
         d_sharpening += d_logit * log_shifted[n]

@@ -160,7 +160,7 @@ def reduce_max(a):
 def softmax(factor, x, out):
     """Fills `out` with the softmax of factor * x; the factor is not negative."""
     top = factor * reduce_max(x)
-    total = x.dtype.type(0)
+    total = top - top  # 0 of its type, as in addressing.py
     for n in range(x.shape[0]):
         out[n] = exp(factor * x[n] - top)
         total += out[n]
