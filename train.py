@@ -149,8 +149,6 @@ def run(processes: Processes) -> None:
     claim = claim_run(configuration, options) if processes.first else None
     configuration, folder, saved_model, _ = processes.share(lambda: claim._replace(lock=None))
     recipe, name = configuration.recipe, configuration.name
-    if claim and name != wanted_name and not options.resume:
-        print(f"there is a run {wanted_name} already: this one is {name} (-overwrite replaces {wanted_name})")
 
     # Optimizer, and sequences that training never looks at.
     runs_on = processes.in_turn(lambda: start_backend(model, training=True, threads=options.threads))
@@ -169,6 +167,8 @@ def run(processes: Processes) -> None:
     log = RunLog(configuration, options.output / "log", options.output / "runs", state.step, state.file_sizes)
     log.write_header("python " + shlex.join(sys.argv), runs_on, state.step if options.resume else None)
     state.save(log.file_sizes())
+    if name != wanted_name and not options.resume:
+        print(f"there is a run {wanted_name} already: this one is {name} (-overwrite replaces {wanted_name})")
     print(f"{name}: {weights.numel():,} parameters, {runs_on}, seed {recipe.seed}")
     try:
         train(state, log, held_out, options, processes)

@@ -236,9 +236,7 @@ def test_fits_a_phone_in_light_and_dark(browser, tmp_path, dark):
 def test_a_page_whose_equations_nothing_compares_is_refused(tmp_path, monkeypatch):
     model, configuration = shipped()
     monkeypatch.setattr("ntm.ntm.SHIFTS", (-2, -1, 0, 1, 2))
-    with pytest.raises(
-        InputError, match=r"-page: cannot compare its equations .* the three shifts"
-    ):
+    with pytest.raises(InputError, match=r"-page: cannot compare its equations .* the three shifts"):
         write_page(model, configuration, tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
