@@ -300,7 +300,7 @@ def verdict(held_out: Score, optimum: float | None = None) -> str:
     if optimum is None:
         right = round(held_out.exact * held_out.sequences)
         said = f"{right} of {held_out.sequences} held-out sequences of trained sizes are right"
-        learned, detail = held_out.exact >= LEARNED_EXACT, f" ({held_out.bits:.2g} wrong bits a sequence)"
+        learned, detail = held_out.exact >= LEARNED_EXACT, f" ({held_out.bits:.3g} wrong bits a sequence)"
     else:
         above = held_out.cost / optimum - 1
         said = f"{held_out.cost:.2f} bits for a held-out sequence, {above:.2%} above the optimal predictor"
