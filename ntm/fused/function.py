@@ -272,9 +272,9 @@ def forward_backward(
     """
     if inputs.requires_grad or memory.requires_grad:
         raise RuntimeError("forward_backward gives inputs and memory no gradient: take backward() of a loss")
-    if flat is not None and try_flat_view(parameters, flat) is None:
-        raise RuntimeError("parameters were replaced since flatten_parameters: call it again, or nothing trains them")
     weights, sizes = packed_weights(parameters, flat), make_sizes(parameters)
+    if flat is not None and not np.may_share_memory(weights, flat.detach().numpy()):
+        raise RuntimeError("parameters were replaced since flatten_parameters: call it again, or nothing trains them")
     memory = memory.detach().swapaxes(1, 2)
     weighting = initial_weighting(1, 2 * sizes.num_read_heads, memory.shape[2], like=memory)
     initial = State(_flat(memory), weighting.numpy(), *learned_initial_state(weights, sizes))
