@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ntm.backend import Backend, BackendError
 
+REPLACED = "parameters were replaced since flatten_parameters: call it again, or nothing trains them"
 TRANSPOSED = 0, 2, 4  # of the `packed_parameters` of an NTM: the weights of its three maps
 
 
@@ -132,6 +133,20 @@ class Machine(nn.Module):
         for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
             parameter.data, parameter.grad = value, gradient
         return flat
+
+    def require_flat(self) -> None:
+        """Refuse parameters that lie in `flat_parameters` no longer: an optimizer of it would not move them.
+
+        Raises:
+            RuntimeError: one was replaced since `flatten_parameters`.
+        """
+        if self.flat_parameters is None:
+            return
+        at = self.flat_parameters.data_ptr()
+        for parameter in self.packed_parameters():
+            if parameter.data_ptr() != at:
+                raise RuntimeError(REPLACED)
+            at += parameter.nbytes
 
     def why_not_fused(self) -> str | None:
         """Say in one phrase why this model cannot run on the fused path; None where it can."""

@@ -227,6 +227,8 @@ class NTM(Machine):
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
+            RuntimeError: parameters were replaced since `flatten_parameters`; or, on the fused path, inputs or memory
+                want a gradient.
             TypeError: on the fused path, the types of arguments and weights differ, or `cell_mask` is not bool.
             ValueError: arguments do not fit together, the batch cannot be split into so many parts, or there is a cost
                 of blur, and the model has a `step` of its own.
@@ -239,6 +241,7 @@ class NTM(Machine):
                 memory = initial_memory(1, self.memory_units, self.heads.memory_unit_size, like=self.initial_reads)
             parameters = self.packed_parameters(), self.flat_parameters
             return fused.forward_backward(*parameters, inputs, targets, mask, memory, cell_mask, blur_cost, part)
+        self.require_flat()
         batch, here = inputs.shape[1], part.sequences(inputs.shape[1])
         state = self.initial_state(here.stop - here.start, None if memory is None else memory.shape[1])
         if memory is not None:

@@ -68,7 +68,7 @@ BAD = {
     "longer range upside down": ({**GOOD, "longer_max_seq_len": 1}, "must be at most 'longer_max_seq_len'"),
     "longer range within the trained one": (
         {**GOOD, "longer_min_seq_len": 1, "longer_max_seq_len": 2},
-        "'max_seq_len' (4) must be at most 'longer_max_seq_len' (2)",
+        r"'max_seq_len' \(4\) must be at most 'longer_max_seq_len' \(2\)",
     ),
     "no such task": ({**GOOD, "task": "sort"}, "allowed are reverse"),
     "a list": ([GOOD], "no JSON object"),

@@ -444,22 +444,6 @@ def test_mixed_types_are_refused():
         model(torch.rand(4, 2, 5, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("replace", ["assign", "data"])
-def test_parameters_replaced_since_they_were_flattened_are_refused_not_left_untrained(replace):
-    model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
-    batch = torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2)
-    model.flatten_parameters()
-    model.forward_backward(*batch)
-    if replace == "assign":
-        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
-    else:
-        model.output_proj.bias.data = torch.zeros(3)
-    with pytest.raises(RuntimeError, match="replaced since flatten_parameters: call it again"):
-        model.forward_backward(*batch)
-    model.flatten_parameters()
-    model.forward_backward(*batch)
-
-
 def test_a_gradient_that_forward_backward_does_not_give_is_refused():
     model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
     batch = torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2)

@@ -12,7 +12,7 @@ from ntm.fused.layout import Sizes, State, state_cells, transpose_weights, works
 from ntm.fused.loss import LossArgs
 from ntm.fused.runtime import Workspace, run_parallel
 from ntm.fused.unroll import UnrollArgs, groups_backward, groups_forward, groups_forward_backward
-from ntm.machine import pack_parameters, unpack_parameters
+from ntm.machine import REPLACED, pack_parameters, unpack_parameters
 from ntm.shards import GROUP, WHOLE, Part, add_in_pairs, shards
 from ntm.state import NTMState
 
@@ -274,7 +274,7 @@ def forward_backward(
         raise RuntimeError("forward_backward gives inputs and memory no gradient: take backward() of a loss")
     weights, sizes = packed_weights(parameters, flat), make_sizes(parameters)
     if flat is not None and not np.may_share_memory(weights, flat.detach().numpy()):
-        raise RuntimeError("parameters were replaced since flatten_parameters: call it again, or nothing trains them")
+        raise RuntimeError(REPLACED)
     memory = memory.detach().swapaxes(1, 2)
     weighting = initial_weighting(1, 2 * sizes.num_read_heads, memory.shape[2], like=memory)
     initial = State(_flat(memory), weighting.numpy(), *learned_initial_state(weights, sizes))
