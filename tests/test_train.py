@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiment import plots
 from experiment.checkpoint import load, load_model, save
 
+BACKEND = ("-backend", "reference")  # which starts sooner
 TAGS = {"loss", "cost", "bits", "exact"}
 
 
@@ -147,8 +148,7 @@ def test_the_papers_own_setting_learns(repository):
 
 @pytest.mark.slow
 def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(repository, tiny, tmp_path):
-    reference = ("-backend", "reference")  # which starts sooner
-    flags, out = (*tiny[0][:2], "-num_iters", 3, "-batch_size", 2, *reference), repository.folder / "own"
+    flags, out = (*tiny[0][:2], "-num_iters", 3, "-batch_size", 2, *BACKEND), repository.folder / "own"
 
     def train(*more, code=0):
         return repository.run("train.py", *flags, "-output", "own", *more, code=code)
@@ -177,7 +177,7 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     assert files() == after
     saved = out / "saved_model" / "reverse_tiny.pt"
     train("-seed", 4, "-overwrite", "-saved_model", tmp_path / "other.pt")
-    said = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-output", tmp_path, *reference).stdout
+    said = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-output", tmp_path, *BACKEND).stdout
     assert "runs/tiny made another model" in said
     assert not (tmp_path / "log" / "tiny_training.gif").exists()
     saved.unlink()
@@ -221,20 +221,21 @@ def test_the_last_interrupted_run_is_the_one_that_goes_on(repository, tiny):
 @pytest.mark.slow
 def test_a_path_that_is_no_text_is_a_path(repository, tiny):
     out = os.fsencode(repository.folder) + b"/a b \xff\xfe"
-    words = ["train.py", *map(str, tiny[0][:2]), "-num_iters", "2", "-output", os.fsdecode(out)]
+    words = ["train.py", *map(str, tiny[0][:2]), "-num_iters", "2", *BACKEND, "-output", os.fsdecode(out)]
     strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run([sys.executable, *words], cwd=repository.folder, capture_output=True, env=strict)
     assert done.returncode == 0, done.stderr
     assert b"\\udcff" in done.stdout
     assert b"a b" in Path(os.fsdecode(out), "log", "tiny.log").read_bytes()
-    words = ["evaluate.py", "-saved_model", os.fsdecode(out + b"/saved_model/reverse_tiny.pt"), "-num_sequences", "1"]
+    saved, few = os.fsdecode(out + b"/saved_model/reverse_tiny.pt"), ("-num_sequences", "1", "-sizes", "1")
+    words = ["evaluate.py", "-saved_model", saved, *few, *BACKEND]
     done = subprocess.run([sys.executable, *words], cwd=repository.folder, capture_output=True, env=strict)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 def test_a_model_that_was_spoiled_is_not_written(repository, tiny):
-    flags = (*tiny[0][:2], "-num_iters", 40, "-weight_decay", 1e30, "-output", "spoiled")
+    flags = (*tiny[0][:2], "-num_iters", 40, "-weight_decay", 1e30, *BACKEND, "-output", "spoiled")
     error = repository.run("train.py", *flags, code=2).stderr
     assert "not finite" in error
     assert not (repository.folder / "spoiled" / "saved_model").exists()
