@@ -317,20 +317,20 @@ def model_path(name: str, output: Path) -> Path:
 def main() -> None:
     """Evaluate one model, or all nine."""
     options = parse_options()
-    (options.output / "log").mkdir(parents=True, exist_ok=True)
     names = NINE if options.config == "all" else (options.config,)
     paths = {name: options.saved_model or model_path(name, options.output) for name in names}
     if options.input:
         answer_file(paths[options.config], options)
         return
+    (options.output / "log").mkdir(parents=True, exist_ok=True)  # an error now, not after all is scored
     if options.animate or options.page:
         for path in paths.values():
             if options.animate:
                 animate(path, options)
             if options.page:
                 model, configuration = load(path, options)
-                path = options.output / "log" / f"{configuration.name}.html"
-                write_page(model, configuration, path, options.memory_units)
+                page = options.output / "log" / f"{configuration.name}.html"
+                write_page(model, configuration, page, options.memory_units)
         return
     results = {name: evaluate_one(path, options) for name, path in paths.items()}
     if len(results) == 1:

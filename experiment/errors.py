@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         """Parse as argparse does, but refuse an empty word, as of a variable of the shell that is not set."""
         words = sys.argv[1:] if args is None else list(args)
         for before, word in zip(["", *words], words, strict=False):
-            if not word and before != "-flags":
+            if not word and before.lstrip("-") != "flags":
                 raise InputError(f"{before or 'the first flag'}: is empty; leave it away for its default")
         return super().parse_known_args(words, namespace)
 

@@ -300,15 +300,16 @@ def verdict(held_out: Score, optimum: float | None = None) -> str:
     if optimum is None:
         right = round(held_out.exact * held_out.sequences)
         said = f"{right} of {held_out.sequences} held-out sequences of trained sizes are right"
-        learned, detail = held_out.exact >= LEARNED_EXACT, f" ({held_out.bits:.3g} wrong bits a sequence)"
+        learned, all_right = held_out.exact >= LEARNED_EXACT, right == held_out.sequences
+        detail = f" ({held_out.bits:.3g} wrong bits a sequence)"
     else:
         above = held_out.cost / optimum - 1
         said = f"{held_out.cost:.2f} bits for a held-out sequence, {above:.2%} above the optimal predictor"
-        learned, detail = above <= LEARNED_ABOVE, ""
-        right = held_out.sequences
+        learned = all_right = above <= LEARNED_ABOVE
+        detail = ""
     if not learned:
         return f"{said}{detail}: it has not learned; try another -seed, or more -num_iters"
-    return said if right == held_out.sequences else f"{said}{detail}: it has nearly learned; more -num_iters may do"
+    return said if all_right else f"{said}{detail}: it has nearly learned; more -num_iters may do"
 
 
 def shown_path(path: Path) -> str:

@@ -27,6 +27,16 @@ def unpack_parameters(flat: Tensor, parameters: list[Tensor], transposed: tuple[
     ]
 
 
+def lie_in_flat(tensors: list[Tensor], flat: Tensor) -> bool:
+    """Whether tensors lie one after the other from the beginning of a flat one, as `flatten_parameters` lays them."""
+    at = flat.data_ptr()
+    for tensor in tensors:
+        if tensor.data_ptr() != at:
+            return False
+        at += tensor.nbytes
+    return True
+
+
 class FlatParameters(torch.Tensor):
     """All parameters of a model as one tensor, whose `grad` is always there: set to None, it becomes 0 in place.
 
@@ -140,13 +150,8 @@ class Machine(nn.Module):
         Raises:
             RuntimeError: one was replaced since `flatten_parameters`.
         """
-        if self.flat_parameters is None:
-            return
-        at = self.flat_parameters.data_ptr()
-        for parameter in self.packed_parameters():
-            if parameter.data_ptr() != at:
-                raise RuntimeError(REPLACED)
-            at += parameter.nbytes
+        if self.flat_parameters is not None and not lie_in_flat(self.packed_parameters(), self.flat_parameters):
+            raise RuntimeError(REPLACED)
 
     def why_not_fused(self) -> str | None:
         """Say in one phrase why this model cannot run on the fused path; None where it can."""

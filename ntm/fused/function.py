@@ -12,7 +12,7 @@ from ntm.fused.layout import Sizes, State, state_cells, transpose_weights, works
 from ntm.fused.loss import LossArgs
 from ntm.fused.runtime import Workspace, run_parallel
 from ntm.fused.unroll import UnrollArgs, groups_backward, groups_forward, groups_forward_backward
-from ntm.machine import REPLACED, pack_parameters, unpack_parameters
+from ntm.machine import REPLACED, lie_in_flat, pack_parameters, unpack_parameters
 from ntm.shards import GROUP, WHOLE, Part, add_in_pairs, shards
 from ntm.state import NTMState
 
@@ -39,12 +39,7 @@ def state_arrays(state: NTMState) -> State:
 
 def try_flat_view(tensors: list[Tensor], flat: Tensor) -> np.ndarray | None:
     """The flat tensor's array, if the others lie in it one after the other: `NTM.flatten_parameters` made them so."""
-    at = flat.data_ptr()
-    for tensor in tensors:
-        if tensor.data_ptr() != at:
-            return None
-        at += tensor.nbytes
-    return flat.detach().numpy()
+    return flat.detach().numpy() if lie_in_flat(tensors, flat) else None
 
 
 def packed_weights(parameters: list[Tensor], flat: Tensor | None) -> np.ndarray:
