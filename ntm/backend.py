@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from enum import Enum
 from functools import cache
+from types import ModuleType
 
 from torch import nn
 
@@ -33,6 +34,29 @@ def import_trouble() -> str | None:
     return None
 
 
+class Contents:
+    """What modules and their classes of `nn.Module` hold, by name: to see later whether one was replaced."""
+
+    def __init__(self, *modules: ModuleType) -> None:
+        kinds = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+        owners = *modules, *(kind for kind in dict.fromkeys(kinds) if issubclass(kind, nn.Module))
+        self.owners = [(owner, vars(owner)) for owner in owners]
+        self.before = [
+            (names, name, value)
+            for _, names in self.owners
+            for name, value in names.items()
+            if not name.startswith("__")
+        ]
+
+    def changed(self) -> str | None:
+        """Return a phrase that names what was replaced since, or None where nothing was."""
+        for names, name, value in self.before:
+            if names.get(name) is not value:
+                owner = next(owner for owner, of in self.owners if of is names)
+                return f"{owner.__name__}.{name} was replaced"
+        return None
+
+
 def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> str | None:
     """Return a phrase that says how a module differs from a class of this package, or None where it does not.
 
@@ -45,7 +69,8 @@ def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> st
     if not isinstance(module, stock):
         return f"is a {kind.__name__}"
     for name, method in vars(stock).items():
-        if callable(method) and name != "__init__" and (name in own or getattr(kind, name) is not method):
+        replaced = name in own or (kind is not stock and getattr(kind, name) is not method)
+        if replaced and callable(method) and name != "__init__":
             return f"has its own {name}"
     linear = getattr(module, map_name)
     if type(linear) is not nn.Linear or "forward" in vars(linear):

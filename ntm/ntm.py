@@ -21,6 +21,7 @@ the controller.
     h_t      controller output   (B, C)      3.4         ntm/controller.py (and c_t, an LSTM's cell)
 """
 
+import sys
 from functools import cache
 
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ntm.addressing import SHIFTS, blur, initial_weighting
-from ntm.backend import Backend, changed_parameter, changed_part, import_trouble
+from ntm.backend import Backend, Contents, changed_parameter, changed_part, import_trouble
 from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
 from ntm.heads import Focus, Heads, control_sizes
 from ntm.loss import cross_entropy
@@ -290,8 +291,8 @@ class NTM(Machine):
         """Say in one phrase why this model cannot run on the fused path; None where it can.
 
         That path has the equations of this package written down once more. So it declines a model of which a class,
-        method, map, parameter or hook is not this package's. An equation that was edited it cannot see:
-        `experiment.backend` compares numbers.
+        method, map, parameter or hook is not this package's, and any model where a function or method of the package
+        was replaced. An equation that was edited in its file it cannot see: `experiment.backend` compares numbers.
         """
         parameter = self.initial_reads
         if parameter.device.type != "cpu":
@@ -303,6 +304,9 @@ class NTM(Machine):
         trouble = import_trouble()
         if trouble:
             return trouble
+        change = STOCK.changed()
+        if change:
+            return f"the fused path computes the stock machine, and {change}"
         if _has_any_global_hook():
             return "the fused path calls no module, and there are hooks on the calls of all modules"
         controller, heads = self.controller, self.heads
@@ -327,3 +331,7 @@ class NTM(Machine):
             return f"the fused path knows {controls} controls for such heads, not {heads.control_proj.out_features}"
         change = changed_parameter(self, shapes)
         return f"the fused path computes the stock machine, and this one {change}" if change else None
+
+
+PARTS = "addressing", "memory", "heads", "controller", "loss", "ntm"
+STOCK = Contents(*(sys.modules[f"ntm.{name}"] for name in PARTS))

@@ -14,6 +14,7 @@ from experiment.backend import choose_device, start_backend
 from experiment.errors import InputError
 from ntm import NTM, Backend, BackendError, LSTMBaseline, addressing
 from ntm import ntm as machine
+from ntm.backend import Contents
 from ntm.controller import LSTMController
 from ntm.heads import Heads
 
@@ -145,6 +146,31 @@ def test_a_machine_that_is_not_stock_runs_on_the_reference_path_and_says_why(cha
     for call in (lambda: model(inputs), lambda: model.forward_backward(inputs, targets, mask)):
         with pytest.raises(BackendError, match="stock machine"):
             call()
+
+
+REPLACEMENTS = {
+    "ntm.addressing.sharpen": lambda weighting, sharpening: weighting,
+    "ntm.heads.address": lambda memory, previous, *controls: (previous, previous),
+    "ntm.ntm.write": lambda memory, *controls: memory,
+    "ntm.heads.Heads.bias_gates": lambda self, bias: None,
+    "ntm.controller.LSTMController.forward": lambda self, x, state, cell_mask=None: (state.hidden, state),
+    "ntm.ntm.NTM.unroll": lambda self, inputs, *rest: (inputs[..., :3], None),
+}
+
+
+@pytest.mark.parametrize("name", REPLACEMENTS)
+def test_a_function_of_the_package_that_was_replaced_is_not_passed_over(name, monkeypatch):
+    model, inputs = lively_model(), torch.rand(4, 2, 5).double()
+    before = model(inputs)[0]
+    monkeypatch.setattr(name, REPLACEMENTS[name])
+    owner, _, function = name.rpartition(".")
+    assert f"{owner.rpartition('.')[2]}.{function} was replaced" in model.why_not_fused()
+    after = model(inputs)[0]
+    model.backend = Backend.REFERENCE
+    assert torch.equal(after, model(inputs)[0])
+    assert "bias_gates" in name or not torch.allclose(after, before)
+    monkeypatch.undo()
+    assert model.why_not_fused() is None
 
 
 def made_again(model, name):
@@ -290,6 +316,7 @@ def test_an_edited_equation_is_noticed(edit, controller, training, monkeypatch):
     model = NTM(5, 3, 20, 16, 8, 2, controller=controller)
     where, name, change = EDITS[edit]
     monkeypatch.setattr(where, name, change(getattr(where, name)))
+    monkeypatch.setattr(machine, "STOCK", Contents())  # as if it had stood so in its file
     with pytest.raises(InputError, match="no longer agree"):
         start_backend(model, training)
 
