@@ -23,12 +23,13 @@ from functools import partial
 import torch
 
 from experiment.backend import choose_device, start_backend
-from experiment.configuration import NINE, ROOT, Configuration, Recipe, load_configuration
+from experiment.configuration import NINE, ROOT, Configuration, load_configuration
 from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.processes import Processes
 from experiment.runlog import processor
 from experiment.training import Clipper, draw_mask, draw_memory, make_optimizer
 from ntm import NTM, Backend
+from ntm.loss import cross_entropy
 
 PEAK_SIZE = 1024
 
@@ -91,7 +92,8 @@ def training_step(
         weights.grad.zero_()
         if autograd:
             start = model.initial_state(batch_size)._replace(memory=memory.to(device))
-            task.loss(model(batch.inputs, start, cell_mask=cell_mask.to(device))[0], batch).backward()
+            logits, _ = model(batch.inputs, start, cell_mask=cell_mask.to(device))
+            cross_entropy(logits, batch.targets, batch.mask).backward()
         else:
             loss, logits = model.forward_backward(
                 *batch, memory.to(device), cell_mask.to(device), recipe.blur_cost, part
@@ -120,9 +122,9 @@ def forward_only(
 
 STARTED = """
 import time, tracemalloc, torch, bench
-from experiment.configuration import Recipe, load_configuration
+from experiment.configuration import load_configuration
 from experiment.backend import start_backend
-configuration = load_configuration("m1d1", Recipe())
+configuration = load_configuration("m1d1")
 model, began = configuration.make_model(), time.perf_counter()
 start_backend(model, training=TRAINING)
 seconds = time.perf_counter() - began
@@ -224,7 +226,7 @@ def measure(processes: Processes) -> None:
     names = options.configs.split(",")
     if not set(names) <= set(NINE):
         raise InputError(f"-configs {options.configs}: choose from {', '.join(NINE)}")
-    configurations = [load_configuration(name, Recipe()) for name in names]
+    configurations = [load_configuration(name) for name in names]
     paths = ["reference"] + ["compiled"] * options.compile + ["fused"] * (device.type == "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     if processes.first:

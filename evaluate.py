@@ -7,8 +7,6 @@ prints wrong bits and exact sequences by size, and writes the table and pictures
 """
 
 import argparse
-import csv
-import io
 import json
 import math
 import re
@@ -217,7 +215,7 @@ def print_table(scores: dict[tuple, Score], optima: dict[tuple, float], rows: in
 def write_files(
     name: str, scores: dict[tuple, Score], optima: dict[tuple, float], rows: int | None, options: argparse.Namespace
 ) -> None:
-    """Write a model's table as JSON and CSV into log/."""
+    """Write a model's table as JSON into log/."""
     table = [
         size._asdict()
         | {"memory_units": rows}
@@ -226,12 +224,8 @@ def write_files(
         for size, s in scores.items()
     ]
     document = {"name": name, "seed": options.seed, "dirt": options.dirt, "scores": table}
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, table[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    for kind, text in ("json", json.dumps(document, indent=1) + "\n"), ("csv", lines.getvalue()):
-        checkpoint.write_atomically(options.output / "log" / f"{name}_scores.{kind}", text.encode())
+    path = options.output / "log" / f"{name}_scores.json"
+    checkpoint.write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration, dict[tuple, Score]]:

@@ -37,13 +37,7 @@ LENGTHS = (1, 2, 5, 10, 20, 30, 50, 64, *LONGER_LENGTHS)  # with as many rows as
 DIRTY_LENGTHS, DIRT = (20, 120), 1.0  # the standard deviation of the numbers in memory that a test begins on
 SEEDS, SOME_SEEDS = "0-4", "0-2"
 
-DRAWN = {  # by evaluate.py, and what docs/ calls it
-    "m1d1_machine.png": "m1d1_machine.png",
-    "m1d1_controls.png": "m1d1_controls.png",
-    "m1d1_memory.png": "m1d1_memory.png",
-    "all_accuracy.png": "all_accuracy.png",
-    "m1d2.html": "index.html",
-}
+DRAWN = "m1d1_machine.png", "m1d1_controls.png", "m1d1_memory.png", "all_accuracy.png"  # by evaluate.py, for docs/
 
 HEADS = "gate", "top_gate", "peak", "rows", "erase"  # of `heads_at_work`
 
@@ -200,7 +194,7 @@ def draw_docs(folder: Path) -> None:
     """Draw the pictures and the page of docs/ from one seed of the nine."""
     for flags in (["-config", "all"], ["-config", "m1d2", "-page"]):
         subprocess.run([sys.executable, "evaluate.py", *flags, "-output", str(folder)], cwd=ROOT, check=True)
-    for drawn, target in DRAWN.items():
+    for drawn, target in *zip(DRAWN, DRAWN, strict=True), ("m1d2.html", "index.html"):
         shutil.copyfile(folder / "log" / drawn, ROOT / "docs" / target)
 
 
@@ -226,18 +220,12 @@ def parse_options() -> argparse.Namespace:
     parser.add("variants", metavar="NAME,...", help="of -ablations, which (default: all)")
     parser.add("beyond", action="store_true", help="train the configurations in configs/beyond/ instead of the nine")
     parser.add("paper", action="store_true", help="train the paper's tasks with its machines instead of the nine")
-    parser.add("output", type=Path, default=ROOT / "reproduced", help="folder for the runs (default: reproduced)")
+    parser.add("output", type=Path, default=ROOT / "reproduced", help="folder for runs and table (default: reproduced)")
     parser.add("jobs", type=number(int, 1, 256), default=2, help="runs at a time, each on one thread")
     parser.add(
         "num_sequences",
         type=number(int, 1, 10**6),
         help="test sequences a size; of length 1,000 a tenth (default: 1000; with -ablations: 200)",
-    )
-    parser.add(
-        "table",
-        type=Path,
-        metavar="FILE",
-        help="where the results go (default: seeds.json, ablations.json, beyond.json or paper.json in -output)",
     )
     parser.add("ship", action="store_true", help="copy the first seed to saved_model/, runs/, log/ and docs/")
     parser.add("flags", default="", help="more flags for train.py, in one word: '-dirt 1 -lr 1e-3'")
@@ -271,7 +259,7 @@ def parse_options() -> argparse.Namespace:
 def reproduce(processes: Processes) -> None:
     """Run what is missing, shared out over all processes; the first then prints the table of all that is there."""
     options = parse_options()
-    names, seeds, table, folder = options.names, options.seeds, options.table, options.output
+    names, seeds, folder = options.names, options.seeds, options.output
     more, sequences = options.flags.split(), options.num_sequences or (200 if options.ablations else 1000)
     processes.require_shared(folder)
     if options.ablations:
@@ -281,11 +269,10 @@ def reproduce(processes: Processes) -> None:
             for seed in seeds
             for name in names
         ]
-        table = table or folder / "ablations.json"
+        kind = "ablations"
     else:
         jobs = [Job("", name, seed, folder / str(seed), more, sequences) for seed in seeds for name in names]
         kind = "paper" if options.paper else "beyond" if options.beyond else "seeds"
-        table = table or folder / f"{kind}.json"
     results, failures = run_all(jobs, train_and_score, in_short, options.jobs, processes)
     failed = f"{len(failures)} of {len(jobs)} runs failed, the first: {failures[0]}" if failures else ""
     if not processes.first:
@@ -299,7 +286,7 @@ def reproduce(processes: Processes) -> None:
         paper.draw(folder, seeds, names, ROOT / "docs" / "paper" if options.ship else folder / "figures")
     else:
         print_table(results, "variant" if options.ablations else "name")
-    write_atomically(table, ("[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n").encode())
+    write_atomically(folder / f"{kind}.json", ("[\n" + ",\n".join(map(json.dumps, results)) + "\n]\n").encode())
     if options.ship:
         copy_runs(folder / str(seeds[0]), names)
         if not options.paper:

@@ -37,6 +37,7 @@ from experiment.scoring import (
 from experiment.task_check import check_task
 from experiment.training import Clipper, blur_cost, draw_iteration, largest_size, make_optimizer, set_learning_rate
 from ntm import NTM, Backend
+from ntm.loss import cross_entropy
 from tasks import Batch
 
 
@@ -103,7 +104,8 @@ def train(
         optimizer.step()
 
         wrong = task.wrong_bits(logits, batch).double()
-        cost = sequence_bits(task.loss(logits, batch).item(), batch)  # without what blur costs
+        entropy = cross_entropy(logits, batch.targets, batch.mask).item()  # without what blur costs
+        cost = sequence_bits(entropy, batch)
         state.add(loss=loss, cost=cost, bits=wrong.mean().item(), exact=(wrong == 0).double().mean().item(), norm=norm)
         bar.update()
         if state.step % 50 == 0:
@@ -160,7 +162,7 @@ def run(processes: Processes) -> None:
 
     # From the beginning, or from the last checkpoint on.
     if options.resume:
-        state.load(processes.share(lambda: checkpoint.load(state.path, device)))
+        state.load(processes.share(lambda: checkpoint.load(state.path)))
     if not claim:
         train(state, None, held_out, options, processes)
         return

@@ -5,8 +5,8 @@ import os
 import platform
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
@@ -22,7 +22,6 @@ from ntm.memory import INITIAL_VALUE
 DIFFERENCE = 1e-4  # between the paths, of logits and of each gradient, relative to their norm
 ROUNDING = 300  # a difference may also be this many times the rounding of the reference path itself
 FAR = 40.0  # a control before its activation: a key strength of 40, a gate of 1 or 0
-PATIENCE = 1.5  # seconds before a user is told what takes so long
 
 
 def choose_device(name: str, model: Machine | None = None, index: int = 0) -> torch.device:
@@ -89,29 +88,18 @@ def check_controller(model: NTM) -> None:
     Raises:
         InputError: they are not an output, (B, C), and a state that the controller takes again.
     """
-    controller, wanted = deepcopy(model.controller), (2, model.heads.control_proj.in_features)
+    controller, name = deepcopy(model.controller), type(model.controller).__name__
     x = model.initial_reads.new_zeros(2, model.input_size + model.initial_reads.numel())
-    with torch.no_grad():
-        try:
-            given = controller(x, controller.initial_state(2))
-        except Exception as error:  # of whatever kind a mistake in it makes
-            name = type(controller).__name__
-            raise InputError(f"controller {name}: takes no step from its initial_state ({error})") from error
-        if not (isinstance(given, tuple) and len(given) == 2):
-            parts = f" of {len(given)}" if isinstance(given, tuple) else ""
-            trouble = f"forward must give its output and its state, and gives a {type(given).__name__}{parts}"
-        elif not isinstance(given[0], Tensor) or given[0].shape != wanted:
-            shape = tuple(given[0].shape) if isinstance(given[0], Tensor) else f"of a {type(given[0]).__name__}"
-            trouble = f"its output must have shape (B, {wanted[1]}), and has for B = 2 shape {shape}"
-        elif given[0].dtype != x.dtype:
-            trouble = f"its output must be {x.dtype} as its input is, and is {given[0].dtype}"
-        else:
-            try:
-                controller(x, given[1])
-                return
-            except Exception as error:  # of whatever kind a state of another form makes
-                trouble = f"it does not take the state that it gave ({error})"
-    raise InputError(f"controller {type(controller).__name__}: {trouble}")
+    wanted = (2, model.heads.control_proj.in_features), x.dtype
+    try:
+        with torch.no_grad():
+            output, state = controller(x, controller.initial_state(2))
+            output, _ = controller(x, state)
+        given = tuple(output.shape), output.dtype
+    except Exception as error:  # of whatever kind a mistake in it makes
+        raise InputError(f"controller {name}: from a state it must give its output and its state ({error})") from error
+    if given != wanted:
+        raise InputError(f"controller {name}: its output must be of shape and type {wanted} for B = 2, and is {given}")
 
 
 def with_far_controls(model: NTM) -> Iterator[NTM]:
@@ -140,16 +128,6 @@ def compare(model: Machine, training: bool) -> None:
             )
 
 
-def warm_up(model: Machine, training: bool) -> None:
-    """Compile what a command needs of the fused path, or load it from the cache; compare it with the reference path.
-
-    Raises:
-        InputError: the two give different numbers.
-    """
-    for seed in range(4):
-        compare(stirred(model, seed), training)
-
-
 def use_widest_vectors() -> None:
     """Let Numba use vectors as wide as the processor has, where LLVM else takes half of AVX-512.
 
@@ -165,44 +143,45 @@ def use_widest_vectors() -> None:
         config.CPU_FEATURES = get_host_cpu_features().flatten() + ",-prefer-256-bit"
 
 
-class Compiling:
-    """What happens when the fused path is being compiled for longer than PATIENCE.
+FORWARD = (
+    "import torch; from ntm import NTM; from experiment.backend import use_widest_vectors; use_widest_vectors(); "
+    "torch.set_grad_enabled(False); NTM(1, 1, 1, 1, 1)(torch.zeros(1, 1, 1))"
+)
 
-    A line tells so, and what training needs besides, the forward pass for the held-out set, is compiled by a process of
-    its own on another core, which leaves it in the cache.
+
+@contextmanager
+def telling_of_compilation(training: bool) -> Iterator[None]:
+    """Say it once the fused path is being compiled, and not loaded from its cache.
+
+    What training needs besides, the forward pass for the held-out set, is then compiled by a process of its own on
+    another core, which leaves it in the cache.
     """
+    from numba.core.event import Listener, install_listener  # here, so that the reference path does without Numba
 
-    FORWARD = (
-        "import torch; from ntm import NTM; from experiment.backend import use_widest_vectors; use_widest_vectors(); "
-        "torch.set_grad_enabled(False); NTM(1, 1, 1, 1, 1)(torch.zeros(1, 1, 1))"
-    )
+    from ntm.fused.jit import is_kept
 
-    def __init__(self, training: bool) -> None:
-        self.training, self.child, self.over = training, None, threading.Event()
-        self.watcher = threading.Thread(target=self.watch)
-        self.watcher.start()
+    told, child = False, None
 
-    def watch(self) -> None:
-        """Say it, and start the other process, where there is something to compile."""
-        while not self.over.wait(PATIENCE):
-            jit = sys.modules.get("ntm.fused.jit")
-            if jit is not None and jit.is_compiling():
-                self.begin(jit.is_kept())
+    class Tell(Listener):
+        def on_start(self, _) -> None:
+            nonlocal told, child
+            if told:
                 return
+            told = True
+            line = "compiling the fused path, for 10 to 30 seconds" + "; later runs find it on disk" * is_kept()
+            print(line, file=sys.stderr, flush=True)
+            if training and is_kept() and (os.cpu_count() or 1) > 1:
+                child = subprocess.Popen([sys.executable, "-c", FORWARD], cwd=ROOT, stderr=subprocess.DEVNULL)
 
-    def begin(self, kept: bool) -> None:
-        """Say it, and start the other process, where what it compiles is kept."""
-        line = "compiling the fused path, for 10 to 30 seconds" + "; later runs find it on disk" * kept
-        print(line, file=sys.stderr, flush=True)
-        if self.training and kept and (os.cpu_count() or 1) > 1:
-            self.child = subprocess.Popen([sys.executable, "-c", self.FORWARD], cwd=ROOT, stderr=subprocess.DEVNULL)
+        def on_end(self, _) -> None:
+            pass
 
-    def end(self) -> None:
-        """Wait for the other process, if there is one."""
-        self.over.set()
-        self.watcher.join()
-        if self.child:
-            self.child.wait()
+    try:
+        with install_listener("numba:compile", Tell()):
+            yield
+    finally:
+        if child:
+            child.wait()
 
 
 def start_backend(model: Machine, training: bool = False, threads: int | None = None) -> str:
@@ -231,14 +210,12 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
             return f"reference path on {device}{why}"
     except BackendError as error:
         raise InputError(f"-backend {model.backend.value}: {error}") from error
-    compiling = Compiling(training)
     from ntm import fused  # here, so that the reference path does without Numba
 
-    try:
-        warm_up(model, training)
-    finally:
-        compiling.end()
-    for copy in with_far_controls(model):  # by the forward pass: in training, `warm_up` has compared the way back too
+    with telling_of_compilation(training):
+        for seed in range(4):  # compiles what this command needs of the fused path, or loads it from the cache
+            compare(stirred(model, seed), training)
+    for copy in with_far_controls(model):  # by the forward pass: in training, the way back is compared above
         compare(copy, training=False)
     threads = fused.use_threads(threads)
     gpu = "; there is a GPU: -device cuda takes it, by the reference path" if torch.cuda.is_available() else ""

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import tempfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -19,14 +18,7 @@ from ntm.addressing import SHIFTS
 from ntm.machine import Machine
 
 FORMAT = 6
-OLDER_FORMATS = (3, 4, 5)  # finished models of these are read too: blur cost was of w (to 4), dropout did not fall (5)
-RENAMED = {  # weights in format 3, and what they are called since
-    "controller.gates_map.": "controller.gate_proj.",
-    "heads.controls_map.": "heads.control_proj.",
-    "output_map.": "output_proj.",
-    "initial_hidden": "controller.initial_hidden",
-    "initial_cell": "controller.initial_cell",
-}
+OLDER_FORMATS = (4, 5)  # finished models of these are read too: blur cost was of w (4), dropout did not fall (5)
 
 
 def write_atomically(path: Path, contents: bytes) -> None:
@@ -36,22 +28,17 @@ def write_atomically(path: Path, contents: bytes) -> None:
         OSError: the file cannot be written; what was there stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(contents)
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives the owner alone access
         os.replace(temporary, path)
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot be written ({error.strerror}); what was there stays", str(path)) from error
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
     for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed while it wrote
         left.unlink(missing_ok=True)
 
@@ -102,8 +89,8 @@ def save(path: Path, contents: dict[str, Any]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what `save` wrote, tensors onto `device`.
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote, onto the CPU.
 
     Raises:
         InputError: there is no such file, it is not one of ours, or it is damaged.
@@ -121,7 +108,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # torch.load has no common type for what a damaged or foreign file makes it raise
         raise InputError(f"{path}: not a model file of this program, or damaged") from error
-    if not isinstance(contents, dict) or not {"configuration", "model"} <= contents.keys():
+    if not (isinstance(contents, dict) and isinstance(contents.get("configuration"), dict) and "model" in contents):
         raise InputError(f"{path}: not a model file of this program")
     if contents.get("format") not in (FORMAT, *OLDER_FORMATS):
         raise InputError(f"{path}: has format {contents.get('format')!r}; this program reads format {FORMAT}")
@@ -137,60 +124,25 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise InputError(
             f"{path}: is of a machine with the shifts {shifts}; those of ntm/addressing.py are {list(SHIFTS)}"
         )
-    return _to(device, contents)
+    return contents
 
 
-def _to(device: torch.device | str, part: Any) -> Any:
-    if isinstance(part, Tensor):
-        return part.to(device)
-    if isinstance(part, dict):
-        return {key: _to(device, value) for key, value in part.items()}
-    if isinstance(part, list | tuple):
-        return type(part)(_to(device, value) for value in part)
-    return part
-
-
-def _renamed(name: str) -> str:
-    """What a weight of a file of format 3 is called since."""
-    for old, new in RENAMED.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
-def restore(contents: dict[str, Any], path: Path, backend: Backend = Backend.AUTO) -> tuple[Machine, Configuration]:
-    """Rebuild model (on the CPU) and configuration from what `load` read.
-
-    Raises:
-        InputError: the parts do not fit together.
-    """
-    if not isinstance(contents["configuration"], dict):
-        raise InputError(f"{path}: not a model file of this program")
-    configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
-    model = configuration.make_model(backend)
-    try:
-        weights = contents["model"]
-        if contents["format"] == 3:
-            weights = {_renamed(name): weight for name, weight in weights.items()}
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: its weights do not fit its configuration") from error
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise InputError(f"{path}: has weights that are not finite numbers")
-    return model, configuration
-
-
-def load_model(
-    path: Path | str, device: torch.device | str = "cpu", backend: Backend = Backend.AUTO
-) -> tuple[Machine, Configuration]:
-    """Load a trained model, in eval mode, with the configuration that it was trained by.
+def load_model(path: Path | str, backend: Backend = Backend.AUTO) -> tuple[Machine, Configuration]:
+    """Load a trained model, on the CPU and in eval mode, with the configuration that it was trained by.
 
     Raises:
         InputError: the file cannot be used.
     """
-    path = Path(path)
-    model, configuration = restore(load(path), path, backend)
-    return model.to(device).eval(), configuration
+    contents = load(path := Path(path))
+    configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
+    model = configuration.make_model(backend)
+    try:
+        model.load_state_dict(contents["model"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: its weights do not fit its configuration") from error
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise InputError(f"{path}: has weights that are not finite numbers")
+    return model.eval(), configuration
 
 
 def weights_for(model: Machine, configuration: Configuration, path: Path) -> dict[str, Tensor]:
@@ -204,7 +156,7 @@ def weights_for(model: Machine, configuration: Configuration, path: Path) -> dic
     Raises:
         InputError: the file cannot be used, or its weights are of other sizes.
     """
-    trained, its_configuration = load_model(path, model.device)
+    trained, its_configuration = load_model(path)
     weights, task, its_task = trained.state_dict(), configuration.data.name, its_configuration.data.name
     for name, own in model.state_dict().items():
         there = weights.get(name)

@@ -228,76 +228,41 @@ def unknown_name(name: str) -> InputError:
     return InputError(f"-config {name}: no such configuration; choose one of {', '.join(NAMES)}{near or file}")
 
 
-def load_configuration(name: str, recipe: Recipe | None = None) -> Configuration:
+def load_configuration(name: str) -> Configuration:
     """Read a configuration by its name: a network and a data set of reverse, such as m1d1, or a file, such as copy.
-
-    The network's file may hold a "recipe" as that of `load_task_json`.
-
-    Args:
-        recipe: in the place of the configuration's own.
 
     Raises:
         InputError: there is no such configuration, or its files are wrong.
     """
     if name in PAPER:
-        return load_task_json(CONFIGS / f"{name}.json", recipe)
+        return load_task_json(CONFIGS / f"{name}.json")
     if name not in NAMES:
         raise unknown_name(name)
-    paths = CONFIGS / f"{name[:2]}.json", CONFIGS / f"{name[2:]}.json"
-    parts = [read_json(path) for path in paths]
-    settings = _own_recipe(parts[0], paths[0])
-    for fields, path, types in zip(parts, paths, (_types(_network_kind(parts[0])), _data_types(parts[1])), strict=True):
-        checked_keys(fields, types, str(path), partial=True)
-    network, data = network_and_data({**parts[0], **parts[1]}, f"{paths[0]}, {paths[1]}")
-    return _with_own_recipe(name, network, data, recipe, settings, paths[0])
+    network, data = CONFIGS / f"{name[:2]}.json", CONFIGS / f"{name[2:]}.json"
+    return _of_fields(name, read_json(network) | read_json(data), f"{network}, {data}")
 
 
-def load_task_json(path: Path, recipe: Recipe | None = None) -> Configuration:
+def load_task_json(path: Path) -> Configuration:
     """Read a file that holds the keys of a network and of `Data` together; the run is named after the file.
-
-    Its key "recipe" may hold what its task needs to be other than the default recipe.
-
-    Args:
-        recipe: in the place of the file's.
 
     Raises:
         InputError: the file cannot be read or is wrong.
     """
-    fields = read_json(path)
-    settings = _own_recipe(fields, path)
-    network, data = network_and_data(fields, str(path))
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", path.stem):
         raise InputError(f"{path}: a run is named after its file; use letters, digits, '_', '-' and '.', 64 at most")
-    return _with_own_recipe(path.stem, network, data, recipe, settings, path)
+    return _of_fields(path.stem, read_json(path), str(path))
 
 
-def _own_recipe(fields: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Take the key "recipe" out of a file's fields: what is other than in the default recipe."""
+def _of_fields(name: str, fields: dict[str, Any], source: str) -> Configuration:
+    """Check a file's fields; their key "recipe" may hold what is other than in the default recipe."""
     settings = fields.pop("recipe", {})
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: 'recipe' must be an object, not {json.dumps(settings)[:40]}")
-    return checked_keys(settings, _types(Recipe), f"{path}: recipe", partial=True)
-
-
-def _with_own_recipe(
-    name: str, network: Network | BaselineNetwork, data: Data, recipe: Recipe | None, settings: dict, path: Path
-) -> Configuration:
-    """A configuration with the recipe given, or with the settings of its file."""
-    if recipe:
-        return Configuration(name, network, data, recipe)
+        raise InputError(f"{source}: 'recipe' must be an object, not {json.dumps(settings)[:40]}")
+    settings = checked_keys(settings, _types(Recipe), f"{source}: recipe", partial=True)
+    network, data = network_and_data(fields, source)
     own = settings if data.task.can_be_uneven else {"uneven": 0.0, **settings}
-    configuration = Configuration(name, network, data, make_recipe(own, f"{path}: "))
-    return _checked_recipe(configuration, settings, f"{path}: recipe: ")
-
-
-def _network_kind(fields: dict[str, Any]) -> type[Network] | type[BaselineNetwork]:
-    return BaselineNetwork if fields.keys() & _types(BaselineNetwork).keys() else Network
-
-
-def _data_types(fields: dict[str, Any]) -> dict[str, type]:
-    """The keys of the data set of the task that some fields name, or of reverse where they name none."""
-    name = fields.get("task", "reverse")
-    return Data.types(name if isinstance(name, str) and name in TASKS else "reverse")
+    configuration = Configuration(name, network, data, make_recipe(own, f"{source}: "))
+    return _checked_recipe(configuration, settings, f"{source}: recipe: ")
 
 
 def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | BaselineNetwork, Data]:
@@ -306,9 +271,11 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     Raises:
         InputError: a key is missing, unknown, of a wrong type, or impossible.
     """
-    if isinstance(fields.get("task"), str) and fields["task"] not in TASKS:
-        raise InputError(f"{source}: 'task' is {fields['task']!r}; allowed are {', '.join(TASKS)}")
-    kind, data_types = _network_kind(fields), _data_types(fields)
+    task = fields.get("task", "")
+    if isinstance(task, str) and task not in TASKS:
+        raise InputError(f"{source}: 'task' is {task!r}; allowed are {', '.join(TASKS)}")
+    kind = BaselineNetwork if fields.keys() & _types(BaselineNetwork).keys() else Network
+    data_types = Data.types(task if isinstance(task, str) else "reverse")  # which refuses a task that is no string
     defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
     fields = checked_keys(defaults | fields, _types(kind) | data_types, source)
     if fields.get("controller", "lstm") not in CONTROLLERS:

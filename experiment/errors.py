@@ -5,7 +5,6 @@ import difflib
 import errno
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -117,17 +116,11 @@ def number(kind: type, low: float = 0, high: float = math.inf, above: bool = Fal
     return parse
 
 
-def _require_numbers(between: str, text: str) -> None:
-    if "" in re.split(between, text):
-        raise argparse.ArgumentTypeError(f"{text!r} lacks a number; write them as 1,5,10-20")
-
-
 def numbers(low: int, high: int) -> Callable[[str], list[int]]:
     """Make an argparse type: whole numbers and ranges, as 1,5,10-20, each within bounds; sorted, each once."""
     whole = number(int, low, high)
 
     def parse(text: str) -> list[int]:
-        _require_numbers("[,-]", text)
         found = set()
         for part in text.split(","):
             first, dash, last = part.partition("-")
@@ -148,7 +141,6 @@ def sizes(low: int, high: int) -> Callable[[str], list[tuple[int, ...]]]:
     whole, several = number(int, low, high), numbers(low, high)
 
     def parse(text: str) -> list[tuple[int, ...]]:
-        _require_numbers("[,x-]", text)
         found = []
         for part in text.split(","):
             found += [tuple(map(whole, part.split("x")))] if "x" in part else [(n,) for n in several(part)]

@@ -9,6 +9,7 @@ from typing import Any
 from experiment.errors import InputError
 
 MAX_CHARACTERS = 100_000
+NOUNS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "an object"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -54,13 +55,6 @@ def checked_keys(fields: dict[str, Any], types: dict[str, type], source: str, pa
         if kind is float and type(value) is int:
             fields = {**fields, key: float(value) if abs(value) < sys.float_info.max else math.inf}
         elif type(value) is not kind:  # and not isinstance, for which True is an int
-            nouns = {
-                int: "a whole number",
-                float: "a number",
-                str: "a string",
-                bool: "true or false",
-                dict: "an object",
-            }
             shown = json.dumps(value, default=str)[:40]
-            raise InputError(f"{source}: {key!r} must be {nouns[kind]}, not {shown}")
+            raise InputError(f"{source}: {key!r} must be {NOUNS[kind]}, not {shown}")
     return fields

@@ -130,12 +130,9 @@ class Processes:
         if self.count == 1:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / self.share(lambda: f".shared-{secrets.token_hex(8)}")
-        if self.first:
-            probe.touch()
+        name = f".shared-{secrets.token_hex(8)}"
+        probe = folder / self.share(lambda: (folder / name).touch() or name)  # there once all know its name
         try:
-            with _meeting():
-                dist.barrier()  # now it is there
             if not probe.exists():
                 raise InputError(
                     f"{folder}: is not the same folder on all computers; name one by -output that they share"

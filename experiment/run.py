@@ -149,18 +149,6 @@ def _run_to_resume(configuration: Configuration, runs: Path, names: list[str]) -
     return names[0]
 
 
-def difference(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name each setting of two configurations, as `Configuration.as_dict` gives them, in which they differ."""
-    found = []
-    for key, old in before.items():
-        new = now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += difference(old, new)
-        elif old != new:
-            found.append(f"{key} was {old} and is {new} now")
-    return found
-
-
 class TrainState:
     """Where a run stands: all that its checkpoint holds. No random state: an iteration's follows from seed and step.
 
@@ -239,7 +227,9 @@ class TrainState:
         """
         before = Configuration.from_dict(stored["configuration"], str(self.path))
         if before != self.configuration:
-            differ = "; ".join(difference(before.as_dict(), self.configuration.as_dict()))
+            parts = before.as_dict(), self.configuration.as_dict()
+            old, new = ({**each["network"], **each["data"], **each["recipe"]} for each in parts)
+            differ = "; ".join(f"{k} was {v} and is {new.get(k)} now" for k, v in old.items() if v != new.get(k))
             raise InputError(f"-resume: {self.path} is of a run with other flags: {differ}")
         if stored.get("init") != self.init:
             raise InputError(f"-resume: {self.path} is of a run with other flags: -init was {stored.get('init')}")

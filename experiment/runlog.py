@@ -50,7 +50,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-class EventFile:
+class EventFile(RecordWriter):
     """A tensorboard event file, written in the calling thread, so that its errors and its size are known there.
 
     Args:
@@ -61,28 +61,17 @@ class EventFile:
 
     def __init__(self, folder: Path, step: int) -> None:
         name, again = f"events.out.tfevents.{step:010d}", 0
-        self.path = folder / name
-        while self.path.exists():
+        path = folder / name
+        while path.exists():
             again += 1
-            self.path = folder / f"{name}.{again:04d}"
+            path = folder / f"{name}.{again:04d}"
         folder.mkdir(parents=True, exist_ok=True)
-        self._records = RecordWriter(str(self.path))
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        super().__init__(str(path))
+        self.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
     def add(self, value: summary.Summary, step: int) -> None:
         """Add what `tensorboardX.summary` made."""
-        self._write(Event(wall_time=time.time(), step=step, summary=value))
-
-    def _write(self, event: Event) -> None:
-        self._records.write(event.SerializeToString())
-
-    def flush(self) -> None:
-        """Hand all that was added to the system."""
-        self._records.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._records.close()
+        self.write(Event(wall_time=time.time(), step=step, summary=value).SerializeToString())
 
 
 def logged_values(folder: Path, tag: str) -> Iterator[tuple[int, Any]]:
@@ -140,7 +129,7 @@ class RunLog:
         self._files = {name: path for name, path in files.items() if name in (file_sizes or {})} | {"log": log_path}
         self._log = open(log_path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
         self._curves = {curve: EventFile(folder / curve, step) for curve in CURVES}
-        self._files |= {f"{curve}/{events.path.name}": events.path for curve, events in self._curves.items()}
+        self._files |= {f"{curve}/{Path(file.path).name}": Path(file.path) for curve, file in self._curves.items()}
 
     def write_header(self, command: str, runs_on: str, resumed: int | None = None) -> None:
         """Say what made this log; or, where a run goes on, after which iteration, and by what."""

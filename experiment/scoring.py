@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ntm import NTM, NTMState
 from ntm.controller import LSTMState
+from ntm.loss import cross_entropy
 from ntm.machine import Machine
 from tasks import Batch, Task
 
@@ -113,7 +114,7 @@ def score(
     for batch in batches:
         batch = batch.to(device)
         logits, _ = model(batch.inputs, initial_state(model, batch.inputs.shape[1], memory_units, dirt, source))
-        losses.append(task.loss(logits, batch).item())
+        losses.append(cross_entropy(logits, batch.targets, batch.mask).item())
         wrong.append(task.wrong_bits(logits, batch).cpu())
     model.train(was_training)
     costs = [sequence_bits(loss, batch) for loss, batch in zip(losses, batches, strict=True)]

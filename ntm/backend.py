@@ -1,7 +1,6 @@
 """Which code runs an unroll: the reference model, or the fused path, which computes the stock machine and no other."""
 
 import importlib
-import importlib.util
 from enum import Enum
 from functools import cache
 from types import ModuleType
@@ -24,9 +23,6 @@ class BackendError(RuntimeError):
 @cache
 def import_trouble() -> str | None:
     """Say in one phrase why the fused path cannot be imported; None where it can."""
-    missing = [name for name in ("numba", "scipy", "threadpoolctl") if importlib.util.find_spec(name) is None]
-    if missing:
-        return f"the fused path needs {' and '.join(missing)}: pip install {' '.join(missing)}"
     try:
         importlib.import_module("ntm.fused")
     except Exception as error:  # Numba, for one, raises where it does not know the NumPy that is there

@@ -37,11 +37,6 @@ class LSTMBaseline(Machine):
         initial = self.initial_hidden, self.initial_cell
         return LSTMState(*(part.unsqueeze(1).expand(-1, batch_size, -1).contiguous() for part in initial))
 
-    def step(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
-        """Take one step: logits (B, output_size), and the new state. `x` is (B, input_size)."""
-        logits, state = self(x.unsqueeze(0), state)
-        return logits[0], state
-
     def forward(
         self, inputs: Tensor, state: LSTMState | None = None, memory_units: int | None = None
     ) -> tuple[Tensor, LSTMState]:

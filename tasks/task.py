@@ -7,8 +7,6 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ntm.loss import cross_entropy
-
 USUAL_LIMITS = (1, 1_000_000)
 
 
@@ -78,10 +76,6 @@ class Task(ABC):
     @abstractmethod
     def rows_needed(self, size: tuple) -> int:
         """Rows of memory that a tape of this size asks for, one for each vector to keep."""
-
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Binary cross-entropy in nats, averaged over the bits of the steps that count: a scalar."""
-        return cross_entropy(logits, batch.targets, batch.mask)
 
     def wrong_bits(self, logits: Tensor, batch: Batch) -> Tensor:
         """Count the wrong bits of each sequence at the steps that count: (B,), whole numbers as floats.

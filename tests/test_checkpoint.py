@@ -1,7 +1,6 @@
 """experiment/checkpoint.py: what is saved, and what is refused."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -46,21 +45,6 @@ def test_weights_of_another_task_are_taken_and_it_is_said(repository, tiny, tmp_
     assert weights.keys() == model.state_dict().keys()
     told = "was trained on reverse; this run trains it on copy" in capsys.readouterr().out
     assert told == (task == "copy")
-
-
-def test_a_model_of_format_3_is_read(repository, tiny, tmp_path, monkeypatch):
-    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
-    contents, model = load(saved), load_model(saved)[0]
-    before = {new: old for old, new in checkpoint.RENAMED.items()}
-    old = {re.sub("|".join(map(re.escape, before)), lambda m: before[m[0]], name): weight
-           for name, weight in contents["model"].items()}  # fmt: skip
-    assert "output_map.weight" in old
-    assert old.keys().isdisjoint(contents["model"].keys() - {"initial_reads"})
-    monkeypatch.setattr(checkpoint, "FORMAT", 3)
-    save(tmp_path / "old.pt", {key: value for key, value in {**contents, "model": old}.items() if key != "format"})
-    monkeypatch.undo()
-    again = load_model(tmp_path / "old.pt")[0]
-    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
 def test_a_tensor_under_two_names_is_saved_and_read(tmp_path):

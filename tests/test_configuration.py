@@ -32,7 +32,7 @@ def test_the_nine():
     ranges = {"d1": (1, 20, 20, 100), "d2": (1, 10, 10, 100), "d3": (1, 30, 30, 100)}
     assert len(NINE) == 9
     for name in NINE:
-        configuration = load_configuration(name, Recipe())
+        configuration = load_configuration(name)
         network, data = configuration.network, configuration.data
         assert tuple(vars(network).values()) == (*sizes[name[:2]], "lstm")
         assert tuple(data.as_dict().values()) == ("reverse", 8, *ranges[name[2:]])
@@ -42,13 +42,13 @@ def test_the_nine():
 @pytest.mark.parametrize("name", ["m4d1", "m1", "", "m1d1d1", "../m1d1", "M1D1"])
 def test_unknown_names(name):
     with pytest.raises(InputError, match="m1d1, m1d2"):
-        load_configuration(name, Recipe())
+        load_configuration(name)
 
 
 def test_a_task_file(tmp_path):
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(GOOD))
-    configuration = load_task_json(path, Recipe())
+    configuration = load_task_json(path)
     assert (configuration.name, configuration.title) == ("tiny", "reverse_tiny")
     assert configuration.task.input_size == 5
 
@@ -82,7 +82,7 @@ def test_bad_fields_are_named(tmp_path, case):
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(fields))
     with pytest.raises(InputError, match=message) as error:
-        load_task_json(path, Recipe())
+        load_task_json(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -103,14 +103,14 @@ def test_junk_is_refused_in_one_line(tmp_path, contents):
     path = tmp_path / "junk.json"
     path.write_bytes(contents)
     with pytest.raises(InputError, match=r"junk\.json") as error:
-        load_task_json(path, Recipe())
+        load_task_json(path)
     assert "\n" not in str(error.value)
 
 
 def test_files_that_are_not_there_or_not_files(tmp_path):
     for path in (tmp_path / "missing.json", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
-            load_task_json(path, Recipe())
+            load_task_json(path)
 
 
 def test_a_recipe_is_a_file_and_what_is_given_overrides_it():
@@ -142,7 +142,7 @@ def test_an_impossible_setting_is_refused_in_a_recipe_and_in_a_model(tmp_path, c
     with pytest.raises(InputError, match=r"odd\.json") as refused:
         read_recipe(str(path))
     assert said in str(refused.value)
-    fields = load_configuration("m1d1", Recipe()).as_dict()
+    fields = load_configuration("m1d1").as_dict()
     fields["recipe"] |= change
     with pytest.raises(InputError, match="here"):
         Configuration.from_dict(fields, "here")
@@ -184,7 +184,7 @@ def test_a_recipe_for_any_machine_leaves_out_what_one_has_not(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "beyond").glob("*.json")))
 def test_the_configurations_beyond_the_nine_are_right(path):
-    assert load_task_json(path, Recipe()).name == path.stem
+    assert load_task_json(path).name == path.stem
 
 
 def test_there_is_a_configuration_for_each_task_and_machine():

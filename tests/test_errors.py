@@ -19,10 +19,10 @@ WRONG = {
     "missing file": ("train.py -task_json missing.json", "missing.json"),
     "a size that is missing": (
         "evaluate.py -config m1d1 -sizes 1,,2",
-        "'1,,2' lacks a number; write them as 1,5",
+        "'' is not a whole number",
     ),
-    "half a size": ("evaluate.py -config repeat_copy -sizes 5x", "'5x' lacks a number"),
-    "half a range": ("reproduce.py -seeds 4-", "'4-' lacks a number"),
+    "half a size": ("evaluate.py -config repeat_copy -sizes 5x", "'' is not a whole number"),
+    "half a range": ("reproduce.py -seeds 4-", "'4-' is not a whole number"),
     "an empty name": ("train.py -config ''", "-config: is empty; leave it away for its default"),
     "an empty recipe": ("train.py -recipe '' -num_iters 3", "-recipe: is empty"),
     "an empty path": ("evaluate.py -config m1d1 --output ''", "--output: is empty"),

@@ -94,7 +94,10 @@ def test_where_nothing_can_be_kept_no_later_run_is_promised(tmp_path):
     for name in ("ntm", "experiment", "tasks"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "ntm" / "fused" / "__pycache__").write_text("a file, where the cache would be a folder")
-    code = "from experiment.backend import Compiling; from ntm.fused import jit; Compiling(False).begin(jit.is_kept())"
+    code = (
+        "import numba, ntm.fused\nfrom experiment.backend import telling_of_compilation\n"
+        "with telling_of_compilation(training=False):\n    numba.njit(lambda x: x)(1)"
+    )
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
 
     def said(home):

@@ -9,7 +9,7 @@ from conftest import lively_model
 
 from experiment.configuration import ROOT, Configuration, Data, Network, Recipe
 from experiment.errors import InputError
-from experiment.page import page, write_page
+from experiment.page import write_page
 from experiment.scoring import EVALUATION, generator, trace
 from ntm import NTM
 from ntm.backend import Contents
@@ -248,8 +248,8 @@ def test_a_page_whose_equations_nothing_compares_is_refused(tmp_path, monkeypatc
         write_page(model, configuration, tmp_path / "page.html")
 
 
-def test_a_machine_that_the_page_does_not_know_is_refused():
+def test_a_machine_that_the_page_does_not_know_is_refused(tmp_path):
     model, configuration = feedforward()
     model.controller = torch.nn.RNNCell(2, 3)
-    with pytest.raises(InputError, match="-page: knows the stock machine, and this one has a RNNCell"):
-        page(model, configuration)
+    with pytest.raises(InputError, match=r"-page: cannot compare its equations .* controller is a RNNCell"):
+        write_page(model, configuration, tmp_path / "page.html")

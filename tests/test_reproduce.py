@@ -12,23 +12,23 @@ import pytest
 
 @pytest.mark.slow
 def test_reproduce_trains_scores_and_says_the_same_again(repository):
-    flags = ("reproduce.py", "-configs", "m1d2", "-seeds", 3, "-flags", "-num_iters 20", "-table", "log/table.json")
+    flags = ("reproduce.py", "-configs", "m1d2", "-seeds", 3, "-flags", "-num_iters 20")
     repository.run(*flags, "-num_sequences", 3)
     flags += "-num_sequences", 20  # other than the first ones: the model is scored again
     first = repository.run(*flags).stdout
     assert re.search(r"^\| m1d2 \| 0/1 \|", first, re.MULTILINE)
     assert "0 of 1 runs without any wrong sequence on a blank memory" in first
-    (result,) = json.loads((repository.folder / "log" / "table.json").read_text())
+    (result,) = json.loads((repository.folder / "reproduced" / "seeds.json").read_text())
     assert result["seed"] == 3
     assert result["wrong_sequences"]["120"] == 20 == result["wrong_sequences"]["120 dirty"]
     assert repository.run(*flags).stdout == first
 
     # Where one run fails, the others go on and stand in the table.
     flags = ("reproduce.py", "-configs", "m1d2", "-seeds", "3,4", "-flags", "-num_iters 21", "-num_sequences", 3)
-    done = repository.run(*flags, "-table", "log/table.json", code=2)
+    done = repository.run(*flags, code=2)
     assert re.search(r"1 of 2 runs failed, the first: .*/3.*: made by another recipe", done.stderr)
     assert "no table" in done.stderr
-    (result,) = json.loads((repository.folder / "log" / "table.json").read_text())
+    (result,) = json.loads((repository.folder / "reproduced" / "seeds.json").read_text())
     assert result["seed"] == 4
 
 

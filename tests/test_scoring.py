@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiment.configuration import Recipe, load_configuration
+from experiment.configuration import load_configuration
 from experiment.scoring import generator, sample_sizes, score, spread_sizes, summarise
 from tasks.repeat_copy import LengthAndRepeats
 from tasks.vectors import Length
@@ -40,7 +40,7 @@ def test_the_interval_of_exact_ends_at_0_and_1(n):
 
 
 def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():
-    configuration = load_configuration("m1d2", Recipe())
+    configuration = load_configuration("m1d2")
     model, task = configuration.make_model(), configuration.task
     batches = sample_sizes(task, [(2,), (3,)], 70, generator(0, 1))
     assert [b.inputs.shape[1] for b in batches] == [64, 6, 64, 6]

@@ -61,15 +61,8 @@ def test_a_loss_of_a_tasks_own_and_no_rows_are_refused(monkeypatch):
     monkeypatch.setattr(Copy, "rows_needed", lambda self, size: 0)
     with pytest.raises(InputError, match="task copy, size 1: rows_needed is 0"):
         check_task(load_configuration("copy"))
-    monkeypatch.setattr(Copy, "loss", lambda self, logits, batch: logits.sum())
+    monkeypatch.setattr(Copy, "loss", lambda self, logits, batch: logits.sum(), raising=False)
     with pytest.raises(InputError, match="task copy: has a loss of its own"):
-        check_task(load_configuration("copy"))
-
-
-def test_an_edit_of_the_loss_that_training_would_not_see_is_refused(monkeypatch):
-    original = Task.loss
-    monkeypatch.setattr(Task, "loss", lambda self, logits, batch: 3 * original(self, logits, batch))
-    with pytest.raises(InputError, match=r"has a loss of its own, and train\.py trains on that of"):
         check_task(load_configuration("copy"))
 
 

@@ -1,5 +1,6 @@
 """experiment/training.py: what training draws, and what it does with a gradient."""
 
+import dataclasses
 import math
 
 import pytest
@@ -20,12 +21,16 @@ from experiment.training import (
 from ntm.memory import INITIAL_VALUE
 
 
+def configured(name, recipe):
+    return dataclasses.replace(load_configuration(name), recipe=recipe)
+
+
 @pytest.mark.parametrize("name", NINE)
 def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
-    source, data = generator(0, 0), load_configuration(name, Recipe()).data
+    source, data = generator(0, 0), load_configuration(name).data
 
     def draw(recipe):
-        batch, memory, cell_mask = draw_iteration(load_configuration(name, recipe), 15_000, source)
+        batch, memory, cell_mask = draw_iteration(configured(name, recipe), 15_000, source)
         assert cell_mask.shape[:2] == batch.inputs.shape[:2]
         return len(batch.inputs) // 2 - 1, memory.shape[1]
 
@@ -39,7 +44,7 @@ def test_training_draws_both_ends_of_the_range_and_nothing_else(name):
 
 
 def test_the_curriculum_grows_from_short_to_the_whole_range():
-    data = load_configuration("m1d3", Recipe()).data
+    data = load_configuration("m1d3").data
     recipe = Recipe(num_iters=1000, curriculum=0.5)
     longest = [largest_size(recipe, data, step).seq_len for step in range(1000)]
     assert longest[0] == 10
@@ -50,7 +55,7 @@ def test_the_curriculum_grows_from_short_to_the_whole_range():
 
 def test_learning_rate_falls_or_stays():
     recipe = Recipe(num_iters=100, lr=1e-2)
-    model = load_configuration("m1d1", recipe).make_model()
+    model = configured("m1d1", recipe).make_model()
     optimizer = make_optimizer(recipe, model.flatten_parameters(), fused=False)
     for step, left in ((0, 1.0), (50, 0.5), (100, 0.0)):
         assert set_learning_rate(recipe, 100, step, optimizer) == pytest.approx(1e-2 * left)
@@ -69,7 +74,7 @@ def test_the_blur_cost_grows_from_nothing():
 @pytest.mark.parametrize("step", [0, 49, 50, 75, 99])
 def test_fewer_cells_forget_in_the_second_half_of_a_run(step):
     recipe = Recipe(num_iters=100, cell_dropout=0.4, curriculum=0)
-    mask = draw_iteration(load_configuration("m1d1", recipe), step, generator(5, 0)).cell_mask
+    mask = draw_iteration(configured("m1d1", recipe), step, generator(5, 0)).cell_mask
     assert mask.double().mean().item() == pytest.approx(1 - 0.4 * min(1, 2 - step / 50), abs=0.01)
 
 
@@ -95,19 +100,19 @@ def test_masks_are_as_asked_up_to_both_ends(probability):
 
 
 def test_an_iteration_follows_from_its_generator_alone():
-    configuration = load_configuration("m1d1", Recipe())
+    configuration = load_configuration("m1d1")
     first, again, other = (draw_iteration(configuration, 9, generator(1, 0, step)) for step in (9, 9, 10))
     for one, two in zip((*first.batch, *first[1:]), (*again.batch, *again[1:]), strict=True):
         assert torch.equal(one, two)
     assert not torch.equal(first.memory[:, :2], other.memory[:, :2])
-    assert draw_iteration(load_configuration("m1d1", Recipe(cell_dropout=0)), 9, generator(1, 0)).cell_mask is None
+    assert draw_iteration(configured("m1d1", Recipe(cell_dropout=0)), 9, generator(1, 0)).cell_mask is None
 
 
 def test_an_iteration_draws_what_the_network_has():
-    batch, memory, cell_mask = draw_iteration(load_configuration("f1d1", Recipe()), 9, generator(1, 0))
+    batch, memory, cell_mask = draw_iteration(load_configuration("f1d1"), 9, generator(1, 0))
     assert memory.shape[::2] == (16, 20)
     assert cell_mask is None
-    batch, *nothing = draw_iteration(load_configuration("l1d1", Recipe()), 9, generator(1, 0))
+    batch, *nothing = draw_iteration(load_configuration("l1d1"), 9, generator(1, 0))
     assert batch.inputs.shape[1:] == (16, 10)
     assert nothing == [None, None]
 
@@ -162,7 +167,7 @@ def test_heads_begin_by_location():
     models = []
     for bias in (0.0, -3.0):
         torch.manual_seed(1)
-        models.append(load_configuration("m1d1", Recipe(gate_bias=bias)).make_model())
+        models.append(configured("m1d1", Recipe(gate_bias=bias)).make_model())
     without, model = (dict(m.named_parameters()) for m in models)
     name, sizes = "heads.control_proj.bias", models[0].heads.sizes
     moved = [d.unique().tolist() for d in (model[name] - without[name]).round(decimals=5).split(sizes)]

@@ -23,8 +23,8 @@ def flat_state(state: NTMState) -> State:
 
 
 def swap_memory_axes(state: State) -> State:
-    """A view of a state with [N][M] and [M][N] exchanged in its memory, which may be None."""
-    return state._replace(memory=None if state.memory is None else state.memory.swapaxes(1, 2))
+    """A view of a state with [N][M] and [M][N] exchanged in its memory."""
+    return state._replace(memory=state.memory.swapaxes(1, 2))
 
 
 def _flat(tensor: Tensor) -> np.ndarray:
@@ -37,15 +37,10 @@ def state_arrays(state: NTMState) -> State:
     return State(*(_flat(part.detach()) for part in swap_memory_axes(flat_state(state))))
 
 
-def try_flat_view(tensors: list[Tensor], flat: Tensor) -> np.ndarray | None:
-    """The flat tensor's array, if the others lie in it one after the other: `NTM.flatten_parameters` made them so."""
-    return flat.detach().numpy() if lie_in_flat(tensors, flat) else None
-
-
 def packed_weights(parameters: list[Tensor], flat: Tensor | None) -> np.ndarray:
     """All parameters, which are `packed_parameters`, as one array: a view where they lie so, else a copy."""
-    weights = None if flat is None else try_flat_view(parameters, flat)
-    return pack_parameters(parameters).numpy() if weights is None else weights
+    in_flat = flat is not None and lie_in_flat(parameters, flat)
+    return (flat.detach() if in_flat else pack_parameters(parameters)).numpy()
 
 
 def unpacked_gradients(parameters: list[Tensor], flat: np.ndarray) -> list[Tensor]:
@@ -76,19 +71,16 @@ def make_unroll_args(
         ValueError: inputs, state or `cell_mask` do not have the model's shapes, or there is no step, or a `cell_mask`
             but no cell.
     """
-    (steps, batch, input_width), array, dtype = inputs.shape, _flat(inputs), weights.dtype
+    (steps, batch, _), array, dtype = inputs.shape, _flat(inputs), weights.dtype
     if any(x.dtype != dtype for x in (array, *initial)):
         raise TypeError(f"the fused path needs inputs and state in {dtype}, as the weights are")
     rows, heads = initial.memory.shape[2], 2 * s.num_read_heads
     cells = state_cells(s)
     shapes = [(heads, rows), (s.num_read_heads, s.width), (cells,), (cells,)]
-    if input_width != s.inputs or [part.shape[1:] for part in initial] != [(s.width, rows), *shapes]:
-        shapes = [(rows, s.width), *shapes]  # memory as the caller has it
-        raise ValueError(f"this model takes {s.inputs} inputs a step, and a state of shapes {shapes} a sequence")
-    if not steps or not {len(part) for part in initial} <= {1, batch}:
-        raise ValueError(
-            f"at least one step, and a state of {batch} sequences or one for all: {steps} steps were given"
-        )
+    if [part.shape[1:] for part in initial] != [(s.width, rows), *shapes]:
+        raise ValueError(f"this model takes a state of shapes {[(rows, s.width), *shapes]} a sequence")
+    if not {len(part) for part in initial} <= {1, batch}:
+        raise ValueError(f"this batch takes a state of {batch} sequences, or one for all")
     if cell_mask is not None and not s.lstm:
         raise ValueError("a feed-forward controller has no cells that could forget: leave cell_mask away")
     if cell_mask is not None and cell_mask.dtype != torch.bool:
@@ -137,11 +129,8 @@ class Unroll(torch.autograd.Function):
     def forward(ctx, args, save_for_backward, inputs, memory, weighting, reads, hidden, cell, *parameters):
         """Return logits and the final state's five tensors."""
         (steps, batch, _), rows, dtype = inputs.shape, args.initial_state.memory.shape[2], args.logits.dtype
-        final, shard_ranges = (
-            State(*(np.empty((batch, *part.shape[1:]), dtype) for part in args.initial_state)),
-            shards(batch),
-        )
-        slots = steps if save_for_backward else 1
+        final = State(*(np.empty((batch, *part.shape[1:]), dtype) for part in args.initial_state))
+        shard_ranges, slots = shards(batch), steps if save_for_backward else 1
         lengths = [workspace_size(slots, min(GROUP, b - a), rows, args.sizes, True) for a, b in shard_ranges]
         groups = [(b - a) // min(GROUP, b - a) if save_for_backward else 1 for a, b in shard_ranges]
         workspace = Workspace([n * count for n, count in zip(groups, lengths, strict=True)], dtype)
@@ -154,7 +143,6 @@ class Unroll(torch.autograd.Function):
         if save_for_backward:
             ctx.save_for_backward(*parameters)  # PyTorch refuses backward where one was changed in place since
             ctx.args, ctx.workspace, ctx.kept = args, workspace, list(zip(shard_ranges, buffers, strict=True))
-            ctx.set_materialize_grads(False)
         return tuple(map(torch.from_numpy, (args.logits, *swap_memory_axes(final))))
 
     @staticmethod
@@ -170,10 +158,8 @@ class Unroll(torch.autograd.Function):
         weights_transposed, *d_parts = workspace.arrays
         transpose_weights(args.weights, args.sizes, weights_transposed)
         args = args._replace(weights_transposed=weights_transposed)
-        d_logits = np.zeros_like(args.logits) if d_logits is None else _flat(d_logits)
+        d_logits, d_final = _flat(d_logits), State(*map(_flat, swap_memory_axes(State(*d_final))))
         d_initial = State(*(np.empty((batch, *part.shape[1:]), dtype) for part in args.initial_state))
-        d_final = swap_memory_axes(State(*d_final))
-        d_final = State(*(np.zeros_like(z) if d is None else _flat(d) for d, z in zip(d_final, d_initial, strict=True)))
         d_inputs = np.empty(args.inputs.shape if needed[2] else (0, 0, 0), dtype)
         jobs = [
             partial(groups_backward, a, b, args, buffers, d_logits, d_final, d_initial, d_inputs, d_part)
@@ -234,14 +220,6 @@ def loss_and_gradients(
     return add_in_pairs(losses)
 
 
-def learned_initial_state(weights: np.ndarray, s: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The initial reads, hidden state and cell in flat weights, one for all sequences: views."""
-    cells = state_cells(s)
-    hidden_offset, cell_offset = len(weights) - 2 * cells, len(weights) - cells
-    reads = weights[hidden_offset - s.num_read_heads * s.width : hidden_offset].reshape(1, s.num_read_heads, s.width)
-    return reads, weights[None, hidden_offset:cell_offset], weights[None, cell_offset:]
-
-
 def forward_backward(
     parameters: list[Tensor],
     flat: Tensor | None,
@@ -272,16 +250,15 @@ def forward_backward(
         raise RuntimeError(REPLACED)
     memory = memory.detach().swapaxes(1, 2)
     weighting = initial_weighting(1, 2 * sizes.num_read_heads, memory.shape[2], like=memory)
-    initial = State(_flat(memory), weighting.numpy(), *learned_initial_state(weights, sizes))
+    learned = parameters[6:] if sizes.lstm else [*parameters[6:], *[memory.new_empty(0)] * 2]
+    initial = State(_flat(memory), weighting.numpy(), *(_flat(part.detach())[None] for part in learned))
     args = make_unroll_args(weights, sizes, inputs, initial, cell_mask, blur_cost)
     loss_args = make_loss_args(args, targets, mask)
     shard_ranges, sequences = part.shards(inputs.shape[1]), part.sequences(inputs.shape[1])
     logits = torch.from_numpy(args.logits)[:, sequences]
     existing = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
-    if len(existing) == len(parameters) and flat is not None and flat.grad is not None:
-        gradients = try_flat_view(existing, flat.grad)
-        if gradients is not None:
-            return loss_and_gradients(args, loss_args, gradients, shard_ranges), logits
+    if flat is not None and len(existing) == len(parameters) and lie_in_flat(existing, flat.grad):
+        return loss_and_gradients(args, loss_args, flat.grad.numpy(), shard_ranges), logits
     gradients = np.zeros_like(args.weights)
     loss = loss_and_gradients(args, loss_args, gradients, shard_ranges)
     for parameter, gradient in zip(parameters, unpacked_gradients(parameters, gradients), strict=True):

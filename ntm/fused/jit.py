@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -78,11 +79,6 @@ def jit_inline(function):
 _entries: list = []  # the functions that `jit_entry` made
 
 
-def is_compiling() -> bool:
-    """Whether a function is being compiled, or has been, rather than loaded from the cache."""
-    return any(sum(entry.stats.cache_misses.values()) for entry in _entries)
-
-
 def is_kept() -> bool:
     """Whether what is compiled has a place on disk, where later runs find it."""
     return not any(isinstance(entry._cache, caching.NullCache) for entry in _entries)
@@ -100,27 +96,22 @@ def jit_entry(function, **more):
     except RuntimeError:  # Numba found no folder for its cache
         warnings.warn("compiled code is not kept: no folder can be written; NUMBA_CACHE_DIR names one", stacklevel=1)
         return compiled
-    files, save = compiled._cache._cache_file, compiled._cache.save_overload
-    load_index, load_data = files._load_index, files._load_data
+    kept = compiled._cache
+    load, save = kept.load_overload, kept.save_overload
 
-    def load_sound_index() -> dict:
+    def load_if_sound(*overload):
         try:
-            return load_index()
+            return load(*overload)
         except Exception:  # whatever unpickling half a file raises
-            return {}
+            with suppress(OSError):
+                kept.flush()  # the index, which names the file
+            return None
 
-    def load_sound_data(name: str):
+    def save_if_possible(*overload) -> None:
         try:
-            return load_data(name)
+            save(*overload)
         except Exception as error:
-            raise OSError(f"{name}: damaged") from error  # which Numba takes for a file that is not there
-
-    def save_if_possible(signature, data) -> None:
-        try:
-            save(signature, data)
-        except OSError as error:
             warnings.warn(f"compiled code is not kept ({error}); NUMBA_CACHE_DIR names another folder", stacklevel=1)
 
-    files._load_index, files._load_data = load_sound_index, load_sound_data
-    compiled._cache.save_overload = save_if_possible
+    kept.load_overload, kept.save_overload = load_if_sound, save_if_possible
     return compiled

@@ -159,27 +159,13 @@ def memory_step_backward(blur_weight, saved, t, d_state, scratch):
             d_controls.interpolation_gate[h] = interpolate_backward(
                 content[h], previous[h], gate, scratch.d_gated, scratch.d_content, d_weighting[h]
             )  # d_weighting[h] was dL/dw_t, and is dL/dw_{t-1} from here on
-            key = controls.key[h * width : (h + 1) * width]
+            key, strength = controls.key[h * width : (h + 1) * width], controls.key_strength[h]
             d_controls.key_strength[h], scratch.key_norm_grad[h] = content_weighting_backward(
-                inverse_norm,
-                key,
-                controls.key_strength[h],
-                similarity[h],
-                content[h],
-                scratch.d_content,
-                scratch.d_dot[h],
+                inverse_norm, key, strength, similarity[h], content[h], scratch.d_content, scratch.d_dot[h],
                 scratch.row_norm_grad,
-            )
+            )  # fmt: skip
         memory_backward(
-            memory,
-            weighting,
-            controls.erase,
-            controls.key,
-            d_reads,
-            scratch.d_dot,
-            scratch.row_norm_grad,
-            scratch.key_norm_grad,
-            d_memory,
-            d_controls.key,
-        )
+            memory, weighting, erase, controls.key, d_reads, scratch.d_dot, scratch.row_norm_grad,
+            scratch.key_norm_grad, d_memory, d_controls.key,
+        )  # fmt: skip
         apply_activations_backward(controls, d_controls)

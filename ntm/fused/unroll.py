@@ -83,12 +83,8 @@ def forward_group(first, args, weights, saved):
         controller_step(first, args, weights, saved, t, before, after, slot)
         matmul(saved.controller_input[after, :, output_offset:], weights.control_proj, 0, saved.controls[slot])
         memory_step(args.sizes, saved, before, after, slot, gated)
-        matmul(
-            saved.controller_input[after, :, reads_offset:],
-            weights.output_proj,
-            0,
-            args.logits[t, first : first + group],
-        )
+        answer = args.logits[t, first : first + group]
+        matmul(saved.controller_input[after, :, reads_offset:], weights.output_proj, 0, answer)
     return args.inputs.shape[0] % (slots + 1)
 
 
@@ -118,12 +114,8 @@ def backward_group(first, args, weights_transposed, saved, d_state, d_inputs, ac
     for t in range(steps - 1, -1, -1):
         matmul(saved.d_logits[t], weights_transposed.output_proj[:, :-1], 1, d_state.reads_and_output)
         memory_step_backward(args.blur_weight, saved, t, d_state, scratch)
-        matmul(
-            saved.d_controls[t],
-            weights_transposed.control_proj[:, :-1],
-            1,
-            d_state.reads_and_output[:, reads_width(args.sizes) :],
-        )
+        d_output = d_state.reads_and_output[:, reads_width(args.sizes) :]
+        matmul(saved.d_controls[t], weights_transposed.control_proj[:, :-1], 1, d_output)
         controller_step_backward(first, args, weights_transposed, saved, t, d_state)
         if d_inputs.shape[0]:
             matmul(
@@ -140,18 +132,10 @@ def backward_group(first, args, weights_transposed, saved, d_state, d_inputs, ac
         if not accumulate:
             d_weights.gate_proj[-1] = 0
         accumulate_rows(d_gates, d_weights.gate_proj[-1])
-    matmul_tn(
-        controller_inputs_after[:, output_offset:],
-        saved.d_controls.reshape(all_steps, d_weights.control_proj.shape[1]),
-        accumulate,
-        d_weights.control_proj,
-    )
-    matmul_tn(
-        controller_inputs_after[:, reads_offset:],
-        saved.d_logits.reshape(all_steps, d_weights.output_proj.shape[1]),
-        accumulate,
-        d_weights.output_proj,
-    )
+    d_controls = saved.d_controls.reshape(all_steps, d_weights.control_proj.shape[1])
+    d_logits = saved.d_logits.reshape(all_steps, d_weights.output_proj.shape[1])
+    matmul_tn(controller_inputs_after[:, output_offset:], d_controls, accumulate, d_weights.control_proj)
+    matmul_tn(controller_inputs_after[:, reads_offset:], d_logits, accumulate, d_weights.output_proj)
 
 
 @jit_refcounted
@@ -183,10 +167,8 @@ def groups_forward(shard_first, shard_stop, args, buffers, save_for_backward, fi
 def groups_backward(shard_first, shard_stop, args, buffers, d_logits, d_final, d_initial, d_inputs, d_weights_flat):
     """Go back from the gradients of logits and final states: overwrites those of initial states, inputs and maps."""
     steps, group, rows = len(args.inputs), min(GROUP, shard_stop - shard_first), args.initial_state.memory.shape[2]
-    weights_transposed, d_weights = (
-        unpack_transposed(args.weights_transposed, args.sizes),
-        unpack_weights(d_weights_flat, args.sizes),
-    )
+    weights_transposed = unpack_transposed(args.weights_transposed, args.sizes)
+    d_weights = unpack_weights(d_weights_flat, args.sizes)
     # By way of `d_initial`, autograd gives the learned initial state its gradients.
     d_weights.initial_reads[:], d_weights.initial_hidden[:], d_weights.initial_cell[:] = 0, 0, 0
     for i in range(len(buffers) - 1, -1, -1):  # what the last one left may still be in cache
@@ -219,11 +201,8 @@ def groups_forward_backward(shard_first, shard_stop, args, loss_args, buffer, ac
     `accumulate`, else overwritten.
     """
     steps, group, rows = len(args.inputs), min(GROUP, shard_stop - shard_first), args.initial_state.memory.shape[2]
-    weights, weights_transposed = (
-        unpack_weights(args.weights, args.sizes),
-        unpack_transposed(args.weights_transposed, args.sizes),
-    )
-    d_weights = unpack_weights(d_weights_flat, args.sizes)
+    weights, d_weights = unpack_weights(args.weights, args.sizes), unpack_weights(d_weights_flat, args.sizes)
+    weights_transposed = unpack_transposed(args.weights_transposed, args.sizes)
     saved, d_state = carve_saved(buffer, steps, group, rows, args.sizes, False)
     if not accumulate:
         d_weights.initial_reads[:], d_weights.initial_hidden[:], d_weights.initial_cell[:] = 0, 0, 0

@@ -3,11 +3,11 @@
 import torch
 
 import train  # noqa: F401
-from experiment.backend import use_widest_vectors, warm_up
+from experiment.backend import start_backend, use_widest_vectors
 from ntm import NTM
 
 use_widest_vectors()
 torch.set_num_threads(1)  # threads do not survive a fork
 model = NTM(5, 3, 8, 12, 6)
-warm_up(model, training=True)
+start_backend(model, training=True)
 torch.optim.AdamW(model.parameters())  # imports a second's worth of torch

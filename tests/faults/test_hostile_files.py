@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from real_runs import TINY, Folder
 
 from experiment import checkpoint
-from experiment.configuration import Recipe, load_task_json
+from experiment.configuration import load_task_json
 from experiment.errors import InputError
 from tasks.task import USUAL_LIMITS
 
@@ -163,7 +163,7 @@ def test_mutated_configurations_are_right_or_refused(tmp_path_factory, changes, 
     path = tmp_path_factory.getbasetemp() / "mutated.json"
     text = json.dumps({**TINY, **changes})
     path.write_text(text[: len(text) - cut] if cut % 4 == 0 else text)
-    configuration, said = attempt(load_task_json, path, Recipe())
+    configuration, said = attempt(load_task_json, path)
     if said is not None:
         assert said.startswith(str(path))
         assert "\n" not in said
@@ -177,4 +177,4 @@ def test_deep_and_broken_json_is_refused(tmp_path, text):
     path = tmp_path / "bad.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"bad\.json"):
-        load_task_json(path, Recipe())
+        load_task_json(path)
