@@ -9,6 +9,7 @@ prints wrong bits and exact sequences by size, and writes the table and pictures
 import argparse
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -316,7 +317,10 @@ def main() -> None:
     if options.input:
         answer_file(paths[options.config], options)
         return
-    (options.output / "log").mkdir(parents=True, exist_ok=True)  # an error now, not after all is scored
+    folder = options.output / "log"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # an error now, not after all is scored
+        raise InputError(f"{folder}: cannot be written; -output names another folder")
     if options.animate or options.page:
         for path in paths.values():
             if options.animate:

@@ -124,6 +124,7 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, output: Path) -> N
     trained = {"iterations": state.step, "seconds": state.seconds(), "commit": commit()}
     configuration = state.configuration
     contents = {"configuration": configuration.as_dict(), "model": state.model.state_dict(), "trained": trained}
+    saved_model = state.free_path(saved_model)
     checkpoint.save(saved_model, contents)
     outcome, took = final_test(state), f"finished after {trained['seconds']:.1f} s"
     log.line(f"{took}: {saved_model.name}, weights {weights_mark(state.model)}\n{outcome}")
@@ -149,7 +150,7 @@ def run(processes: Processes) -> None:
         model.load_state_dict(processes.share(lambda: checkpoint.weights_for(model, configuration, options.init)))
     wanted_name = configuration.name
     claim = claim_run(configuration, options) if processes.first else None
-    configuration, folder, saved_model, _ = processes.share(lambda: claim._replace(lock=None))
+    configuration, folder, saved_model, replaces, _ = processes.share(lambda: claim._replace(lock=None))
     recipe, name = configuration.recipe, configuration.name
 
     # Optimizer, and sequences that training never looks at.
@@ -157,7 +158,8 @@ def run(processes: Processes) -> None:
     runs_on += f", {processes.count} processes" * (processes.count > 1)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())
-    state = TrainState(configuration, model, optimizer, Clipper(recipe), folder / "checkpoint.pt", options.init)
+    begins = folder / "checkpoint.pt", replaces, options.init
+    state = TrainState(configuration, model, optimizer, Clipper(recipe), *begins)
     held_out = draw_held_out(configuration)
 
     # From the beginning, or from the last checkpoint on.

@@ -18,6 +18,7 @@ from ntm import NTM, Backend, BackendError
 from ntm.controller import LSTMController
 from ntm.machine import Machine
 from ntm.memory import INITIAL_VALUE
+from ntm.ntm import OWN_FORWARD
 
 DIFFERENCE = 1e-4  # between the paths, of logits and of each gradient, relative to their norm
 ROUNDING = 300  # a difference may also be this many times the rounding of the reference path itself
@@ -192,12 +193,14 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         threads: how many it gets; None for as many as PyTorch had, and one for an NTM on the reference path.
 
     Raises:
-        InputError: the model asks for the fused path, and it cannot be had; a parameter is frozen; or its controller's
-            results have another form.
+        InputError: the model asks for the fused path, and it cannot be had; a parameter is frozen; it has a `forward`
+            of its own, which training does not call; or its controller's results have another form.
     """
     device = model.device
     if training and model.frozen:
         raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
+    if training and isinstance(model, NTM) and model.own_forward():
+        raise InputError(f"{OWN_FORWARD}: override `step_with_focus` instead")
     if model.backend is not Backend.REFERENCE:
         use_widest_vectors()
     try:

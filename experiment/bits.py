@@ -24,7 +24,7 @@ def read_sequences(path: Path, width: int) -> list[Tensor]:
         InputError: the file cannot be read, holds no sequence, or has a line that is no such vector.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read(MAX_CHARACTERS + 1)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error

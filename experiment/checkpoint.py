@@ -97,6 +97,8 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is no file")
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size for entry in archive.infolist()):
                 raise InputError(f"{path}: not a model file of this program: its parts are compressed")

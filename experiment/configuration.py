@@ -27,6 +27,7 @@ MACHINES = {"": "NTM, LSTM controller", "_ff": "NTM, feed-forward controller", "
 PAPER = tuple(task + machine for task in PAPER_TASKS for machine in MACHINES)
 NAMES = REVERSE + PAPER
 
+RUN_NAME = r"[A-Za-z0-9_.-]{1,64}"
 ENDS = ("min", "max", "longer_min", "longer_max")  # of a range of sizes in a file
 END = re.compile(r"^(longer_)?(min|max)_")
 
@@ -157,6 +158,8 @@ class Configuration:
             InputError: something is missing, unknown or impossible; the message begins with `source`.
         """
         fields = checked_keys(fields, {"name": str, "network": dict, "data": dict, "recipe": dict}, source)
+        if not re.fullmatch(RUN_NAME + r"(-\d+)?", fields["name"]):  # it becomes a part of paths
+            raise InputError(f"{source}: 'name' must be letters, digits, '_', '-' and '.', not {fields['name'][:40]!r}")
         recipe, types = fields["recipe"], _types(Recipe)
         if finished:
             recipe = dataclasses.asdict(Recipe()) | {key: recipe[key] for key in recipe.keys() & types.keys()}
@@ -248,7 +251,7 @@ def load_task_json(path: Path) -> Configuration:
     Raises:
         InputError: the file cannot be read or is wrong.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", path.stem):
+    if not re.fullmatch(RUN_NAME, path.stem):
         raise InputError(f"{path}: a run is named after its file; use letters, digits, '_', '-' and '.', 64 at most")
     return _of_fields(path.stem, read_json(path), str(path))
 

@@ -47,8 +47,11 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
     Raises:
         InputError: heads of this machine begin elsewhere than on row 0.
     """
-    if model.initial_state(1, 3).weighting.unique(dim=1).tolist() != [[[1, 0, 0]]]:
+    state = model.initial_state(1, 3)
+    if state.weighting.unique(dim=1).tolist() != [[[1, 0, 0]]]:
         raise InputError("-page: knows heads that begin on row 0, and these begin elsewhere")
+    if (state.memory != memory.INITIAL_VALUE).any():
+        raise InputError("-page: knows a memory that is INITIAL_VALUE everywhere at first, and this one is not")
     weights = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
     network, data, task = configuration.network, configuration.data, configuration.task
     typed = type(task) in (Reverse, Copy)  # whose sequences are vectors, and can be typed

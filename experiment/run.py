@@ -78,12 +78,18 @@ def acquire_lock(path: Path, timeout: float = -1) -> FileLock:
     return lock
 
 
+def model_there(path: Path) -> int | None:
+    """What tells a model's file from another in its place: when it was written, in nanoseconds; None if none is."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
 class Claim(NamedTuple):
     """A run's name, which its configuration carries, and the places that are its own until the process ends."""
 
     configuration: Configuration
     folder: Path  # runs/<name>
     saved_model: Path
+    replaces: int | None  # the model that is there now, as `model_there` says
     lock: FileLock
 
 
@@ -134,7 +140,7 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
                     f"{folder}: another run is writing here; wait for it, or choose another -output"
                 ) from error
             continue
-        return Claim(named, folder, wanted or saved_model, lock)
+        return Claim(named, folder, wanted or saved_model, model_there(wanted or saved_model), lock)
     raise AssertionError("names never end")
 
 
@@ -156,6 +162,7 @@ class TrainState:
         step: iterations done.
         sums: of what each iteration since the last report measured.
         file_sizes: of the run's files at the checkpoint that was loaded; None at the beginning.
+        replaces: the model that was in the place of this run's when it began; None where there was none.
         init: the model file that it began with; None where it began from nothing.
     """
 
@@ -166,11 +173,12 @@ class TrainState:
         optimizer: torch.optim.Optimizer,
         clipper: Clipper,
         path: Path,
+        replaces: int | None = None,
         init: Path | None = None,
     ) -> None:
         self.configuration, self.model, self.optimizer, self.clipper = configuration, model, optimizer, clipper
         self.path, self.init = path, str(init.absolute()) if init else None
-        self.step, self.sums, self.file_sizes = 0, {"iters": 0}, None
+        self.step, self.sums, self.file_sizes, self.replaces = 0, {"iters": 0}, None, replaces
         self._seconds_before, self._step_before, self._started = 0.0, 0, time.perf_counter()
 
     def seconds(self) -> float:
@@ -215,6 +223,7 @@ class TrainState:
             "seconds": self.seconds(),
             "sums": self.sums,
             "init": self.init,
+            "replaces": self.replaces,
             "sizes": file_sizes,
         }
         checkpoint.save(self.path, contents)
@@ -233,17 +242,28 @@ class TrainState:
             raise InputError(f"-resume: {self.path} is of a run with other flags: {differ}")
         if stored.get("init") != self.init:
             raise InputError(f"-resume: {self.path} is of a run with other flags: -init was {stored.get('init')}")
+        if "optimizer" not in stored:
+            raise InputError(f"-resume: {self.path} is a finished model, and no checkpoint; -init begins with one")
         try:
-            if stored["format"] != checkpoint.FORMAT:
+            if stored["format"] != checkpoint.FORMAT or "replaces" not in stored:
                 raise ValueError("settings of the same name may mean something else")
             self.model.load_state_dict(stored["model"])
             self.optimizer.load_state_dict(stored["optimizer"])
         except (ValueError, RuntimeError) as error:
             raise InputError(f"-resume: {self.path} is of an older train.py; delete it to start anew") from error
         self.clipper.log_typical, self.sums = stored["log_typical_norm"], stored["sums"]
-        self.file_sizes = stored["sizes"]
+        self.file_sizes, self.replaces = stored["sizes"], stored["replaces"]
         self.step = self._step_before = stored["step"]
         self._seconds_before = stored["seconds"]
+
+    def free_path(self, path: Path) -> Path:
+        """The model's path; or one beside it, and a line, where another model has come there since the run began."""
+        if model_there(path) in (None, self.replaces):
+            return path
+        beside = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
+        free = next(other for other in beside if not other.exists())
+        print(f"{path}: another model has come there since this run began; this one is {free.name}")
+        return free
 
     def where(self, step: int) -> str:
         """The run, its seed and that of an iteration's batch, so that the batch can be drawn again."""

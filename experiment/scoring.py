@@ -1,6 +1,8 @@
 """Scores over test batches, and one sequence traced step by step."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -94,7 +96,16 @@ def initial_state(
     return state
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(model: Machine) -> Iterator[None]:
+    """Put a model into eval mode, without gradients, for a while."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        yield
+    model.train(was_training)
+
+
 def score(
     model: Machine,
     task: Task,
@@ -108,15 +119,12 @@ def score(
     Returns:
         The score, and for each batch its wrong bits by sequence, (B,).
     """
-    was_training, device = model.training, model.device
-    model.eval()
     losses, wrong = [], []
-    for batch in batches:
-        batch = batch.to(device)
-        logits, _ = model(batch.inputs, initial_state(model, batch.inputs.shape[1], memory_units, dirt, source))
-        losses.append(cross_entropy(logits, batch.targets, batch.mask).item())
-        wrong.append(task.wrong_bits(logits, batch).cpu())
-    model.train(was_training)
+    with evaluating(model):
+        for batch in (batch.to(model.device) for batch in batches):
+            logits, _ = model(batch.inputs, initial_state(model, batch.inputs.shape[1], memory_units, dirt, source))
+            losses.append(cross_entropy(logits, batch.targets, batch.mask).item())
+            wrong.append(task.wrong_bits(logits, batch).cpu())
     costs = [sequence_bits(loss, batch) for loss, batch in zip(losses, batches, strict=True)]
     return summarise(losses, costs, wrong), wrong
 
@@ -177,7 +185,6 @@ class Trace(NamedTuple):
         return ((self.outputs > 0.5) != (self.targets > 0.5)) & (self.mask[:, None] > 0)
 
 
-@torch.no_grad()
 def trace(
     model: NTM,
     batch: Batch,
@@ -187,16 +194,17 @@ def trace(
 ) -> Trace:
     """Take the first sequence of a batch through the reference model, from `initial_state`; keep what the heads did."""
     device, readers = model.device, model.heads.num_read
-    state = initial_state(model, 1, memory_units, dirt, source)
-    first_memory, steps = state.memory[0].cpu().numpy(), []
-    for x in batch.inputs[:, :1].to(device):
-        logits, state, focus = model.step_with_focus(x, state)
-        reading, writing = state.weighting[:, :readers], state.weighting[:, readers:]
-        c = focus.controls
-        addressing = c.key_strength[..., 0], c.interpolation_gate[..., 0], c.shift_weighting, c.sharpening[..., 0]
-        steps.append(
-            (logits.sigmoid(), c.erase, c.add, state.reads, reading, writing, *addressing, state.memory.clone())
-        )
+    with evaluating(model):
+        state = initial_state(model, 1, memory_units, dirt, source)
+        first_memory, steps = state.memory[0].cpu().numpy(), []
+        for x in batch.inputs[:, :1].to(device):
+            logits, state, focus = model.step_with_focus(x, state)
+            reading, writing = state.weighting[:, :readers], state.weighting[:, readers:]
+            c = focus.controls
+            addressing = c.key_strength[..., 0], c.interpolation_gate[..., 0], c.shift_weighting, c.sharpening[..., 0]
+            steps.append(
+                (logits.sigmoid(), c.erase, c.add, state.reads, reading, writing, *addressing, state.memory.clone())
+            )
     by_step = (torch.cat(part).cpu().numpy() for part in zip(*steps, strict=True))
     given = (batch.inputs[:, 0].numpy(), batch.targets[:, 0].numpy(), batch.mask[:, 0].numpy())
     return Trace(*given, *by_step, first_memory)

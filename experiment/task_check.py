@@ -1,5 +1,7 @@
 """A look at what a task makes, before a run trains on it: a mistake in one of one's own is one line, not a riddle."""
 
+import math
+
 import torch
 
 from experiment.configuration import Configuration
@@ -17,7 +19,7 @@ def check_task(configuration: Configuration) -> None:
     if hasattr(task, "loss"):
         raise InputError(f"task {data.name}: has a loss of its own, and train.py trains on that of ntm/loss.py")
     for size in (data.low, data.high):
-        trouble = trouble_at(task, size)
+        trouble = trouble_at(task, size) or (trouble_of_chance(task, size) if size == data.high else None)
         if trouble:
             raise InputError(f"task {data.name}, size {label(size)}: {trouble}")
 
@@ -26,21 +28,33 @@ def trouble_at(task: Task, size: tuple) -> str | None:
     """Say in one phrase what is wrong with what a task makes of a size; None where nothing is."""
     uneven = (0.5,) if task.can_be_uneven else ()
     try:
-        batch, again, other = (task.sample(3, size, torch.Generator().manual_seed(seed), *uneven) for seed in (0, 0, 1))
+        batch = task.sample(3, size, torch.Generator().manual_seed(0), *uneven)
     except TypeError as error:
         return f"sample cannot be called as training does ({error})"
     trouble = trouble_of(batch, task)
     if trouble:
         return trouble
+    rows = task.rows_needed(size)
+    if type(rows) is not int or rows < 1:
+        return f"rows_needed is {rows}; a tape has a whole number of rows, and at least one"
+    wrong = task.wrong_bits(torch.zeros_like(batch.targets), batch)
+    if not (isinstance(wrong, torch.Tensor) and wrong.shape == (3,)):
+        return "wrong_bits must be a tensor with the wrong bits of each sequence, (B,)"
+    best = task.optimal_cost(batch)
+    if best is not None and not (isinstance(best, torch.Tensor) and best.shape == (3,) and 0 < best.sum() < math.inf):
+        return "optimal_cost must be None, or a tensor with the bits of each sequence, (B,), not all 0"
+    return None
+
+
+def trouble_of_chance(task: Task, size: tuple) -> str | None:
+    """Say in one phrase what is wrong with how a task draws; None where nothing is."""
+    uneven = (0.5,) if task.can_be_uneven else ()
+    sources = (torch.Generator().manual_seed(seed) for seed in (0, 0, 1))
+    batch, again, other = (task.sample(32, size, source, *uneven) for source in sources)
     if not all(map(torch.equal, batch, again)):
         return "sample draws something from elsewhere than its generator: a run could not be repeated"
-    if batch.inputs.numel() > 60 and all(map(torch.equal, batch, other)):
+    if all(map(torch.equal, batch, other)):
         return "sample gives the same whatever its generator: a run would see nothing else"
-    if task.rows_needed(size) < 1:
-        return f"rows_needed is {task.rows_needed(size)}; a tape has at least one row"
-    best = task.optimal_cost(batch)
-    if best is not None and not (isinstance(best, torch.Tensor) and best.shape == (3,)):
-        return "optimal_cost must be None, or a tensor with the bits of each sequence, (B,)"
     return None
 
 
@@ -58,6 +72,8 @@ def trouble_of(batch: Batch, task: Task) -> str | None:
             return f"{name} must be float32, and are {part.dtype}"
         if not part.isfinite().all():
             return f"{name} are not all finite"
+        if part.requires_grad:
+            return f"{name} want a gradient; a batch is data"
     for name in ("targets", "mask"):
         if not torch.isin(getattr(batch, name), torch.tensor([0.0, 1.0])).all():
             return f"{name} must be 0 or 1, and are not all"

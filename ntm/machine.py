@@ -1,5 +1,6 @@
 """What the NTM and its baseline share: parameters that lie in one tensor, and the choice of the path."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,16 +39,25 @@ def lie_in_flat(tensors: list[Tensor], flat: Tensor) -> bool:
 
 
 class FlatParameters(torch.Tensor):
-    """All parameters of a model as one tensor, whose `grad` is always there: set to None, it becomes 0 in place.
+    """All parameters of a model as one tensor, whose `grad` is always there, and always that of the parameters.
 
-    An optimizer's `zero_grad` sets it to None, which on a plain tensor would part it from the parameters' gradients.
+    Set to None, as by an optimizer's `zero_grad`, it becomes 0 in place. A parameter's gradient that is None, as after
+    a model's `zero_grad`, or that lies elsewhere, is brought back into it when it is asked for.
+
+    Attributes:
+        gradients: each parameter with its part of `grad`.
     """
 
+    gradients: Sequence[tuple[nn.Parameter, Tensor]] = ()
     __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed from it is a plain tensor
 
     @property
     def grad(self) -> Tensor:
         """The gradient of all parameters as one."""
+        for parameter, own in self.gradients:
+            there = parameter.grad
+            if there is None or there.data_ptr() != own.data_ptr():
+                parameter.grad = own.zero_() if there is None else own.copy_(there)
         return torch.Tensor.grad.__get__(self)
 
     @grad.setter
@@ -126,7 +136,8 @@ class Machine(nn.Module):
 
         Returns:
             All parameters as one, with `grad`, which is 0. Call this again after `to`, `deepcopy` or
-            `load_state_dict(assign=True)`, which give the parameters other tensors.
+            `load_state_dict(assign=True)`, which give the parameters other tensors. A change of it between forward and
+            backward goes unnoticed on the reference path, where PyTorch would refuse one of a parameter.
 
         Raises:
             ValueError: a parameter is frozen: an optimizer of one tensor would move it, if only by weight decay.
@@ -142,6 +153,7 @@ class Machine(nn.Module):
         )
         for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
             parameter.data, parameter.grad = value, gradient
+        flat.gradients = list(zip(parameters, gradients, strict=True))
         return flat
 
     def require_flat(self) -> None:

@@ -38,6 +38,8 @@ from ntm.memory import initial_memory, read, write
 from ntm.shards import WHOLE, Part
 from ntm.state import NTMState
 
+OWN_FORWARD = "forward_backward does not call the model, and this one has a `forward` of its own, or hooks on it"
+
 
 @cache
 def stock_shapes(inputs: int, outputs: int, cells: int, read_heads: int, width: int, lstm: bool) -> dict[str, tuple]:
@@ -193,8 +195,11 @@ class NTM(Machine):
 
             state = self.initial_state(1, memory_units) if state is None else state  # one for all sequences
             return fused.unroll(self.packed_parameters(), self.flat_parameters, inputs, state, cell_mask)
-        state = self.initial_state(inputs.shape[1], memory_units) if state is None else state
-        return self.unroll(inputs, state, cell_mask)
+        own = self.initial_state(inputs.shape[1], memory_units if state is None else state.memory.shape[1])
+        if state is not None and [part.shape for part in state[:3]] != [part.shape for part in own[:3]]:
+            shapes = [tuple(part.shape) for part in own[:3]]
+            raise ValueError(f"state does not fit: here, memory, weighting and reads are of the shapes {shapes}")
+        return self.unroll(inputs, own if state is None else state, cell_mask)
 
     def forward_backward(
         self,
@@ -231,8 +236,8 @@ class NTM(Machine):
             RuntimeError: parameters were replaced since `flatten_parameters`; or, on the fused path, inputs or memory
                 want a gradient.
             TypeError: on the fused path, the types of arguments and weights differ, or `cell_mask` is not bool.
-            ValueError: arguments do not fit together, the batch cannot be split into so many parts, or there is a cost
-                of blur, and the model has a `step` of its own.
+            ValueError: arguments do not fit together, the batch cannot be split into so many parts, there is a cost
+                of blur, and the model has a `step` of its own; or it has a `forward` of its own, or hooks on that.
         """
         self.require_batch(inputs, targets, mask, memory, cell_mask)
         if self.use_fused():
@@ -243,6 +248,8 @@ class NTM(Machine):
             parameters = self.packed_parameters(), self.flat_parameters
             return fused.forward_backward(*parameters, inputs, targets, mask, memory, cell_mask, blur_cost, part)
         self.require_flat()
+        if self.own_forward():
+            raise ValueError(f"{OWN_FORWARD}: override `step_with_focus`, or take `backward()` of a loss")
         batch, here = inputs.shape[1], part.sequences(inputs.shape[1])
         state = self.initial_state(here.stop - here.start, None if memory is None else memory.shape[1])
         if memory is not None:
@@ -255,6 +262,11 @@ class NTM(Machine):
             loss = loss + blur_cost * blur(torch.stack(shifted)).mean() * logits.shape[1] / batch
         loss.backward()
         return loss.item(), logits.detach()
+
+    def own_forward(self) -> bool:
+        """Whether calling the model is more than `NTM.forward`: `forward_backward` does not call it."""
+        own = type(self).forward is not NTM.forward or "forward" in vars(self)
+        return own or bool(self._forward_hooks or self._forward_pre_hooks)
 
     def unroll(
         self,
@@ -297,6 +309,8 @@ class NTM(Machine):
         parameter = self.initial_reads
         if parameter.device.type != "cpu":
             return f"the fused path runs on the CPU, not on {parameter.device}"
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            return "the fused path is not one for the transforms of torch.func"
         if torch.is_autocast_enabled("cpu"):
             return "the fused path computes in the type of the weights, and autocast is on"
         if parameter.dtype not in (torch.float32, torch.float64):

@@ -1,9 +1,11 @@
 """ntm/fused/adamw.py: its steps are PyTorch's."""
 
+import pytest
 import torch
 
 from experiment.configuration import Recipe
 from experiment.training import make_optimizer
+from ntm.fused import FusedAdamW
 
 
 def test_compiled_adamw_is_pytorchs():
@@ -24,3 +26,9 @@ def test_compiled_adamw_is_pytorchs():
         found.append((weights.detach(), *optimizer.state[weights].values()))
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["maximize", "amsgrad", "foreach", "capturable"])
+def test_options_that_it_has_not_are_refused(option):
+    with pytest.raises(TypeError, match=option):
+        FusedAdamW([torch.zeros(3)], 1e-3, (0.9, 0.999), 1e-8, 0.0, **{option: True})

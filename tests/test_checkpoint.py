@@ -1,6 +1,7 @@
 """experiment/checkpoint.py: what is saved, and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,3 +71,9 @@ def test_a_model_of_other_shifts_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHIFTS", (0, 1, 2))
     with pytest.raises(InputError, match=r"pt: is of a machine with the shifts \[-1, 0, 1\]; .* are \[0, 1, 2\]"):
         load(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/zero", str(ROOT)])
+def test_what_is_no_file_is_not_read(path):
+    with pytest.raises(InputError, match=f"{path}: is no file"):
+        load(Path(path))

@@ -203,3 +203,11 @@ def test_a_log_names_the_settings_that_do_something():
     assert used["f1d1"] == everything - of_rmsprop - of_cells
     assert used["l1d1"] == everything - of_rmsprop - of_cells - of_memory
     assert set(settings_in_use(Recipe(optimizer="rmsprop"), {"memory", "cells"})) == everything - of_adam
+
+
+@pytest.mark.parametrize("name", ["../docs/index", "a/b", "a\\b", "", "a b", "a\0b", "a\n", "\x1b[2J", "a" * 65])
+def test_a_name_that_is_a_path_is_refused(name):
+    fields = load_configuration("m1d1").as_dict() | {"name": name}
+    with pytest.raises(InputError, match="here: 'name' must be letters, digits"):
+        Configuration.from_dict(fields, "here")
+    assert Configuration.from_dict(fields | {"name": "m1d1-2"}, "here").name == "m1d1-2"

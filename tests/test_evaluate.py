@@ -86,7 +86,7 @@ def test_evaluate_writes_its_table_and_pictures(repository, tiny):
 
 def test_evaluate_answers_ones_own_sequences(repository, tiny):
     saved = repository.folder / "saved_model" / "reverse_tiny.pt"
-    (repository.folder / "bits.txt").write_text("110\n0 0 1\n\n\n111")
+    (repository.folder / "bits.txt").write_text("\ufeff110\n0 0 1\n\n\n111")
     out = repository.run("evaluate.py", "-saved_model", saved, "-input", "bits.txt").stdout
     model, configuration = load_model(saved)
     for number, bits in ((1, [[1, 1, 0], [0, 0, 1]]), (2, [[1, 1, 1]])):

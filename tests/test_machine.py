@@ -64,25 +64,50 @@ def test_a_parameter_that_left_the_flat_tensor_is_refused_not_left_untrained(rep
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("order", ["before", "between"])
 @pytest.mark.parametrize("at_once", [True, False])
-def test_an_optimizer_over_flat_parameters_learns_with_a_plain_zero_grad(backend, order, at_once):
+@pytest.mark.parametrize("by", ["optimizer", "model", "hand"])
+def test_an_optimizer_over_flat_parameters_learns_whoever_sets_gradients_to_none(backend, order, at_once, by):
     inputs, targets, mask = torch.rand(5, 4, 5).double(), torch.ones(5, 4, 3).double(), torch.ones(5, 4).double()
     found = []
     for flattened in (False, True):
         torch.manual_seed(3)
         model = lively_model(backend=backend)
         optimizer = torch.optim.SGD([model.flatten_parameters()] if flattened else model.parameters(), lr=0.5)
+
+        def zero_grad(model=model, optimizer=optimizer):
+            if by == "hand":
+                for parameter in model.parameters():
+                    parameter.grad = None
+            else:
+                (optimizer if by == "optimizer" else model).zero_grad()
+
         for _ in range(3):
             if at_once:
-                optimizer.zero_grad()
+                zero_grad()
                 model.forward_backward(inputs, targets, mask)
             else:
                 if order == "before":
-                    optimizer.zero_grad()
+                    zero_grad()
                 loss = cross_entropy(model(inputs)[0], targets, mask)
                 if order == "between":
-                    optimizer.zero_grad()
+                    zero_grad()
                 loss.backward()
             optimizer.step()
         found.append([parameter.detach() for parameter in model.parameters()])
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(theirs, ours)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_gradient_that_was_put_in_is_that_of_the_flat_parameters(backend):
+    inputs, targets, mask = torch.rand(5, 4, 5).double(), torch.ones(5, 4, 3).double(), torch.ones(5, 4).double()
+    model = lively_model(backend=backend)
+    flat = model.flatten_parameters()
+    model.forward_backward(inputs, targets, mask)
+    once = flat.grad.clone()
+    for parameter in model.parameters():
+        parameter.grad = 2 * parameter.grad
+    torch.testing.assert_close(flat.grad, 2 * once)
+    for parameter in model.parameters():
+        parameter.grad = 2 * parameter.grad
+    model.forward_backward(inputs, targets, mask)
+    torch.testing.assert_close(flat.grad, 5 * once)

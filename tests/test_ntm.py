@@ -9,7 +9,9 @@ import torch
 from conftest import flat, lively_model, lively_state, nested
 from torch.autograd import gradcheck
 
+from experiment.backend import start_backend
 from experiment.configuration import load_configuration
+from experiment.errors import InputError
 from ntm import NTM, Backend, BackendError, LSTMBaseline
 from ntm.loss import cross_entropy
 from tasks import Batch
@@ -227,3 +229,49 @@ def test_batches_that_do_not_fit_are_refused_not_broadcast(kind, wrong):
     }[wrong]
     with pytest.raises(ValueError, match=r"mask|targets|memory"):
         model.forward_backward(**given)
+
+
+class Scaled(NTM):
+    def forward(self, inputs, *rest):
+        return super().forward(3 * inputs, *rest)
+
+
+@pytest.mark.parametrize("own", ["forward", "hook", "hook before", "put in"])
+def test_what_forward_backward_would_not_call_is_refused(own):
+    model = (Scaled if own == "forward" else NTM)(5, 3, 6, 7, 5)
+    if own == "hook":
+        model.register_forward_hook(lambda m, a, out: (3 * out[0], out[1]))
+    elif own == "hook before":
+        model.register_forward_pre_hook(lambda m, a: (3 * a[0], *a[1:]))
+    elif own == "put in":
+        model.forward = lambda *a: None
+    with pytest.raises(ValueError, match="does not call the model, and this one has a `forward` of its own"):
+        model.forward_backward(torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2))
+    with pytest.raises(InputError, match="override `step_with_focus` instead"):
+        start_backend(model, training=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("part", ["memory", "weighting", "reads"])
+def test_a_state_that_does_not_fit_is_not_broadcast(backend, part):
+    model = lively_model(backend=backend)
+    state = model.initial_state(2)
+    odd = getattr(state, part)[..., :1]
+    with pytest.raises(ValueError, match="state"):
+        model(torch.rand(4, 2, 5).double(), state._replace(**{part: odd}))
+
+
+def test_the_transforms_of_torch_func_take_the_reference_path():
+    model, inputs = lively_model(), torch.rand(4, 2, 5).double()
+    parameters = dict(model.named_parameters())
+
+    def mean(parameters):
+        return torch.func.functional_call(model, parameters, (inputs,))[0].mean()
+
+    found = torch.func.grad(mean)(parameters)
+    mean(parameters).backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(found[name], parameter.grad)
+    model.backend = Backend.FUSED
+    with pytest.raises(BackendError, match=r"torch\.func"):
+        torch.func.grad(mean)(parameters)

@@ -246,6 +246,11 @@ def test_a_page_whose_equations_nothing_compares_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr("ntm.ntm.initial_weighting", lambda *sizes, like: like.new_tensor([[[0.0, 1, 0]]]))
     with pytest.raises(InputError, match="-page: knows heads that begin on row 0"):
         write_page(model, configuration, tmp_path / "page.html")
+    monkeypatch.undo()
+    monkeypatch.setattr("ntm.ntm.STOCK", Contents())
+    monkeypatch.setattr("ntm.ntm.initial_memory", lambda *sizes, like: like.new_full(sizes, 0.5))
+    with pytest.raises(InputError, match="-page: knows a memory that is INITIAL_VALUE everywhere at first"):
+        write_page(model, configuration, tmp_path / "page.html")
 
 
 def test_a_machine_that_the_page_does_not_know_is_refused(tmp_path):

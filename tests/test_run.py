@@ -1,12 +1,15 @@
-"""experiment/run.py: what is said of a model at the end of its run."""
+"""experiment/run.py: where a run's model goes, and what is said of it at the end."""
 
 import re
 
 import pytest
 import torch
 
-from experiment.run import verdict
+from experiment.checkpoint import load, load_model
+from experiment.configuration import load_configuration
+from experiment.run import TrainState, model_there, verdict
 from experiment.scoring import summarise
+from experiment.training import Clipper, make_optimizer
 
 
 def scored(wrong: int, of: int, cost: float = 0.0):
@@ -36,3 +39,49 @@ def test_where_the_optimum_is_wrong_at_times_a_run_is_measured_by_it(cost, learn
     assert said.startswith(f"{cost:.2f} bits for a held-out sequence, {cost / 100 - 1:.2%} above the optimal predictor")
     assert said.endswith("above the optimal predictor") == learned
     assert ("it has not learned" in said) != learned
+
+
+def test_a_model_that_came_there_since_the_run_began_is_left_alone(tmp_path, capsys):
+    path, configuration = tmp_path / "model.pt", load_configuration("m1d1")
+
+    def free_path(replaces):
+        return TrainState(configuration, None, None, None, tmp_path, replaces).free_path(path)
+
+    assert free_path(None) == path
+    path.write_text("another's")
+    before = model_there(path)
+    assert free_path(before) == path  # as with -overwrite: it was there when the run began
+    assert free_path(None) == tmp_path / "model-2.pt"
+    assert free_path(before - 1) == tmp_path / "model-2.pt"
+    assert (
+        "model.pt: another model has come there since this run began; this one is model-2.pt" in capsys.readouterr().out
+    )
+    (tmp_path / "model-2.pt").write_text("a third's")
+    assert free_path(None) == tmp_path / "model-3.pt"
+
+
+@pytest.mark.slow
+def test_a_resumed_run_replaces_no_model_that_came_there_meanwhile(repository, tiny):
+    flags, out = (*tiny[0][:2], "-batch_size", 2, "-output", "meanwhile"), repository.folder / "meanwhile"
+    saved, checkpoint = out / "saved_model" / "reverse_tiny.pt", out / "runs" / "tiny" / "checkpoint.pt"
+    repository.run("train.py", *flags, "-num_iters", 2)
+    finished = saved.read_bytes()
+    checkpoint.write_bytes(finished)
+    error = repository.run("train.py", *flags, "-num_iters", 2, "-resume", code=2).stderr
+    assert "checkpoint.pt is a finished model, and no checkpoint" in error
+    state = load(saved)
+    model, configuration = load_model(saved)
+    optimizer = make_optimizer(configuration.recipe, model.flatten_parameters(), fused=False)
+    stopped = TrainState(configuration, model, optimizer, Clipper(configuration.recipe), checkpoint)
+    stopped.step = 1
+    stopped.save(load_sizes(out))
+    done = repository.run("train.py", *flags, "-num_iters", 2, "-resume")
+    assert "this one is reverse_tiny-2.pt" in done.stdout
+    assert saved.read_bytes() == finished
+    assert load(saved.with_stem("reverse_tiny-2"))["configuration"] == state["configuration"]
+
+
+def load_sizes(out):
+    events = (out / "runs" / "tiny").rglob("events*")
+    sizes = {f"{path.parent.name}/{path.name}": path.stat().st_size for path in events}
+    return sizes | {"log": (out / "log" / "tiny.log").stat().st_size}

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from experiment.configuration import load_configuration
-from experiment.scoring import generator, sample_sizes, score, spread_sizes, summarise
+from experiment.scoring import generator, sample_sizes, score, spread_sizes, summarise, trace
+from ntm.controller import LSTMController
 from tasks.repeat_copy import LengthAndRepeats
 from tasks.vectors import Length
 
@@ -51,3 +52,23 @@ def test_scoring_leaves_the_model_as_it_was_and_draws_nothing():
     assert first.sequences == 140 == sum(map(len, wrong))
     assert score(model, task, batches)[0] == first
     assert first.bits == pytest.approx((2 + 3) / 2 * 4, rel=0.2)  # an untrained model guesses
+
+
+class Noisy(LSTMController):
+    """A controller that behaves otherwise in training."""
+
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        return torch.nn.functional.dropout(output, 0.5, self.training), state
+
+
+def test_a_look_at_the_heads_is_in_eval_mode_and_leaves_the_model_as_it_was():
+    configuration = load_configuration("m1d2")
+    model, batch = configuration.make_model(), configuration.task.sample(1, (3,), generator(0, 1))
+    model.controller = Noisy(30, 100)
+    state = torch.get_rng_state()
+    first, again = trace(model, batch), trace(model, batch)
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, two)

@@ -38,6 +38,7 @@ MISTAKES = {
         lambda b: Batch(torch.zeros_like(b.inputs), torch.zeros_like(b.targets), b.mask),
         "the same whatever its generator",
     ),
+    "a gradient": (lambda b: b._replace(inputs=b.inputs.requires_grad_()), "inputs want a gradient"),
     "infinite": (lambda b: b._replace(inputs=b.inputs / 0), "inputs are not all finite"),
     "global randomness": (lambda b: b._replace(targets=torch.randint(0, 2, b.targets.shape).float()), "from elsewhere"),
 }
@@ -99,8 +100,8 @@ def test_a_parameter_of_a_tasks_own_is_none_of_a_networks(monkeypatch):
         load_configuration("copy")
 
 
-@pytest.mark.parametrize("best", [3.0, torch.zeros(2)])
-def test_an_optimal_cost_of_another_shape_is_refused(best, monkeypatch):
+@pytest.mark.parametrize("best", [3.0, torch.zeros(2), torch.zeros(3), torch.full((3,), torch.nan)])
+def test_an_optimal_cost_of_another_kind_is_refused(best, monkeypatch):
     monkeypatch.setattr(Copy, "optimal_cost", lambda self, batch: best)
     with pytest.raises(InputError, match="optimal_cost must be None, or a tensor"):
         check_task(load_configuration("copy"))
@@ -110,3 +111,27 @@ def test_a_sample_that_takes_no_uneven_is_refused(monkeypatch):
     monkeypatch.setattr(Copy, "sample", lambda self, batch_size, size, generator: None)
     with pytest.raises(InputError, match="sample cannot be called as training does"):
         check_task(load_configuration("copy"))
+
+
+@pytest.mark.parametrize("rows", [None, 1.5, 0])
+def test_rows_that_are_no_whole_number_are_refused(rows, monkeypatch):
+    monkeypatch.setattr(Copy, "rows_needed", lambda self, size: rows)
+    with pytest.raises(InputError, match=f"rows_needed is {rows}; a tape has a whole number of rows"):
+        check_task(load_configuration("copy"))
+
+
+def test_wrong_bits_of_all_sequences_together_are_refused(monkeypatch):
+    monkeypatch.setattr(Copy, "wrong_bits", lambda self, logits, batch: torch.zeros(()))
+    with pytest.raises(InputError, match="wrong_bits must be a tensor with the wrong bits of each sequence"):
+        check_task(load_configuration("copy"))
+
+
+def test_a_small_task_that_ignores_its_generator_is_found(monkeypatch):
+    configuration = load_configuration("copy")
+    tiny = dataclasses.replace(configuration.data, task=Copy(1), low=Copy.Size(1), high=Copy.Size(2))
+    configuration = dataclasses.replace(configuration, data=tiny)
+    check_task(configuration)
+    sample = Copy.sample
+    monkeypatch.setattr(Copy, "sample", lambda self, b, n, g, *u: sample(self, b, n, torch.Generator(), *u))
+    with pytest.raises(InputError, match="size 2: sample gives the same whatever its generator"):
+        check_task(configuration)

@@ -173,3 +173,8 @@ def test_heads_begin_by_location():
     moved = [d.unique().tolist() for d in (model[name] - without[name]).round(decimals=5).split(sizes)]
     assert moved == [[0], [0], [-3], [0], [0], [0], [0]]
     assert all(torch.equal(without[key], model[key]) for key in model if key != name)
+
+
+def test_blank_rows_are_as_the_machine_makes_them(monkeypatch):
+    monkeypatch.setattr("experiment.training.initial_memory", lambda b, n, m, like: torch.full((b, n, m), 0.5))
+    assert (draw_memory(Recipe(dirty=0), 7, 3, generator(0, 0)) == 0.5).all()

@@ -23,7 +23,14 @@ def adamw_step(weights, gradient, mean, square, decay_factor, rate, beta1, beta2
 
 
 class FusedAdamW(torch.optim.AdamW):
-    """PyTorch's AdamW, with the same state, for flat weights on the CPU."""
+    """PyTorch's AdamW, with the same state, for flat weights on the CPU. It calls no hooks.
+
+    Args:
+        params, lr, betas, eps, weight_decay: as there; it has no other options.
+    """
+
+    def __init__(self, params, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)
 
     def step(self) -> None:
         """Take a step."""

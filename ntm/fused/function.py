@@ -256,8 +256,7 @@ def forward_backward(
     loss_args = make_loss_args(args, targets, mask)
     shard_ranges, sequences = part.shards(inputs.shape[1]), part.sequences(inputs.shape[1])
     logits = torch.from_numpy(args.logits)[:, sequences]
-    existing = [p.grad for p in parameters if p.requires_grad and p.grad is not None]
-    if flat is not None and len(existing) == len(parameters) and lie_in_flat(existing, flat.grad):
+    if flat is not None and all(p.requires_grad for p in parameters):
         return loss_and_gradients(args, loss_args, flat.grad.numpy(), shard_ranges), logits
     gradients = np.zeros_like(args.weights)
     loss = loss_and_gradients(args, loss_args, gradients, shard_ranges)
