@@ -11,6 +11,8 @@ from experiment.run import TrainState, model_there, verdict
 from experiment.scoring import summarise
 from experiment.training import Clipper, make_optimizer
 
+BACKEND = ("-backend", "reference")  # which starts sooner
+
 
 def scored(wrong: int, of: int, cost: float = 0.0):
     return summarise([0.0], [cost], [torch.tensor([3.0] * wrong + [0.0] * (of - wrong))])
@@ -62,7 +64,7 @@ def test_a_model_that_came_there_since_the_run_began_is_left_alone(tmp_path, cap
 
 @pytest.mark.slow
 def test_a_resumed_run_replaces_no_model_that_came_there_meanwhile(repository, tiny):
-    flags, out = (*tiny[0][:2], "-batch_size", 2, "-output", "meanwhile"), repository.folder / "meanwhile"
+    flags, out = (*tiny[0][:2], "-batch_size", 2, *BACKEND, "-output", "meanwhile"), repository.folder / "meanwhile"
     saved, checkpoint = out / "saved_model" / "reverse_tiny.pt", out / "runs" / "tiny" / "checkpoint.pt"
     repository.run("train.py", *flags, "-num_iters", 2)
     finished = saved.read_bytes()
