@@ -160,7 +160,8 @@ def show_mistake(model: Machine, one: Batch, memory_units: int | None) -> str:
     answer = (logits[:, 0] > 0).int()[one.mask[:, 0] > 0].tolist()
     target = one.targets[:, 0].int()[one.mask[:, 0] > 0].tolist()
     bad = [i for i, (said, meant) in enumerate(zip(answer, target, strict=True)) if said != meant]
-    lines = [f"a sequence of {len(target)} answers with {len(bad)} wrong vectors, the first of them:"]
+    vectors = "1 wrong vector" if len(bad) == 1 else f"{len(bad)} wrong vectors, the first of them"
+    lines = [f"a sequence of {len(target)} answers with {vectors}:"]
     for i in bad[:4]:
         said, meant = ("".join(map(str, bits[i])) for bits in (answer, target))
         start = f"  answer step {i + 1:4d}  target {meant}  answer "
