@@ -56,7 +56,7 @@ class FlatParameters(torch.Tensor):
         """The gradient of all parameters as one."""
         for parameter, own in self.gradients:
             there = parameter.grad
-            if there is None or there.data_ptr() != own.data_ptr():
+            if there is not own:
                 parameter.grad = own.zero_() if there is None else own.copy_(there)
         return torch.Tensor.grad.__get__(self)
 
