@@ -45,7 +45,7 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
         rows: of memory at first; None for as many as the page chooses.
 
     Raises:
-        InputError: heads of this machine begin elsewhere than on row 0.
+        InputError: heads of this machine begin elsewhere than on row 0, or its memory not as the page's does.
     """
     state = model.initial_state(1, 3)
     if state.weighting.unique(dim=1).tolist() != [[[1, 0, 0]]]:

@@ -101,9 +101,11 @@ def evaluating(model: Machine) -> Iterator[None]:
     """Put a model into eval mode, without gradients, for a while."""
     was_training = model.training
     model.eval()
-    with torch.no_grad():
-        yield
-    model.train(was_training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def score(

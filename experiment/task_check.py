@@ -18,8 +18,8 @@ def check_task(configuration: Configuration) -> None:
     task, data = configuration.task, configuration.data
     if hasattr(task, "loss"):
         raise InputError(f"task {data.name}: has a loss of its own, and train.py trains on that of ntm/loss.py")
-    for size in (data.low, data.high):
-        trouble = trouble_at(task, size) or (trouble_of_chance(task, size) if size == data.high else None)
+    for look, size in ((trouble_at, data.low), (trouble_at, data.high), (trouble_of_chance, data.high)):
+        trouble = look(task, size)
         if trouble:
             raise InputError(f"task {data.name}, size {label(size)}: {trouble}")
 
