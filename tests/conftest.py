@@ -53,12 +53,18 @@ def shown(batch, part):
 
 
 class Repository:
-    """A copy of the scripts in a folder of its own, to run them for real."""
+    """A copy of the scripts in a folder of its own, to run them for real.
+
+    Compiled code is kept in one place for all copies: a compilation takes longer than a test.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for name in ("ntm", "tasks", "configs", "experiment"):
-            shutil.copytree(ROOT / name, folder / name)
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        kept = ROOT / "ntm" / "fused" / "__pycache__"
+        kept.mkdir(exist_ok=True)
+        (folder / "ntm" / "fused" / "__pycache__").symlink_to(kept)
         for name in ("train.py", "evaluate.py", "reproduce.py", "bench.py"):
             shutil.copy2(ROOT / name, folder / name)
 

@@ -280,7 +280,8 @@ def test_after_a_fork():
 
 
 def test_without_fork_as_on_windows():
-    code = "import os, torch, numba\ndel os.register_at_fork\nfrom ntm import NTM, Backend\n"
+    code = "import os, torch, numba\ndel os.register_at_fork\nfrom experiment import backend\n"
+    code += "backend.use_widest_vectors()\nfrom ntm import NTM, Backend\n"
     code += "print(NTM(3, 2, 4, 5, 3, backend=Backend.FUSED)(torch.rand(2, 1, 3))[0].shape)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "torch.Size([2, 1, 2])\n", done.stderr
@@ -307,6 +308,8 @@ def refuse(name, *options, **more):
         raise OSError(name)
     return found(name, *options, **more)
 ctypes.CDLL = refuse
+from experiment.backend import use_widest_vectors
+use_widest_vectors()
 from ntm import NTM, Backend
 from ntm.fused import blas
 assert blas.set_blas_threads is blas._limit_all_blas
