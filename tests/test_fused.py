@@ -1,6 +1,7 @@
 """ntm/fused/ against the reference model: numbers, gradients, and use under stress."""
 
 import copy
+import math
 import multiprocessing
 import os
 import pickle
@@ -383,6 +384,25 @@ def test_not_a_number_in_gives_not_a_number_out():
     logits, _ = model(inputs)
     assert logits[1:, 0].isnan().all()
     assert logits[:, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_not_finite_in_a_control_is_nowhere_lost(dtype):
+    """Each control of a read and of a write head in turn: on both paths the same answers are numbers."""
+    model, inputs = lively_model(dtype=dtype), torch.rand(4, 2, 5).to(dtype)
+    bias, finite = model.heads.control_proj.bias, {}
+    for i in range(len(bias)):
+        for value in (float("nan"), float("inf"), -float("inf")):
+            kept = bias[i].item()
+            for model.backend in (Backend.REFERENCE, Backend.FUSED):
+                with torch.no_grad():
+                    bias[i] = value
+                    logits = model(inputs)[0]
+                loss, _ = model.forward_backward(inputs, torch.ones(4, 2, 3).to(dtype), torch.ones(4, 2).to(dtype))
+                finite[model.backend] = [*logits.isfinite().flatten().tolist(), math.isfinite(loss)]
+            assert finite[Backend.FUSED] == finite[Backend.REFERENCE], (i, value)
+            with torch.no_grad():
+                bias[i] = kept
 
 
 def test_each_part_of_a_state_may_be_one_for_all():

@@ -9,7 +9,7 @@ import numpy as np
 from ntm.addressing import LOG_EPSILON as REFERENCE_LOG_EPSILON
 from ntm.addressing import NORM_EPSILON as REFERENCE_NORM_EPSILON
 from ntm.fused.jit import jit
-from ntm.fused.mathlib import ONE, TWO, dot, log, softmax
+from ntm.fused.mathlib import INFINITY, ONE, TWO, dot, log, softmax
 
 # Written out: the cache of compiled code would not notice a change in ntm/addressing.py.
 NORM_EPSILON, LOG_EPSILON = np.float32(2.0**-20), np.float32(2.0**-53)
@@ -126,7 +126,8 @@ def shift_backward(gated, s, d_shifted, d_gated, d_s):
 def sharpen(shifted, sharpening, log_shifted, weighting):
     """eq. 9: fills `log_shifted` and `weighting`."""
     for n in range(shifted.shape[0]):
-        log_shifted[n] = log(shifted[n] + LOG_EPSILON)
+        x = shifted[n] + LOG_EPSILON
+        log_shifted[n] = log(x) if x < INFINITY else x  # infinity and NaN are handed on
     softmax(sharpening, log_shifted, weighting)
 
 

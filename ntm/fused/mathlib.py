@@ -13,7 +13,8 @@ from numba.extending import overload
 
 from ntm.fused.jit import jit
 
-HALF, ONE, TWO = np.float32(0.5), np.float32(1), np.float32(2)
+ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+INFINITY = np.float32(np.inf)
 LOG2_E = np.float32(1 / math.log(2))
 LN2_HIGH = np.float32(0.693359375)  # n * LN2_HIGH is exact for |n| < 2^9
 LN2_LOW = np.float32(math.log(2) - 0.693359375)
@@ -45,7 +46,7 @@ def _exp(x):
 
 
 def log(x):
-    """The natural logarithm of x > 0, in compiled code only."""
+    """The natural logarithm, in compiled code only; in float32 x is above 0 and finite (of NaN, it is a number)."""
 
 
 @overload(log)
@@ -61,7 +62,7 @@ def _log(x):
         square = s * s
         series = (((L9 * square + L7) * square + L5) * square + L3) * square + TWO  # log m = 2 artanh s
         n = np.float32(exponent)
-        return s * series + n * LN2_LOW + n * LN2_HIGH + (x - x)  # the last term hands a NaN on
+        return s * series + n * LN2_LOW + n * LN2_HIGH
 
     return log32
 
@@ -106,7 +107,7 @@ def tanh(x):
 
 @jit
 def softplus(x):
-    return max(x, x - x) + log(ONE + exp(-abs(x)))
+    return max(x, ZERO) + log(ONE + exp(-abs(x)))
 
 
 @jit
