@@ -5,7 +5,10 @@ from enum import Enum
 from functools import cache
 from types import ModuleType
 
+import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 
 
 class Backend(Enum):
@@ -30,6 +33,19 @@ def import_trouble() -> str | None:
     return None
 
 
+def mode_trouble() -> str | None:
+    """Say in one phrase what PyTorch does just now that the fused path does not; None where that is nothing."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return "the fused path is not one for the transforms of torch.func, nor for forward-mode differentiation"
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+        return "the fused path cannot be traced, nor seen by a dispatch mode"
+    if torch.is_autocast_enabled("cpu"):
+        return "the fused path computes in the type of the weights, and autocast is on"
+    if _has_any_global_hook():
+        return "the fused path calls no module, and there are hooks on the calls of all modules"
+    return None
+
+
 class Contents:
     """What modules and their classes of `nn.Module` hold, by name: to see later whether one was replaced."""
 
@@ -49,8 +65,19 @@ class Contents:
         for names, name, value in self.before:
             if names.get(name) is not value:
                 owner = next(owner for owner, of in self.owners if of is names)
-                return f"{owner.__name__}.{name} was replaced"
+                said = f"{owner.__name__}.{name} was replaced"
+                importers = [other.__name__ for other, of in self.owners if of.get(name) is value]
+                if importers and getattr(value, "__module__", None) == owner.__name__:
+                    said += f", but not in {', '.join(importers)}, which imported it, and calls it as it was"
+                return said
         return None
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether there are hooks on a module's calls, forward or backward."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> str | None:
@@ -68,11 +95,13 @@ def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> st
         replaced = name in own or (kind is not stock and getattr(kind, name) is not method)
         if replaced and callable(method) and name != "__init__":
             return f"has its own {name}"
+    if kind.__call__ is not nn.Module.__call__:
+        return "has its own __call__"
     linear = getattr(module, map_name)
     if type(linear) is not nn.Linear or "forward" in vars(linear):
         return f"has its own {map_name}, a {type(linear).__name__}"
     for name, part in (("itself", module), (map_name, linear)):
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+        if has_hooks(part):
             return f"has hooks on {name} (pruning puts some there, too)"
     return None
 

@@ -80,14 +80,14 @@ class LSTMBaseline(Machine):
             The loss in nats, and output logits (T, B, output_size) without a graph; of the part.
 
         Raises:
-            RuntimeError: parameters were replaced since `flatten_parameters`.
+            RuntimeError: as of `Machine.require_flat`.
             ValueError: arguments do not fit together, there is a memory or a cell mask, or the batch cannot be split
                 into so many parts.
         """
         if memory is not None or cell_mask is not None:
             raise ValueError("an LSTM alone has no memory and no cell dropout: leave memory and cell_mask away")
         self.require_batch(inputs, targets, mask, None, None)
-        self.require_flat()
+        self.require_flat(self.packed_parameters())
         here = part.sequences(inputs.shape[1])
         logits, _ = self(inputs[:, here])
         loss = cross_entropy(logits, targets[:, here], mask[:, here], mask.sum())

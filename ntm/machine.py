@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from ntm.backend import Backend, BackendError
 
-REPLACED = "parameters were replaced since flatten_parameters: call it again, or nothing trains them"
 TRANSPOSED = 0, 2, 4  # of the `packed_parameters` of an NTM: the weights of its three maps
 
 
@@ -102,20 +101,22 @@ class Machine(nn.Module):
         """The names of the parameters that get no gradient."""
         return [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
 
-    def require_inputs(self, inputs: Tensor) -> None:
-        """Refuse inputs that are not (T, B, input_size) with at least one step, by a ValueError."""
+    def require_inputs(self, inputs: Tensor, cell_mask: Tensor | None = None) -> None:
+        """Refuse inputs that are not (T, B, input_size) with at least one step, or another cell mask: a ValueError."""
         if inputs.dim() != 3 or inputs.shape[2] != self.input_size or not len(inputs):
             wanted = f"(T, B, {self.input_size}), of at least one step"
             raise ValueError(f"inputs of shape {tuple(inputs.shape)}: this model takes {wanted}")
+        if cell_mask is not None and (cell_mask.dim() != 3 or cell_mask.shape[:2] != inputs.shape[:2]):
+            raise ValueError(f"cell_mask of shape {tuple(cell_mask.shape)}: it is (T, B, C), T and B as of the inputs")
 
     def require_batch(
         self, inputs: Tensor, targets: Tensor, mask: Tensor, memory: Tensor | None, cell_mask: Tensor | None
     ) -> None:
         """Refuse arguments of `forward_backward` that do not fit together, by a ValueError: they would be broadcast."""
-        self.require_inputs(inputs)
+        self.require_inputs(inputs, cell_mask)
         steps_and_batch = inputs.shape[:2]
-        for name, part in {"targets": targets, "mask": mask, "cell_mask": cell_mask}.items():
-            if part is not None and (part.shape[:2] != steps_and_batch or part.dim() != (2 if part is mask else 3)):
+        for name, part in {"targets": targets, "mask": mask}.items():
+            if part.shape[:2] != steps_and_batch or part.dim() != (2 if part is mask else 3):
                 raise ValueError(f"{name} of shape {tuple(part.shape)} does not fit {tuple(steps_and_batch)}, (T, B)")
         if memory is not None and (memory.dim() != 3 or len(memory) not in (1, steps_and_batch[1])):
             raise ValueError(f"memory of shape {tuple(memory.shape)}: there are {steps_and_batch[1]} sequences")
@@ -156,14 +157,27 @@ class Machine(nn.Module):
         flat.gradients = list(zip(parameters, gradients, strict=True))
         return flat
 
-    def require_flat(self) -> None:
-        """Refuse parameters that lie in `flat_parameters` no longer: an optimizer of it would not move them.
+    def require_flat(self, parameters: list[nn.Parameter]) -> None:
+        """Refuse parameters that an optimizer of `flat_parameters` would not move, or move though they are frozen.
+
+        Args:
+            parameters: `packed_parameters`.
 
         Raises:
-            RuntimeError: one was replaced since `flatten_parameters`.
+            RuntimeError: one was replaced or frozen since `flatten_parameters`; or there are hooks on the flat tensor,
+                which nothing calls.
         """
-        if self.flat_parameters is not None and not lie_in_flat(self.packed_parameters(), self.flat_parameters):
-            raise RuntimeError(REPLACED)
+        flat = self.flat_parameters
+        if flat is None:
+            return
+        if not lie_in_flat(parameters, flat):
+            raise RuntimeError(
+                "parameters were replaced since flatten_parameters: call it again, or nothing trains them"
+            )
+        if not all(parameter.requires_grad for parameter in parameters):
+            raise RuntimeError(f"{self.frozen[0]} was frozen since flatten_parameters, whose optimizer would move it")
+        if flat._backward_hooks or flat._post_accumulate_grad_hooks:
+            raise RuntimeError("hooks on what flatten_parameters gave are never called: put them on the parameters")
 
     def why_not_fused(self) -> str | None:
         """Say in one phrase why this model cannot run on the fused path; None where it can."""

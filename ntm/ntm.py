@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ntm.addressing import SHIFTS, blur, initial_weighting
-from ntm.backend import Backend, Contents, changed_parameter, changed_part, import_trouble
+from ntm.backend import Backend, Contents, changed_parameter, changed_part, has_hooks, import_trouble, mode_trouble
 from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
 from ntm.heads import Focus, Heads, control_sizes
 from ntm.loss import cross_entropy
@@ -38,7 +38,9 @@ from ntm.memory import initial_memory, read, write
 from ntm.shards import WHOLE, Part
 from ntm.state import NTMState
 
-OWN_FORWARD = "forward_backward does not call the model, and this one has a `forward` of its own, or hooks on it"
+OWN_FORWARD = (
+    "forward_backward does not call the model, and there is an own `forward` or `__call__`, or hooks on the model"
+)
 
 
 @cache
@@ -185,7 +187,7 @@ class NTM(Machine):
             ValueError: inputs are not (T, B, input_size), or state or `cell_mask` do not fit them; or there are both a
                 state and a number of rows, and they do not agree; or the state has no rows.
         """
-        self.require_inputs(inputs)
+        self.require_inputs(inputs, cell_mask)
         if state is not None and memory_units not in (None, state.memory.shape[1]):
             raise ValueError(f"memory_units is {memory_units}, and the state has {state.memory.shape[1]} rows")
         if state is not None and not state.memory.shape[1]:
@@ -233,21 +235,20 @@ class NTM(Machine):
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
-            RuntimeError: parameters were replaced since `flatten_parameters`; or, on the fused path, inputs or memory
-                want a gradient.
+            RuntimeError: as of `require_flat`; or, on the fused path, inputs or memory want a gradient.
             TypeError: on the fused path, the types of arguments and weights differ, or `cell_mask` is not bool.
             ValueError: arguments do not fit together, the batch cannot be split into so many parts, there is a cost
                 of blur, and the model has a `step` of its own; or it has a `forward` of its own, or hooks on that.
         """
         self.require_batch(inputs, targets, mask, memory, cell_mask)
+        parameters, flat = self.packed_parameters(), self.flat_parameters
+        self.require_flat(parameters)
         if self.use_fused():
             from ntm import fused
 
             if memory is None:
                 memory = initial_memory(1, self.memory_units, self.heads.memory_unit_size, like=self.initial_reads)
-            parameters = self.packed_parameters(), self.flat_parameters
-            return fused.forward_backward(*parameters, inputs, targets, mask, memory, cell_mask, blur_cost, part)
-        self.require_flat()
+            return fused.forward_backward(parameters, flat, inputs, targets, mask, memory, cell_mask, blur_cost, part)
         if self.own_forward():
             raise ValueError(f"{OWN_FORWARD}: override `step_with_focus`, or take `backward()` of a loss")
         batch, here = inputs.shape[1], part.sequences(inputs.shape[1])
@@ -263,10 +264,13 @@ class NTM(Machine):
         loss.backward()
         return loss.item(), logits.detach()
 
+    def overrides(self, *names: str) -> bool:
+        """Whether one of these methods is the model's own, and not that of this class."""
+        return any(getattr(type(self), name) is not getattr(NTM, name) or name in vars(self) for name in names)
+
     def own_forward(self) -> bool:
         """Whether calling the model is more than `NTM.forward`: `forward_backward` does not call it."""
-        own = type(self).forward is not NTM.forward or "forward" in vars(self)
-        return own or bool(self._forward_hooks or self._forward_pre_hooks)
+        return self.overrides("forward", "__call__") or has_hooks(self) or _has_any_global_hook()
 
     def unroll(
         self,
@@ -284,7 +288,7 @@ class NTM(Machine):
         Raises:
             ValueError: there is such a list, and the model has a `step` of its own, which gives no w~_t.
         """
-        own_step = type(self).step is not NTM.step or "step" in vars(self)
+        own_step = self.overrides("step")
         if own_step and shifted is not None:
             raise ValueError("blur_cost needs w~_t, which an own `step` does not give: override `step_with_focus`")
         outputs = []
@@ -309,20 +313,14 @@ class NTM(Machine):
         parameter = self.initial_reads
         if parameter.device.type != "cpu":
             return f"the fused path runs on the CPU, not on {parameter.device}"
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            return "the fused path is not one for the transforms of torch.func"
-        if torch.is_autocast_enabled("cpu"):
-            return "the fused path computes in the type of the weights, and autocast is on"
         if parameter.dtype not in (torch.float32, torch.float64):
             return f"the fused path computes in float32 or float64, not {parameter.dtype}"
-        trouble = import_trouble()
+        trouble = import_trouble() or mode_trouble()
         if trouble:
             return trouble
         change = STOCK.changed()
         if change:
             return f"the fused path computes the stock machine, and {change}"
-        if _has_any_global_hook():
-            return "the fused path calls no module, and there are hooks on the calls of all modules"
         controller, heads = self.controller, self.heads
         kind = FeedForwardController if isinstance(controller, FeedForwardController) else LSTMController
         map_name = "hidden_proj" if kind is FeedForwardController else "gate_proj"

@@ -44,9 +44,11 @@ class Part(NamedTuple):
         """The shards of a batch that are this part's.
 
         Raises:
-            ValueError: a batch of this size cannot be split into so many parts.
+            ValueError: a batch of this size cannot be split into so many parts, or there is no such part.
         """
         ranges, count, index = shards(batch), self.count, self.index
+        if not 0 <= index < count:
+            raise ValueError(f"part {index} of {count}: parts are counted from 0")
         if count > 1 and count not in part_counts(batch):
             raise ValueError(f"a batch of {batch} has {part_counts(batch)} parts, not {count}")
         while count > 1:

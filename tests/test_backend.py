@@ -58,6 +58,12 @@ class OwnHeads(Heads):
         return controls._replace(interpolation_gate=0 * controls.interpolation_gate)
 
 
+class OwnCall(LSTMController):
+    def __call__(self, *arguments):
+        output, state = super().__call__(*arguments)
+        return output / 2, state
+
+
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight
@@ -108,6 +114,10 @@ CHANGES = {
     "a controller's own step": (
         lambda m: put(m, "controller", OwnController(10, 6)),
         "controller has its own forward",
+    ),
+    "a controller's own call": (
+        lambda m: setattr(m.controller, "__class__", OwnCall),
+        "controller has its own __call__",
     ),
     "heads of one's own": (lambda m: put(m, "heads", OwnHeads(6, 5, 1, 1)), "heads has its own controls"),
     "a step put in": (lambda m: put(m, "step", lambda *a: NTM.step(m, *a)), "NTM has its own step"),
@@ -171,6 +181,12 @@ def test_a_function_of_the_package_that_was_replaced_is_not_passed_over(name, mo
     assert "bias_gates" in name or not torch.allclose(after, before)
     monkeypatch.undo()
     assert model.why_not_fused() is None
+
+
+def test_a_function_that_was_replaced_where_it_is_not_called_is_said_to_be_called_as_it_was(monkeypatch):
+    monkeypatch.setattr("ntm.memory.write", lambda memory, *controls: memory)
+    said = "ntm.memory.write was replaced, but not in ntm.ntm, which imported it, and calls it as it was"
+    assert said in lively_model().why_not_fused()
 
 
 def made_again(model, name):

@@ -149,21 +149,6 @@ def test_what_is_frozen_gets_no_gradient():
         assert without == {"output_proj.weight", "output_proj.bias", "controller.initial_cell"}
 
 
-def test_a_frozen_part_of_flat_parameters_gets_no_gradient_and_the_others_theirs():
-    inputs, targets, mask = torch.rand(4, 2, 5).double(), torch.ones(4, 2, 3).double(), torch.ones(4, 2).double()
-    found = []
-    for backend in (Backend.REFERENCE, Backend.FUSED):
-        torch.manual_seed(4)
-        model = lively_model(backend=backend)
-        flat = model.flatten_parameters()
-        model.output_proj.requires_grad_(False)
-        for _ in range(2):
-            model.forward_backward(inputs, targets, mask)
-        assert not model.output_proj.weight.grad.any()
-        found.append(flat.grad)
-    assert_close(*found, 1e-9)
-
-
 def test_backward_goes_through_the_weights_of_its_forward():
     model, inputs = lively_model(backend=Backend.FUSED), torch.rand(4, 2, 5, dtype=torch.float64)
     expected = gradients(model, inputs)

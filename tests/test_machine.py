@@ -62,6 +62,24 @@ def test_a_parameter_that_left_the_flat_tensor_is_refused_not_left_untrained(rep
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_parts_of_the_flat_tensor_that_nothing_would_train_are_refused(backend):
+    model = lively_model(backend=backend)
+    batch = torch.rand(4, 3, 5).double(), torch.ones(4, 3, 3).double(), torch.ones(4, 3).double()
+    flat = model.flatten_parameters()
+    model.output_proj.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"output_proj\.weight was frozen since flatten_parameters"):
+        model.forward_backward(*batch)
+    model.output_proj.requires_grad_(True)
+    for register in (flat.register_hook, flat.register_post_accumulate_grad_hook):
+        handle = register(lambda *a: None)
+        with pytest.raises(RuntimeError, match="hooks on what flatten_parameters gave are never called"):
+            model.forward_backward(*batch)
+        handle.remove()
+    model.forward_backward(*batch)
+    assert flat.grad.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("order", ["before", "between"])
 @pytest.mark.parametrize("at_once", [True, False])
 @pytest.mark.parametrize("by", ["optimizer", "model", "hand"])

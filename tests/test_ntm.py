@@ -7,7 +7,9 @@ import oracle
 import pytest
 import torch
 from conftest import flat, lively_model, lively_state, nested
-from torch.autograd import gradcheck
+from torch import nn
+from torch.autograd import forward_ad, gradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from experiment.backend import start_backend
 from experiment.configuration import load_configuration
@@ -236,19 +238,42 @@ class Scaled(NTM):
         return super().forward(3 * inputs, *rest)
 
 
-@pytest.mark.parametrize("own", ["forward", "hook", "hook before", "put in"])
+class Called(NTM):
+    def __call__(self, inputs, *rest):
+        return super().__call__(3 * inputs, *rest)
+
+
+OWN = {
+    "forward": lambda m: setattr(m, "__class__", Scaled),
+    "__call__": lambda m: setattr(m, "__class__", Called),
+    "put in": lambda m: setattr(m, "forward", lambda *a: None),
+    "hook": lambda m: m.register_forward_hook(lambda m, a, out: (3 * out[0], out[1])),
+    "hook before": lambda m: m.register_forward_pre_hook(lambda m, a: (3 * a[0], *a[1:])),
+    "hook on the way back": lambda m: m.register_full_backward_hook(lambda *a: None),
+    "hook before the way back": lambda m: m.register_full_backward_pre_hook(lambda *a: None),
+    "hook on all": lambda m: nn.modules.module.register_module_forward_hook(lambda m, a, out: out),
+}
+
+
+@pytest.mark.parametrize("own", OWN)
 def test_what_forward_backward_would_not_call_is_refused(own):
-    model = (Scaled if own == "forward" else NTM)(5, 3, 6, 7, 5)
-    if own == "hook":
-        model.register_forward_hook(lambda m, a, out: (3 * out[0], out[1]))
-    elif own == "hook before":
-        model.register_forward_pre_hook(lambda m, a: (3 * a[0], *a[1:]))
-    elif own == "put in":
-        model.forward = lambda *a: None
-    with pytest.raises(ValueError, match="does not call the model, and this one has a `forward` of its own"):
-        model.forward_backward(torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2))
-    with pytest.raises(InputError, match="override `step_with_focus` instead"):
-        start_backend(model, training=True)
+    model = NTM(5, 3, 6, 7, 5)
+    handle = OWN[own](model)
+    try:
+        with pytest.raises(ValueError, match="does not call the model, and there is an own `forward`"):
+            model.forward_backward(torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2))
+        with pytest.raises(InputError, match="override `step_with_focus` instead"):
+            start_backend(model, training=True)
+    finally:
+        if handle:
+            handle.remove()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(5, 2, 6), (4, 1, 6), (4, 2)])
+def test_a_cell_mask_that_does_not_fit_is_refused(backend, shape):
+    with pytest.raises(ValueError, match=r"cell_mask of shape .* it is \(T, B, C\)"):
+        lively_model(backend=backend)(torch.rand(4, 2, 5).double(), cell_mask=torch.ones(shape).bool())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -259,6 +284,29 @@ def test_a_state_that_does_not_fit_is_not_broadcast(backend, part):
     odd = getattr(state, part)[..., :1]
     with pytest.raises(ValueError, match="state"):
         model(torch.rand(4, 2, 5).double(), state._replace(**{part: odd}))
+
+
+TRACED = {
+    "make_fx": lambda model, x: make_fx(lambda x: model(x)[0])(x),
+    "jit.trace": lambda model, x: torch.jit.trace(lambda x: model(x)[0].detach(), (x,), check_trace=False),
+    "export": lambda model, x: torch.export.export(model, (x,)).module(),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", TRACED)
+def test_what_is_traced_is_the_reference_path(how):
+    model, (x, other) = lively_model().requires_grad_(False), torch.rand(2, 4, 2, 5).double()
+    found = TRACED[how](model, x)(other)
+    torch.testing.assert_close(found[0] if how == "export" else found, model(other)[0])
+
+
+def test_forward_mode_takes_the_reference_path():
+    model, x, tangent = lively_model(), *torch.rand(2, 4, 2, 5).double()
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(model(forward_ad.make_dual(x, tangent))[0]).tangent
+    expected = (model(x + 1e-6 * tangent)[0] - model(x - 1e-6 * tangent)[0]) / 2e-6
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_the_transforms_of_torch_func_take_the_reference_path():

@@ -36,6 +36,9 @@ def test_how_many_parts_there_can_be():
     ]  # fmt: skip
     with pytest.raises(ValueError, match="a batch of 16 has"):
         Part(0, 4).shards(16)
+    for index in (-1, 2, 5):
+        with pytest.raises(ValueError, match=f"part {index} of 2"):
+            Part(index, 2).shards(16)
     with pytest.raises(InputError, match=r"-batch_size 64: cannot be shared out over 3 .* allowed are 1, 2, 4; "):
         Processes(count=3).part(64)
 

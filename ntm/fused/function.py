@@ -12,7 +12,7 @@ from ntm.fused.layout import Sizes, State, state_cells, transpose_weights, works
 from ntm.fused.loss import LossArgs
 from ntm.fused.runtime import Workspace, run_parallel
 from ntm.fused.unroll import UnrollArgs, groups_backward, groups_forward, groups_forward_backward
-from ntm.machine import REPLACED, lie_in_flat, pack_parameters, unpack_parameters
+from ntm.machine import lie_in_flat, pack_parameters, unpack_parameters
 from ntm.shards import GROUP, WHOLE, Part, add_in_pairs, shards
 from ntm.state import NTMState
 
@@ -235,19 +235,18 @@ def forward_backward(
 
     Args:
         parameters: `packed_parameters`.
-        flat: the tensor that they are views of; None, or any other, if they are not.
+        flat: the tensor that they are views of, none of them frozen; None, if they are not.
         inputs, targets, mask, cell_mask, blur_cost, part: as there.
         memory: M_0, (B, N, M), or (1, N, M) for all sequences.
 
     Raises:
-        RuntimeError: parameters were replaced since they were flattened; or inputs or memory want a gradient.
+        RuntimeError: inputs or memory want a gradient.
         TypeError, ValueError: as `make_unroll_args` and `make_loss_args`.
     """
     if inputs.requires_grad or memory.requires_grad:
         raise RuntimeError("forward_backward gives inputs and memory no gradient: take backward() of a loss")
-    weights, sizes = packed_weights(parameters, flat), make_sizes(parameters)
-    if flat is not None and not np.may_share_memory(weights, flat.detach().numpy()):
-        raise RuntimeError(REPLACED)
+    weights = (pack_parameters(parameters) if flat is None else flat.detach()).numpy()
+    sizes = make_sizes(parameters)
     memory = memory.detach().swapaxes(1, 2)
     weighting = initial_weighting(1, 2 * sizes.num_read_heads, memory.shape[2], like=memory)
     learned = parameters[6:] if sizes.lstm else [*parameters[6:], *[memory.new_empty(0)] * 2]
@@ -256,7 +255,7 @@ def forward_backward(
     loss_args = make_loss_args(args, targets, mask)
     shard_ranges, sequences = part.shards(inputs.shape[1]), part.sequences(inputs.shape[1])
     logits = torch.from_numpy(args.logits)[:, sequences]
-    if flat is not None and all(p.requires_grad for p in parameters):
+    if flat is not None:
         return loss_and_gradients(args, loss_args, flat.grad.numpy(), shard_ranges), logits
     gradients = np.zeros_like(args.weights)
     loss = loss_and_gradients(args, loss_args, gradients, shard_ranges)
