@@ -25,11 +25,11 @@ from experiment.options import THREADS_HELP
 from experiment.page import write_page
 from experiment.run import made_by
 from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, trace
+from experiment.task_check import require_sound
 from experiment.training import SPARE_ROWS
 from ntm import NTM, Backend
 from ntm.machine import Machine
 from tasks import Batch, VectorTask, describe, label
-from tasks.task import USUAL_LIMITS
 
 MISTAKES_SHOWN = 3
 ORIGINAL = ROOT / "docs" / "original.json"  # wrong bits a sequence of the nine that these replace, by length
@@ -49,7 +49,7 @@ def parse_options() -> argparse.Namespace:
     parser.add("output", type=Path, default=ROOT, metavar="FOLDER", help="holds saved_model/ and log/ (default: here)")
     parser.add(
         "sizes",
-        type=sizes(*USUAL_LIMITS),
+        type=sizes(0, 10**6),
         metavar="S,S,...",
         help="sizes to score: 5,10-20; of repeat copy, length x repeats: 10x3 (default: trained, and beyond)",
     )
@@ -139,6 +139,7 @@ def evaluate(
     task, source = configuration.task, generator(options.seed, EVALUATION)
     scores, optima, mistakes = {}, {}, []
     for size in tqdm(tested_sizes(configuration, options.sizes), desc=configuration.name, leave=False, disable=None):
+        require_sound(configuration, size)
         batches = sample_sizes(task, [size], options.num_sequences, source)
         scores[size], wrong = score(model, task, batches, options.memory_units, options.dirt, source)
         optimum = optimal_cost(task, batches)

@@ -26,6 +26,7 @@ from experiment.checkpoint import load_model, write_atomically
 from experiment.configuration import CONFIGS, NAMES, NINE, PAPER, REVERSE, ROOT, Configuration, model_title, task_of
 from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.processes import Processes
+from experiment.run import weights_mark
 from experiment.scoring import EVALUATION, LONG_LENGTH, LONG_ROWS, SCORING_SEED, generator, sample_sizes, score, trace
 from experiment.sweep import Job, run_all, train
 from ntm import NTM
@@ -82,15 +83,16 @@ def count_wrong(model: Machine, configuration: Configuration, sequences: int) ->
 def train_and_score(job: Job) -> dict:
     """Train a job's model, unless that is done, and score it, unless that is done."""
     result = job.folder / "log" / f"{Path(job.name).stem}_reproduce.json"
-    saved = train(job)
+    model, configuration = load_model(train(job))
+    which = {"variant": job.variant, "name": configuration.name, "seed": job.seed, "sequences": job.sequences}
+    which["weights"] = weights_mark(model)
     if result.exists():
         scored = json.loads(result.read_text())
-        if scored.get("sequences", job.sequences) == job.sequences:
+        if which.items() <= scored.items():
             return scored
     torch.set_num_threads(1)
-    model, configuration = load_model(saved)
     start_backend(model)
-    scored = {"variant": job.variant, "name": configuration.name, "seed": job.seed, "sequences": job.sequences}
+    scored = which
     if configuration.data.name == "reverse":
         scored["wrong_sequences"] = count_wrong(model, configuration, job.sequences)
         scored |= heads_at_work(model, configuration)
@@ -198,6 +200,11 @@ def draw_docs(folder: Path) -> None:
         shutil.copyfile(folder / "log" / drawn, ROOT / "docs" / target)
 
 
+def unique(text: str) -> list[str]:
+    """The names in a list with commas, each once."""
+    return list(dict.fromkeys(text.split(",")))
+
+
 def parse_options() -> argparse.Namespace:
     """Read the command line; `names`, `seeds` and `variants` are lists, as asked for or by default.
 
@@ -231,10 +238,10 @@ def parse_options() -> argparse.Namespace:
     parser.add("flags", default="", help="more flags for train.py, in one word: '-dirt 1 -lr 1e-3'")
     options = parser.parse_args()
     options.output = options.output.absolute()  # train.py and evaluate.py are started in the repository's folder
-    options.names = options.configs.split(",") if options.configs else list(PAPER if options.paper else NINE)
+    options.names = unique(options.configs) if options.configs else list(PAPER if options.paper else NINE)
     if options.variants and not options.ablations:
         raise InputError("-variants goes with -ablations, of which it names some")
-    options.variants = options.variants.split(",") if options.variants else list(ABLATIONS)
+    options.variants = unique(options.variants) if options.variants else list(ABLATIONS)
     options.seeds = options.seeds or numbers(0, 2**31)(SOME_SEEDS if options.beyond or options.paper else SEEDS)
     if options.ablations + options.beyond + options.paper > 1:
         raise InputError("-ablations, -beyond and -paper go each in a call of its own")
@@ -248,16 +255,18 @@ def parse_options() -> argparse.Namespace:
         raise InputError("-ship goes with runs of the whole recipe, not with -ablations, -beyond or -flags")
     if options.ship and not options.paper and set(options.names) != set(NINE):
         raise InputError("-ship goes with all nine, since docs/ shows all, or with -paper")
-    for flag in ("seed", "config", "task_json", "output", "saved_model", "resume", "overwrite"):
-        if re.search(rf"(^|\s)--?{flag}\b", options.flags):
-            raise InputError(f"-flags: -{flag} is set by reproduce.py; leave it away")
     if not set(options.variants) <= set(ABLATIONS):
         raise InputError(f"-variants {','.join(options.variants)}: choose from {', '.join(ABLATIONS)}")
+    left_out = " ".join(ABLATIONS[v] for v in options.variants) if options.ablations else ""
+    set_here = {"-seed", "-config", "-task_json", "-output", "-saved_model", "-resume", "-overwrite", "-init"}
+    for word in re.findall(r"(?:^|(?<=\s))-(-?[a-z]\w*)", options.flags):
+        if (flag := "-" + word.lstrip("-")) in {*set_here, *left_out.split()}:
+            raise InputError(f"-flags: {flag} is set by reproduce.py, or begins a run elsewhere; leave it away")
     return options
 
 
 def reproduce(processes: Processes) -> None:
-    """Run what is missing, shared out over all processes; the first then prints the table of all that is there."""
+    """Run what is missing, shared out over all processes; the first then prints and writes the table of this call."""
     options = parse_options()
     names, seeds, folder = options.names, options.seeds, options.output
     more, sequences = options.flags.split(), options.num_sequences or (200 if options.ablations else 1000)

@@ -75,7 +75,7 @@ def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> None
         log.scalars(curve, step, loss=result.loss, cost=result.cost, bits=result.bits, exact=result.exact)
         line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
     log.line(line)
-    if isinstance(state.model, NTM):
+    if isinstance(state.model, NTM) and not state.model.overrides("step"):
         log.images("test", step, plots.trace_images(trace(state.model, held_out.shown)), plots.CAPTIONS)
     state.sums = dict.fromkeys(state.sums, 0)
 
@@ -141,9 +141,9 @@ def run(processes: Processes) -> None:
     # Options, model, and the places of the run's files.
     options, configuration = parse_options(__doc__)
     check_task(configuration)
-    processes.part(configuration.recipe.batch_size)  # an error where it cannot be shared out
     torch.manual_seed(configuration.recipe.seed)
     model = configuration.make_model(Backend(options.backend))
+    processes.require_shareable(model, configuration.recipe.batch_size)
     device = choose_device(options.device, model, processes.local_rank)
     model = model.to(device)
     if options.init and not options.resume:
@@ -154,7 +154,7 @@ def run(processes: Processes) -> None:
     recipe, name = configuration.recipe, configuration.name
 
     # Optimizer, and sequences that training never looks at.
-    runs_on = processes.in_turn(lambda: start_backend(model, training=True, threads=options.threads))
+    runs_on = processes.in_turn(lambda: start_backend(model, True, options.threads, recipe.blur_cost))
     runs_on += f", {processes.count} processes" * (processes.count > 1)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())
@@ -183,7 +183,7 @@ def run(processes: Processes) -> None:
 
     if state.step < recipe.num_iters:
         log.close()
-        again = shlex.join([*(word for word in sys.argv if word.lstrip("-") != "resume"), "-resume"])
+        again = shlex.join([*(word for word in sys.argv if word not in ("-resume", "--resume")), "-resume"])
         print(f"stopped at iteration {state.step}; to go on: python {again}")
         sys.exit(130)
     finish(state, log, saved_model, options.output)

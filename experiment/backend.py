@@ -185,22 +185,26 @@ def telling_of_compilation(training: bool) -> Iterator[None]:
             child.wait()
 
 
-def start_backend(model: Machine, training: bool = False, threads: int | None = None) -> str:
+def start_backend(model: Machine, training: bool = False, threads: int | None = None, blur_cost: float = 0.0) -> str:
     """Compile the fused path if the model runs on it, or load it from its cache; returns the path in words.
 
     Args:
         training: whether the model is to be trained, by `forward_backward`.
         threads: how many it gets; None for as many as PyTorch had, and one for an NTM on the reference path.
+        blur_cost: what training makes blur cost at most.
 
     Raises:
         InputError: the model asks for the fused path, and it cannot be had; a parameter is frozen; it has a `forward`
-            of its own, which training does not call; or its controller's results have another form.
+            of its own, which training does not call; or a `step`, and blur costs something; or its controller's results
+            have another form.
     """
     device = model.device
     if training and model.frozen:
         raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
     if training and isinstance(model, NTM) and model.own_forward():
         raise InputError(f"{OWN_FORWARD}: override `step_with_focus` instead")
+    if blur_cost and isinstance(model, NTM) and model.overrides("step"):
+        raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
     if model.backend is not Backend.REFERENCE:
         use_widest_vectors()
     try:

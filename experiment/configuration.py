@@ -82,7 +82,7 @@ class Data:
         """The keys of a task's data set in a file, each with its type.
 
         Raises:
-            InputError: the task's class is not whole, or a key has the name of a network's.
+            InputError: the task's class is not whole, or a parameter has the name of another key of the file.
         """
         missing = TASKS[name].missing()
         if missing:
@@ -90,8 +90,9 @@ class Data:
         parameters = [field.name for field in dataclasses.fields(TASKS[name])]
         ranges = [f"{end}_{of}" for end in ENDS for of in TASKS[name].Size._fields]
         for key in parameters:
-            if key in _types(Network) | _types(BaselineNetwork):
-                raise InputError(f"task {name}: its parameter {key} has the name of one of a network's")
+            if key in {"task", "recipe", *_types(Network), *_types(BaselineNetwork)} or END.match(key):
+                taken = "one of a network's, of 'task' or 'recipe', or a name that begins as a range's ends do"
+                raise InputError(f"task {name}: its parameter {key} has the name of another key of a file ({taken})")
         return {"task": str} | dict.fromkeys(parameters + ranges, int)
 
     @classmethod

@@ -6,10 +6,12 @@ import errno
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+SMALLEST = 1e-30  # of numbers other than 0, but for their sign
 MAX_RANGE = 10_000  # numbers in a range as 10-20
 SYNONYMS = {  # what other programs call a flag, and what it is called here
     "learning_rate": "lr",
@@ -63,8 +65,14 @@ class Parser(argparse.ArgumentParser):
         self._group = self.add_argument_group(title)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple:
-        """Parse as argparse does, but refuse an empty word, as of a variable of the shell that is not set."""
+        """Parse as argparse does, but refuse an empty word, as of an unset variable, and a flag that is given twice."""
         words = sys.argv[1:] if args is None else list(args)
+        flags = Counter(
+            "-" + w.split("=")[0].lstrip("-") for w in words if w.split("=")[0] in self._option_string_actions
+        )
+        for flag, times in flags.items():
+            if times > 1:
+                raise InputError(f"{flag}: is given {times} times; give it once")
         for before, word in zip(["", *words], words, strict=False):
             if not word and before.lstrip("-") != "flags":
                 raise InputError(f"{before or 'the first flag'}: is empty; leave it away for its default")
@@ -82,7 +90,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class Bounds(NamedTuple):
-    """What a number may be: of a kind (int or float), finite, from `low` (excluded where `above`) to `high`."""
+    """What a number may be: of a kind (int or float), finite, from `low` (excluded where `above`) to `high`.
+
+    Other than 0, it is at least `SMALLEST`: float32 would take what is less for 0.
+    """
 
     kind: type
     low: float = 0
@@ -91,13 +102,17 @@ class Bounds(NamedTuple):
 
     def hold(self, value: float) -> bool:
         """Whether a number is within them."""
-        return (self.low < value if self.above else self.low <= value) and value <= min(self.high, sys.float_info.max)
+        inside = (self.low < value if self.above else self.low <= value) and value <= min(self.high, sys.float_info.max)
+        return inside and (value == 0 or abs(value) >= SMALLEST)
 
     def __str__(self) -> str:
         noun = "a whole number" if self.kind is int else "a number"
         high = f"{self.high:,}" if self.kind is int else f"{self.high:g}"
         upper = f" and at most {high}" if self.high < math.inf else ""
-        return f"{noun} {'above' if self.above else 'of at least'} {self.low:g}{upper}"
+        from_zero = self.kind is float and self.low == 0
+        least = f"of at least {SMALLEST if from_zero and self.above else self.low:g}"
+        least += f" ({SMALLEST:g} where it is not 0)" if from_zero and not self.above else ""
+        return f"{noun} {least}{upper}"
 
 
 def number(kind: type, low: float = 0, high: float = math.inf, above: bool = False) -> Callable[[str], float]:
@@ -124,7 +139,7 @@ def numbers(low: int, high: int) -> Callable[[str], list[int]]:
         found = set()
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            if dash and last:
+            if first and dash and last:
                 ends = whole(first), whole(last)
                 if ends[0] > ends[1] or ends[1] - ends[0] >= MAX_RANGE:
                     raise argparse.ArgumentTypeError(f"{part!r} is not a range of 1 to {MAX_RANGE} numbers, as 10-20")

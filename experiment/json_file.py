@@ -13,13 +13,13 @@ NOUNS = {int: "a whole number", float: "a number", str: "a string", bool: "true 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a file that holds one object.
+    """Read a file that holds one object, with or without a byte order mark.
 
     Raises:
         InputError: it cannot be read, or holds something else.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             text = file.read(MAX_CHARACTERS + 1)
         if len(text) > MAX_CHARACTERS:
             raise InputError(f"{path}: larger than {MAX_CHARACTERS} characters, which no configuration is")

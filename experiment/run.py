@@ -121,7 +121,7 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
             raise InputError(
                 f"-resume: there is no interrupted run of {base} in {runs}; leave -resume away to begin one"
             )
-        names = [_run_to_resume(configuration, runs, names)]
+        names = [_run_to_resume(configuration, runs, names, options.init)]
     else:
         names = [base] if options.overwrite else (f"{base}-{n}" if n > 1 else base for n in itertools.count(1))
     for name in names:
@@ -144,13 +144,16 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
     raise AssertionError("names never end")
 
 
-def _run_to_resume(configuration: Configuration, runs: Path, names: list[str]) -> str:
+def _run_to_resume(configuration: Configuration, runs: Path, names: list[str], init: Path | None) -> str:
     """Choose among interrupted runs: the last with the flags of this one; the last, where none has."""
     paths = {name: runs / name / "checkpoint.pt" for name in names}
     names = sorted(names, key=lambda name: paths[name].stat().st_mtime, reverse=True)
     for name in names if len(names) > 1 else ():
-        stored = Configuration.from_dict(checkpoint.load(paths[name])["configuration"], str(paths[name]))
-        if stored == dataclasses.replace(configuration, name=name):
+        stored = checkpoint.load(paths[name])
+        before = Configuration.from_dict(stored["configuration"], str(paths[name]))
+        if before == dataclasses.replace(configuration, name=name) and stored.get("init") == (
+            str(init) if init else None
+        ):
             return name
     return names[0]
 
@@ -163,7 +166,7 @@ class TrainState:
         sums: of what each iteration since the last report measured.
         file_sizes: of the run's files at the checkpoint that was loaded; None at the beginning.
         replaces: the model that was in the place of this run's when it began; None where there was none.
-        init: the model file that it began with; None where it began from nothing.
+        init: the model file that it began with, as the flag named it; None where it began from nothing.
     """
 
     def __init__(
@@ -177,7 +180,7 @@ class TrainState:
         init: Path | None = None,
     ) -> None:
         self.configuration, self.model, self.optimizer, self.clipper = configuration, model, optimizer, clipper
-        self.path, self.init = path, str(init.absolute()) if init else None
+        self.path, self.init = path, str(init) if init else None
         self.step, self.sums, self.file_sizes, self.replaces = 0, {"iters": 0}, None, replaces
         self._seconds_before, self._step_before, self._started = 0.0, 0, time.perf_counter()
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiment.errors import InputError
 from ntm import NTM, NTMState
 from ntm.controller import LSTMState
 from ntm.loss import cross_entropy
@@ -154,7 +155,7 @@ def spread_sizes(low: tuple, high: tuple, count: int) -> list[tuple]:
 def optimal_cost(task: Task, batches: list[Batch]) -> float | None:
     """The mean cost of the optimal predictor, in bits a sequence; None where that is 0."""
     costs = [task.optimal_cost(batch) for batch in batches]
-    return None if costs[0] is None else torch.cat(costs).mean().item()
+    return None if costs[0] is None else torch.cat(costs).mean().item() or None
 
 
 class Trace(NamedTuple):
@@ -194,7 +195,13 @@ def trace(
     dirt: float = 0.0,
     source: torch.Generator | None = None,
 ) -> Trace:
-    """Take the first sequence of a batch through the reference model, from `initial_state`; keep what the heads did."""
+    """Take the first sequence of a batch through the reference model, from `initial_state`; keep what the heads did.
+
+    Raises:
+        InputError: the model has a `step` or `forward` of its own, which does not say what its heads do.
+    """
+    if model.overrides("step", "forward", "__call__"):
+        raise InputError("a picture shows what `step_with_focus` does, and this model has a `step` or `forward` beside")
     device, readers = model.device, model.heads.num_read
     with evaluating(model):
         state = initial_state(model, 1, memory_units, dirt, source)

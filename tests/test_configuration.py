@@ -125,10 +125,13 @@ def test_a_recipe_is_a_file_and_what_is_given_overrides_it():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"lr": 0}, "lr is 0.0; allowed is a number above 0"),
+        ({"lr": 0}, "lr is 0.0; allowed is a number of at least 1e-30"),
         ({"lr": float("nan")}, "lr"),
         ({"eps": float("inf")}, "eps"),
-        ({"dirty": 1.01}, "dirty is 1.01; allowed is a number of at least 0 and at most 1"),
+        (
+            {"dirty": 1.01},
+            r"dirty is 1.01; allowed is a number of at least 0 \(1e-30 where it is not 0\) and at most 1",
+        ),
         ({"num_iters": 10**400}, "num_iters"),
         ({"full_tape": 1}, "'full_tape' must be true or false"),
         ({"lr_schedule": "linear"}, "cosine, constant"),

@@ -269,6 +269,14 @@ def test_what_forward_backward_would_not_call_is_refused(own):
             handle.remove()
 
 
+def test_an_own_step_that_gives_no_blur_is_refused_before_a_run_where_blur_costs_something():
+    model = NTM(5, 3, 6, 7, 5)
+    model.step = model.step
+    start_backend(model, training=True)
+    with pytest.raises(InputError, match="override `step_with_focus` instead, or give -blur_cost 0"):
+        start_backend(model, training=True, blur_cost=0.2)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(5, 2, 6), (4, 1, 6), (4, 2)])
 def test_a_cell_mask_that_does_not_fit_is_refused(backend, shape):

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from experiment.checkpoint import load, save
+
 
 @pytest.mark.slow
 def test_reproduce_trains_scores_and_says_the_same_again(repository):
-    flags = ("reproduce.py", "-configs", "m1d2", "-seeds", 3, "-flags", "-num_iters 20")
+    flags = ("reproduce.py", "-configs", "m1d2,m1d2", "-seeds", 3, "-flags", "-num_iters 20")  # once, as the seeds
     repository.run(*flags, "-num_sequences", 3)
     flags += "-num_sequences", 20  # other than the first ones: the model is scored again
     first = repository.run(*flags).stdout
@@ -22,6 +24,15 @@ def test_reproduce_trains_scores_and_says_the_same_again(repository):
     assert result["seed"] == 3
     assert result["wrong_sequences"]["120"] == 20 == result["wrong_sequences"]["120 dirty"]
     assert repository.run(*flags).stdout == first
+
+    # A model that is not the one that was scored is scored anew.
+    saved = repository.folder / "reproduced" / "3" / "saved_model" / "reverse_m1d2.pt"
+    contents = load(saved)
+    contents["model"]["output_proj.bias"] += 1
+    save(saved, contents)
+    repository.run(*flags)
+    (other,) = json.loads((repository.folder / "reproduced" / "seeds.json").read_text())
+    assert other["weights"] != result["weights"]
 
     # Where one run fails, the others go on and stand in the table.
     flags = ("reproduce.py", "-configs", "m1d2", "-seeds", "3,4", "-flags", "-num_iters 21", "-num_sequences", 3)

@@ -1,13 +1,15 @@
 """experiment/run.py: where a run's model goes, and what is said of it at the end."""
 
+import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from experiment.checkpoint import load, load_model
+from experiment.checkpoint import load, load_model, save
 from experiment.configuration import load_configuration
-from experiment.run import TrainState, model_there, verdict
+from experiment.run import TrainState, _run_to_resume, model_there, verdict
 from experiment.scoring import summarise
 from experiment.training import Clipper, make_optimizer
 
@@ -41,6 +43,17 @@ def test_where_the_optimum_is_wrong_at_times_a_run_is_measured_by_it(cost, learn
     assert said.startswith(f"{cost:.2f} bits for a held-out sequence, {cost / 100 - 1:.2%} above the optimal predictor")
     assert said.endswith("above the optimal predictor") == learned
     assert ("it has not learned" in said) != learned
+
+
+def test_a_run_is_resumed_by_what_it_began_with(tmp_path):
+    """Of two interrupted runs with the same flags, the one with the same -init; a file's folder may have moved."""
+    configuration = load_configuration("m1d1")
+    for name, init in (("m1d1", None), ("m1d1-2", "a.pt"), ("m1d1-3", "b.pt")):
+        named = dataclasses.replace(configuration, name=name)
+        save(tmp_path / name / "checkpoint.pt", {"configuration": named.as_dict(), "model": {}, "init": init})
+    names = ["m1d1", "m1d1-2", "m1d1-3"]
+    for name, init in (("m1d1", None), ("m1d1-2", Path("a.pt")), ("m1d1-3", Path("b.pt")), ("m1d1-3", Path("c.pt"))):
+        assert _run_to_resume(configuration, tmp_path, names, init) == name
 
 
 def test_a_model_that_came_there_since_the_run_began_is_left_alone(tmp_path, capsys):

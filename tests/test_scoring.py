@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from experiment.configuration import load_configuration
-from experiment.scoring import generator, sample_sizes, score, spread_sizes, summarise, trace
+from experiment.errors import InputError
+from experiment.scoring import generator, optimal_cost, sample_sizes, score, spread_sizes, summarise, trace
+from ntm import NTM
 from ntm.controller import LSTMController
+from tasks.copy import Copy
 from tasks.repeat_copy import LengthAndRepeats
 from tasks.vectors import Length
 
@@ -60,6 +63,22 @@ class Noisy(LSTMController):
     def forward(self, x, state, cell_mask=None):
         output, state = super().forward(x, state, cell_mask)
         return torch.nn.functional.dropout(output, 0.5, self.training), state
+
+
+def test_an_optimum_of_0_is_none():
+    class Easy(Copy):
+        def optimal_cost(self, batch):
+            return torch.zeros(batch.mask.shape[1])
+
+    assert optimal_cost(Easy(8), sample_sizes(Easy(8), [Easy.Size(3)], 4, torch.Generator())) is None
+
+
+@pytest.mark.parametrize("name", ["step", "forward"])
+def test_no_picture_is_drawn_of_what_a_machine_does_not_do(name):
+    model, task = NTM(10, 8, 6, 7, 5), Copy(8)
+    setattr(model, name, getattr(model, name))
+    with pytest.raises(InputError, match="this model has a `step` or `forward` beside"):
+        trace(model, task.sample(1, task.Size(3), torch.Generator()))
 
 
 def test_a_look_at_the_heads_is_in_eval_mode_and_leaves_the_model_as_it_was():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import lively_model
+from torch import nn
 
 from experiment.errors import InputError
 from experiment.processes import Processes
@@ -41,6 +42,13 @@ def test_how_many_parts_there_can_be():
             Part(index, 2).shards(16)
     with pytest.raises(InputError, match=r"-batch_size 64: cannot be shared out over 3 .* allowed are 1, 2, 4; "):
         Processes(count=3).part(64)
+
+
+def test_a_batch_norm_is_not_shared_out():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    Processes(count=1).require_shareable(model, 64)
+    with pytest.raises(InputError, match="1: is a batch norm, and each of 2 processes sees a part of a batch"):
+        Processes(count=2).require_shareable(model, 64)
 
 
 def batch_of(size):

@@ -67,6 +67,19 @@ def test_a_loss_of_a_tasks_own_and_no_rows_are_refused(monkeypatch):
         check_task(load_configuration("copy"))
 
 
+def test_sizes_that_are_tested_are_looked_at_too(monkeypatch):
+    monkeypatch.setattr(Copy, "tested", (Copy.Size(77),))
+    sample = Copy.sample
+
+    def without_answer(self, batch_size, size, *rest):
+        batch = sample(self, batch_size, size, *rest)
+        return batch._replace(mask=batch.mask * (size.seq_len != 77))
+
+    monkeypatch.setattr(Copy, "sample", without_answer)
+    with pytest.raises(InputError, match="task copy, size 77: the mask"):
+        check_task(load_configuration("copy"))
+
+
 CLASSES = {  # of a task, each with something left away or of another kind
     "no dataclass": (lambda kind: type("Mine", (Task,), {}), "is no dataclass"),
     "no method": (
@@ -93,14 +106,17 @@ def test_a_class_that_is_not_whole_is_refused(mistake, monkeypatch):
         load_configuration("copy")
 
 
-def test_a_parameter_of_a_tasks_own_is_none_of_a_networks(monkeypatch):
-    kind = dataclasses.make_dataclass("Mine", [("memory_units", int)], bases=(Copy,), frozen=True)
+@pytest.mark.parametrize(
+    "name", ["memory_units", "hidden_size", "task", "recipe", "max_seq_len", "longer_min_x", "min_x"]
+)
+def test_a_parameter_of_a_tasks_own_is_no_other_key_of_its_file(name, monkeypatch):
+    kind = dataclasses.make_dataclass("Mine", [(name, int)], bases=(Copy,), frozen=True)
     monkeypatch.setitem(TASKS, "copy", kind)
-    with pytest.raises(InputError, match="its parameter memory_units has the name of one of a network's"):
+    with pytest.raises(InputError, match=f"its parameter {name} has the name of another key of a file"):
         load_configuration("copy")
 
 
-@pytest.mark.parametrize("best", [3.0, torch.zeros(2), torch.zeros(3), torch.full((3,), torch.nan)])
+@pytest.mark.parametrize("best", [3.0, torch.zeros(2), -torch.ones(3), torch.full((3,), torch.nan)])
 def test_an_optimal_cost_of_another_kind_is_refused(best, monkeypatch):
     monkeypatch.setattr(Copy, "optimal_cost", lambda self, batch: best)
     with pytest.raises(InputError, match="optimal_cost must be None, or a tensor"):
