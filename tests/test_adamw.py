@@ -8,6 +8,12 @@ from experiment.training import make_optimizer
 from ntm.fused import FusedAdamW
 
 
+@pytest.mark.parametrize("odd", [torch.zeros(2, 3), torch.zeros(6)[::2], torch.zeros(3).half()])
+def test_what_is_not_flat_is_refused(odd):
+    with pytest.raises(ValueError, match="FusedAdamW takes what flatten_parameters gives"):
+        FusedAdamW([torch.zeros(3), odd], 1e-3, (0.9, 0.999), 1e-8, 0.0)
+
+
 def test_compiled_adamw_is_pytorchs():
     recipe, found = Recipe(lr=1e-2, eps=1e-6, weight_decay=0.1), []
     for fused in (False, True):

@@ -130,7 +130,7 @@ def test_a_recipe_is_a_file_and_what_is_given_overrides_it():
         ({"eps": float("inf")}, "eps"),
         (
             {"dirty": 1.01},
-            r"dirty is 1.01; allowed is a number of at least 0 \(1e-30 where it is not 0\) and at most 1",
+            "dirty is 1.01; allowed is a number of at least 0 (1e-30 where it is not 0) and at most 1",
         ),
         ({"num_iters": 10**400}, "num_iters"),
         ({"full_tape": 1}, "'full_tape' must be true or false"),

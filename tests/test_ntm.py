@@ -9,7 +9,6 @@ import torch
 from conftest import flat, lively_model, lively_state, nested
 from torch import nn
 from torch.autograd import forward_ad, gradcheck
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from experiment.backend import start_backend
 from experiment.configuration import load_configuration
@@ -294,8 +293,14 @@ def test_a_state_that_does_not_fit_is_not_broadcast(backend, part):
         model(torch.rand(4, 2, 5).double(), state._replace(**{part: odd}))
 
 
+def made_by_fx(model, x):
+    from torch.fx.experimental.proxy_tensor import make_fx  # here: it warns
+
+    return make_fx(lambda x: model(x)[0])(x)
+
+
 TRACED = {
-    "make_fx": lambda model, x: make_fx(lambda x: model(x)[0])(x),
+    "make_fx": made_by_fx,
     "jit.trace": lambda model, x: torch.jit.trace(lambda x: model(x)[0].detach(), (x,), check_trace=False),
     "export": lambda model, x: torch.export.export(model, (x,)).module(),
 }

@@ -27,13 +27,20 @@ class FusedAdamW(torch.optim.AdamW):
 
     Args:
         params, lr, betas, eps, weight_decay: as there; it has no other options.
+
+    Raises:
+        ValueError: a parameter is not flat, or not on the CPU, or of another type than float32 and float64.
     """
 
     def __init__(self, params, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
+        for weights in (weights for group in self.param_groups for weights in group["params"]):
+            flat = weights.dim() == 1 and weights.is_contiguous() and weights.device.type == "cpu"
+            if not flat or weights.dtype not in (torch.float32, torch.float64):
+                raise ValueError("FusedAdamW takes what flatten_parameters gives: flat, of the CPU, float32 or float64")
 
     def step(self) -> None:
-        """Take a step."""
+        """Take a step; there is no closure that it could call."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for weights in group["params"]:
