@@ -19,8 +19,8 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, or holds something else.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            text = file.read(MAX_CHARACTERS + 1)
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1).removeprefix("\ufeff")
         if len(text) > MAX_CHARACTERS:
             raise InputError(f"{path}: larger than {MAX_CHARACTERS} characters, which no configuration is")
         fields = json.loads(text, object_pairs_hook=_each_key_once)

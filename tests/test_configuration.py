@@ -49,6 +49,8 @@ def test_a_task_file(tmp_path):
     path = tmp_path / "tiny.json"
     path.write_text(json.dumps(GOOD))
     configuration = load_task_json(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # a byte order mark, as editors on Windows put there
+    assert load_task_json(path) == configuration
     assert (configuration.name, configuration.title) == ("tiny", "reverse_tiny")
     assert configuration.task.input_size == 5
 

@@ -35,6 +35,17 @@ def _child(argv: list[str], said: str, prepare) -> None:
         run_script(train.main)
 
 
+def each_once(*words: str) -> list[str]:
+    """Flags and their values, each flag as it is given last."""
+    given = {}
+    for word in words:
+        if word.startswith("-"):
+            given[flag := word] = []
+        else:
+            given[flag].append(word)
+    return [word for flag, values in given.items() for word in (flag, *values)]
+
+
 class Folder:
     """The outputs of one run of a tiny configuration."""
 
@@ -56,7 +67,7 @@ class Folder:
 
     def start(self, *more: str, prepare=None) -> multiprocessing.Process:
         """Start a run in a process of its own; `prepare` is called in it first."""
-        process = _context.Process(target=_child, args=([*self.flags, *more], str(self.said_path), prepare))
+        process = _context.Process(target=_child, args=(each_once(*self.flags, *more), str(self.said_path), prepare))
         process.start()
         return process
 

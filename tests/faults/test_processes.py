@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from real_runs import Folder
+from real_runs import Folder, each_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("torchrun")]
 
@@ -86,13 +86,13 @@ def test_no_thread_of_the_connections_is_left_to_abort_a_process_that_ends(repos
 def alone(repository, tmp_path_factory):
     """What one process makes."""
     folder = Folder(tmp_path_factory.mktemp("alone"))
-    repository.run("train.py", *folder.flags, *FLAGS)
+    repository.run("train.py", *each_once(*folder.flags, *FLAGS))
     return folder
 
 
 def test_two_processes_make_what_one_makes(alone, repository, tmp_path):
     folder = Folder(tmp_path / "two")
-    process = torchrun(repository, 2, "train.py", *folder.flags, *FLAGS)
+    process = torchrun(repository, 2, "train.py", *each_once(*folder.flags, *FLAGS))
     said, errors = process.communicate()
     assert process.returncode == 0, errors
     assert said.count("\n") == 6  # of one process alone
@@ -104,7 +104,7 @@ def test_two_processes_make_what_one_makes(alone, repository, tmp_path):
 
 def test_of_four_processes_one_is_killed_and_two_go_on(alone, repository, tmp_path):
     folder = Folder(tmp_path / "four")
-    process = torchrun(repository, 4, "train.py", *folder.flags, *FLAGS)
+    process = torchrun(repository, 4, "train.py", *each_once(*folder.flags, *FLAGS))
     wait_until(lambda: folder.log.exists() and re.search("iteration +20 ", folder.log.read_text()), process)
     os.kill(children(process.pid)[2], signal.SIGKILL)
     _, errors = process.communicate()
@@ -112,7 +112,7 @@ def test_of_four_processes_one_is_killed_and_two_go_on(alone, repository, tmp_pa
     assert errors.count("error:") == errors.count("train.py: error: another process has ended") == 1
     assert folder.checkpoint.exists()
     assert not folder.saved_model.exists()
-    process = torchrun(repository, 2, "train.py", *folder.flags, *FLAGS, "-resume")
+    process = torchrun(repository, 2, "train.py", *each_once(*each_once(*folder.flags, *FLAGS)), "-resume")
     assert process.wait() == 0, process.communicate()
     process.communicate()
     same_run(folder, alone)
@@ -120,7 +120,7 @@ def test_of_four_processes_one_is_killed_and_two_go_on(alone, repository, tmp_pa
 
 def test_what_cannot_be_is_said_once(repository, tmp_path):
     folder = Folder(tmp_path / "wrong")
-    process = torchrun(repository, 4, "train.py", *folder.flags, "-batch_size", "64", "-init", "nothing.pt")
+    process = torchrun(repository, 4, "train.py", *each_once(*folder.flags, "-batch_size", "64"), "-init", "nothing.pt")
     _, errors = process.communicate()
     assert process.returncode == 1
     assert errors.count("error:") == errors.count("nothing.pt: cannot be read") == 1, errors
@@ -177,7 +177,7 @@ def test_a_sweep_over_two_nodes_of_which_one_is_killed(repository, tmp_path):
     os.killpg(nodes[0].pid, signal.SIGTERM)  # its torchrun waits minutes for the other to say goodbye
     said, _ = nodes[0].communicate()
     assert "0 of 8 runs without any wrong sequence" in said
-    repository.run(*sweep, "-seeds", "2", "-output", one)
+    repository.run(*["2" if word == "0-7" else word for word in sweep], "-output", one)
     assert table(one) == [row for row in table(two) if row["seed"] == 2]
     for path in one.glob("*/saved_model/*.pt"):
         ours, theirs = weights(path), weights(two / path.relative_to(one))
