@@ -257,11 +257,14 @@ def parse_options() -> argparse.Namespace:
         raise InputError("-ship goes with all nine, since docs/ shows all, or with -paper")
     if not set(options.variants) <= set(ABLATIONS):
         raise InputError(f"-variants {','.join(options.variants)}: choose from {', '.join(ABLATIONS)}")
-    left_out = " ".join(ABLATIONS[v] for v in options.variants) if options.ablations else ""
     set_here = {"-seed", "-config", "-task_json", "-output", "-saved_model", "-resume", "-overwrite", "-init"}
+    left_out = " ".join(ABLATIONS[v] for v in options.variants) if options.ablations else ""
     for word in re.findall(r"(?:^|(?<=\s))-(-?[a-z]\w*)", options.flags):
-        if (flag := "-" + word.lstrip("-")) in {*set_here, *left_out.split()}:
-            raise InputError(f"-flags: {flag} is set by reproduce.py, or begins a run elsewhere; leave it away")
+        flag = "-" + word.lstrip("-")
+        if flag in set_here:
+            raise InputError(f"-flags: {flag} is not for a run of a table, which begins from nothing; leave it away")
+        if flag in left_out.split():
+            raise InputError(f"-flags: {flag} is what -ablations leaves out; leave it away, or name other -variants")
     return options
 
 

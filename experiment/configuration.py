@@ -90,9 +90,8 @@ class Data:
         parameters = [field.name for field in dataclasses.fields(TASKS[name])]
         ranges = [f"{end}_{of}" for end in ENDS for of in TASKS[name].Size._fields]
         for key in parameters:
-            if key in {"task", "recipe", *_types(Network), *_types(BaselineNetwork)} or END.match(key):
-                taken = "one of a network's, of 'task' or 'recipe', or a name that begins as a range's ends do"
-                raise InputError(f"task {name}: its parameter {key} has the name of another key of a file ({taken})")
+            if key in {"task", "recipe", *ranges, *_types(Network), *_types(BaselineNetwork)}:
+                raise InputError(f"task {name}: its parameter {key} has the name of another key of the file")
         return {"task": str} | dict.fromkeys(parameters + ranges, int)
 
     @classmethod
@@ -285,8 +284,9 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     if fields.get("controller", "lstm") not in CONTROLLERS:
         raise InputError(f"{source}: 'controller' is {fields['controller']!r}; allowed are {', '.join(CONTROLLERS)}")
     for key, value in fields.items():
-        of_task = key in data_types
-        low, high = TASKS[fields["task"]].limits_of(END.sub("", key)) if of_task else USUAL_LIMITS
+        parameter = key in {field.name for field in dataclasses.fields(TASKS[fields["task"]])}
+        of = key if parameter else END.sub("", key)
+        low, high = TASKS[fields["task"]].limits_of(of) if key in data_types else USUAL_LIMITS
         if isinstance(value, int) and not low <= value <= high:
             raise InputError(f"{source}: {key!r} is {value}; allowed is {low} to {high}")
     for of in TASKS[fields["task"]].Size._fields:

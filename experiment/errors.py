@@ -92,7 +92,7 @@ class Parser(argparse.ArgumentParser):
 class Bounds(NamedTuple):
     """What a number may be: of a kind (int or float), finite, from `low` (excluded where `above`) to `high`.
 
-    Other than 0, it is at least `SMALLEST`: float32 would take what is less for 0.
+    Other than 0, a float is at least `SMALLEST`: in float32, less does nothing.
     """
 
     kind: type
@@ -112,6 +112,7 @@ class Bounds(NamedTuple):
         from_zero = self.kind is float and self.low == 0
         least = f"of at least {SMALLEST if from_zero and self.above else self.low:g}"
         least += f" ({SMALLEST:g} where it is not 0)" if from_zero and not self.above else ""
+        least = f"above {self.low:g}" if self.above and not from_zero else least
         return f"{noun} {least}{upper}"
 
 

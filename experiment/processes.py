@@ -166,7 +166,8 @@ class Processes:
             InputError: as of `part`; or the model keeps statistics of the batch, and a process sees a part of it.
         """
         self.part(batch_size)
-        norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+        kinds = ((name, type(module)) for name, module in model.named_modules())
+        norms = [name for name, kind in kinds if issubclass(kind, _BatchNorm) and kind is not nn.SyncBatchNorm]
         if self.count > 1 and norms:
             raise InputError(f"{norms[0]}: is a batch norm, and each of {self.count} processes sees a part of a batch")
 

@@ -151,11 +151,17 @@ def _run_to_resume(configuration: Configuration, runs: Path, names: list[str], i
     for name in names if len(names) > 1 else ():
         stored = checkpoint.load(paths[name])
         before = Configuration.from_dict(stored["configuration"], str(paths[name]))
-        if before == dataclasses.replace(configuration, name=name) and stored.get("init") == (
-            str(init) if init else None
-        ):
+        if before == dataclasses.replace(configuration, name=name) and is_same_init(stored.get("init"), init):
             return name
     return names[0]
+
+
+def is_same_init(stored: str | None, init: Path | None) -> bool:
+    """Whether a run that began with a model's file is meant: with this one, or one of its name that has moved since."""
+    if stored is None or init is None:
+        return stored is init
+    before = Path(stored).absolute()
+    return before == init.absolute() or (before.name == init.name and not before.exists())
 
 
 class TrainState:
@@ -166,7 +172,7 @@ class TrainState:
         sums: of what each iteration since the last report measured.
         file_sizes: of the run's files at the checkpoint that was loaded; None at the beginning.
         replaces: the model that was in the place of this run's when it began; None where there was none.
-        init: the model file that it began with, as the flag named it; None where it began from nothing.
+        init: the model file that it began with; None where it began from nothing.
     """
 
     def __init__(
@@ -180,7 +186,7 @@ class TrainState:
         init: Path | None = None,
     ) -> None:
         self.configuration, self.model, self.optimizer, self.clipper = configuration, model, optimizer, clipper
-        self.path, self.init = path, str(init) if init else None
+        self.path, self.init = path, init and str(init.absolute())
         self.step, self.sums, self.file_sizes, self.replaces = 0, {"iters": 0}, None, replaces
         self._seconds_before, self._step_before, self._started = 0.0, 0, time.perf_counter()
 
@@ -243,8 +249,10 @@ class TrainState:
             old, new = ({**each["network"], **each["data"], **each["recipe"]} for each in parts)
             differ = "; ".join(f"{k} was {v} and is {new.get(k)} now" for k, v in old.items() if v != new.get(k))
             raise InputError(f"-resume: {self.path} is of a run with other flags: {differ}")
-        if stored.get("init") != self.init:
-            raise InputError(f"-resume: {self.path} is of a run with other flags: -init was {stored.get('init')}")
+        if not is_same_init(stored.get("init"), self.init and Path(self.init)):
+            raise InputError(
+                f"-resume: {self.path} is of a run with other flags: -init was {stored.get('init')}, is {self.init}"
+            )
         if "optimizer" not in stored:
             raise InputError(f"-resume: {self.path} is a finished model, and no checkpoint; -init begins with one")
         try:

@@ -198,10 +198,12 @@ def trace(
     """Take the first sequence of a batch through the reference model, from `initial_state`; keep what the heads did.
 
     Raises:
-        InputError: the model has a `step` or `forward` of its own, which does not say what its heads do.
+        InputError: the model has a `step` or `forward` of its own, or hooks: its heads may do something else.
     """
-    if model.overrides("step", "forward", "__call__"):
-        raise InputError("a picture shows what `step_with_focus` does, and this model has a `step` or `forward` beside")
+    if model.overrides("step") or model.own_forward():
+        raise InputError(
+            "no picture: it would show `step_with_focus` alone, and this model has an own `step` or `forward`, or hooks"
+        )
     device, readers = model.device, model.heads.num_read
     with evaluating(model):
         state = initial_state(model, 1, memory_units, dirt, source)

@@ -1,7 +1,5 @@
 """A look at what a task makes, before a run trains on it: a mistake in one of one's own is one line, not a riddle."""
 
-import math
-
 import torch
 
 from experiment.configuration import Configuration
@@ -10,7 +8,7 @@ from tasks import Batch, Task, label
 
 
 def check_task(configuration: Configuration) -> None:
-    """Draw batches of a configuration's smallest and largest size, and of those that are tested beside them.
+    """Draw batches of both ends of a configuration's ranges, and of the sizes that are tested beside.
 
     Raises:
         InputError: they are not what training needs, or the task has a loss of its own.
@@ -18,7 +16,7 @@ def check_task(configuration: Configuration) -> None:
     task, data = configuration.task, configuration.data
     if hasattr(task, "loss"):
         raise InputError(f"task {data.name}: has a loss of its own, and train.py trains on that of ntm/loss.py")
-    for size in dict.fromkeys((data.low, data.high, *task.tested)):
+    for size in dict.fromkeys((data.low, data.high, data.longer_low, data.longer_high, *task.tested)):
         require_sound(configuration, size)
     trouble = trouble_of_chance(task, data.high)
     if trouble:
@@ -39,6 +37,8 @@ def trouble_at(task: Task, size: tuple) -> str | None:
         batch = task.sample(3, size, torch.Generator().manual_seed(0), *uneven)
     except TypeError as error:
         return f"sample cannot be called as training does ({error})"
+    except Exception as error:  # of whatever kind a mistake in it makes
+        return f"sample raises {type(error).__name__} ({error})"
     trouble = trouble_of(batch, task)
     if trouble:
         return trouble
@@ -49,8 +49,9 @@ def trouble_at(task: Task, size: tuple) -> str | None:
     if not (isinstance(wrong, torch.Tensor) and wrong.shape == (3,)):
         return "wrong_bits must be a tensor with the wrong bits of each sequence, (B,)"
     best = task.optimal_cost(batch)
-    if best is not None and not (isinstance(best, torch.Tensor) and best.shape == (3,) and 0 <= best.sum() < math.inf):
-        return "optimal_cost must be None, or a tensor with the bits of each sequence, (B,)"
+    whole = isinstance(best, torch.Tensor) and best.shape == (3,) and ((best >= 0) & best.isfinite()).all()
+    if best is not None and not whole:
+        return "optimal_cost must be None, or a tensor with the bits of each sequence, (B,), finite and at least 0"
     return None
 
 

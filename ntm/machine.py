@@ -137,8 +137,10 @@ class Machine(nn.Module):
 
         Returns:
             All parameters as one, with `grad`, which is 0. Call this again after `to`, `deepcopy` or
-            `load_state_dict(assign=True)`, which give the parameters other tensors. A change of it between forward and
-            backward goes unnoticed on the reference path, where PyTorch would refuse one of a parameter.
+            `load_state_dict(assign=True)`, which give the parameters other tensors. `forward_backward` refuses such,
+            and parameters that were frozen since; a loop of one's own, by `backward()`, is not told. A change of it
+            between forward and backward goes unnoticed on the reference path, where PyTorch would refuse one of a
+            parameter.
 
         Raises:
             ValueError: a parameter is frozen: an optimizer of one tensor would move it, if only by weight decay.
@@ -175,7 +177,10 @@ class Machine(nn.Module):
                 "parameters were replaced since flatten_parameters: call it again, or nothing trains them"
             )
         if not all(parameter.requires_grad for parameter in parameters):
-            raise RuntimeError(f"{self.frozen[0]} was frozen since flatten_parameters, whose optimizer would move it")
+            raise RuntimeError(
+                f"{self.frozen[0]} was frozen since flatten_parameters, and an optimizer of all as one would move it: "
+                "set flat_parameters to None, and give an optimizer the parameters"
+            )
         if flat._backward_hooks or flat._post_accumulate_grad_hooks:
             raise RuntimeError("hooks on what flatten_parameters gave are never called: put them on the parameters")
 

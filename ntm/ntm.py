@@ -26,7 +26,6 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from ntm.addressing import SHIFTS, blur, initial_weighting
 from ntm.backend import Backend, Contents, changed_parameter, changed_part, has_hooks, import_trouble, mode_trouble
@@ -270,7 +269,7 @@ class NTM(Machine):
 
     def own_forward(self) -> bool:
         """Whether calling the model is more than `NTM.forward`: `forward_backward` does not call it."""
-        return self.overrides("forward", "__call__") or has_hooks(self) or _has_any_global_hook()
+        return self.overrides("forward", "__call__") or has_hooks(self)
 
     def unroll(
         self,
@@ -315,7 +314,7 @@ class NTM(Machine):
             return f"the fused path runs on the CPU, not on {parameter.device}"
         if parameter.dtype not in (torch.float32, torch.float64):
             return f"the fused path computes in float32 or float64, not {parameter.dtype}"
-        trouble = import_trouble() or mode_trouble()
+        trouble = mode_trouble() or import_trouble()  # in this order: torch.compile cannot follow an import
         if trouble:
             return trouble
         change = STOCK.changed()

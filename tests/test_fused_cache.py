@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,8 @@ def package(tmp_path):
     (tmp_path / "ntm" / "fused" / "probe.py").write_text(PROBE)
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
 
-    def one_step(first=""):
-        command = [sys.executable, "-c", f"{first}\n{ONE_STEP}"]
+    def one_step(first="", dtype="float32"):
+        command = [sys.executable, "-c", f"{first}\n{ONE_STEP.replace('float32', dtype)}"]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         hidden, hits = done.stdout.split()
@@ -111,3 +112,18 @@ def test_where_nothing_can_be_kept_no_later_run_is_promised(tmp_path):
     assert "NUMBA_CACHE_DIR names one" in nowhere
     assert "compiling" in nowhere
     assert promise not in nowhere
+
+
+SLOWLY = """
+import time
+from numba.core.caching import IndexDataCacheFile as File
+save_index = File._save_index
+File._save_index = lambda *arguments: (time.sleep(3), save_index(*arguments))  # since it was read
+"""
+
+
+def test_two_processes_that_compile_at_once_leave_the_code_of_both(package):
+    with ThreadPoolExecutor(2) as pool:
+        singles, doubles = (pool.submit(package, SLOWLY, dtype) for dtype in ("float32", "float64"))
+    for before, dtype in ((singles, "float32"), (doubles, "float64")):
+        assert package(dtype=dtype) == (before.result()[0], 1)

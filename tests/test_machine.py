@@ -77,6 +77,11 @@ def test_parts_of_the_flat_tensor_that_nothing_would_train_are_refused(backend):
         handle.remove()
     model.forward_backward(*batch)
     assert flat.grad.any()
+    model.output_proj.requires_grad_(False)
+    model.flat_parameters = None  # as the message says
+    model.output_proj.weight.grad.zero_()
+    model.forward_backward(*batch)
+    assert not model.output_proj.weight.grad.any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

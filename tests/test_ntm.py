@@ -7,8 +7,8 @@ import oracle
 import pytest
 import torch
 from conftest import flat, lively_model, lively_state, nested
-from torch import nn
 from torch.autograd import forward_ad, gradcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 from experiment.backend import start_backend
 from experiment.configuration import load_configuration
@@ -250,7 +250,6 @@ OWN = {
     "hook before": lambda m: m.register_forward_pre_hook(lambda m, a: (3 * a[0], *a[1:])),
     "hook on the way back": lambda m: m.register_full_backward_hook(lambda *a: None),
     "hook before the way back": lambda m: m.register_full_backward_pre_hook(lambda *a: None),
-    "hook on all": lambda m: nn.modules.module.register_module_forward_hook(lambda m, a, out: out),
 }
 
 
@@ -302,6 +301,7 @@ def made_by_fx(model, x):
 TRACED = {
     "make_fx": made_by_fx,
     "jit.trace": lambda model, x: torch.jit.trace(lambda x: model(x)[0].detach(), (x,), check_trace=False),
+    "compile": lambda model, x: torch.compile(model, backend="eager", fullgraph=True),
     "export": lambda model, x: torch.export.export(model, (x,)).module(),
 }
 
@@ -311,7 +311,17 @@ TRACED = {
 def test_what_is_traced_is_the_reference_path(how):
     model, (x, other) = lively_model().requires_grad_(False), torch.rand(2, 4, 2, 5).double()
     found = TRACED[how](model, x)(other)
-    torch.testing.assert_close(found[0] if how == "export" else found, model(other)[0])
+    torch.testing.assert_close(found[0] if isinstance(found, tuple) else found, model(other)[0])
+
+
+def test_what_counts_operations_counts_those_of_forward_backward():
+    model, batch = (
+        lively_model(),
+        (torch.rand(4, 2, 5).double(), torch.ones(4, 2, 3).double(), torch.ones(4, 2).double()),
+    )
+    with FlopCounterMode(display=False) as counter:
+        model.forward_backward(*batch)
+    assert counter.get_total_flops() > 0
 
 
 def test_forward_mode_takes_the_reference_path():

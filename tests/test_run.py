@@ -9,7 +9,7 @@ import torch
 
 from experiment.checkpoint import load, load_model, save
 from experiment.configuration import load_configuration
-from experiment.run import TrainState, _run_to_resume, model_there, verdict
+from experiment.run import TrainState, _run_to_resume, is_same_init, model_there, verdict
 from experiment.scoring import summarise
 from experiment.training import Clipper, make_optimizer
 
@@ -45,15 +45,23 @@ def test_where_the_optimum_is_wrong_at_times_a_run_is_measured_by_it(cost, learn
     assert ("it has not learned" in said) != learned
 
 
-def test_a_run_is_resumed_by_what_it_began_with(tmp_path):
-    """Of two interrupted runs with the same flags, the one with the same -init; a file's folder may have moved."""
+def test_a_run_is_resumed_by_what_it_began_with(tmp_path, monkeypatch):
+    """Of interrupted runs with the same flags, the one with the same -init, however it is written, or moved since."""
     configuration = load_configuration("m1d1")
-    for name, init in (("m1d1", None), ("m1d1-2", "a.pt"), ("m1d1-3", "b.pt")):
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).write_text("there")
+    a, b = (str(tmp_path / name) for name in ("a.pt", "b.pt"))
+    for name, init in (("m1d1", None), ("m1d1-2", a), ("m1d1-3", b)):
         named = dataclasses.replace(configuration, name=name)
         save(tmp_path / name / "checkpoint.pt", {"configuration": named.as_dict(), "model": {}, "init": init})
     names = ["m1d1", "m1d1-2", "m1d1-3"]
-    for name, init in (("m1d1", None), ("m1d1-2", Path("a.pt")), ("m1d1-3", Path("b.pt")), ("m1d1-3", Path("c.pt"))):
+    monkeypatch.chdir(tmp_path)
+    for name, init in (("m1d1", None), ("m1d1-2", Path("a.pt")), ("m1d1-2", Path(a)), ("m1d1-3", Path("b.pt"))):
         assert _run_to_resume(configuration, tmp_path, names, init) == name
+    assert not is_same_init(a, tmp_path / "elsewhere" / "a.pt")
+    Path(a).unlink()
+    assert is_same_init(a, tmp_path / "elsewhere" / "a.pt")
+    assert not is_same_init(a, Path(b))
 
 
 def test_a_model_that_came_there_since_the_run_began_is_left_alone(tmp_path, capsys):

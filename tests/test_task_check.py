@@ -2,12 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
 
-from experiment.configuration import PAPER, load_configuration
+from experiment.configuration import CONFIGS, PAPER, load_configuration, network_and_data
 from experiment.errors import InputError
+from experiment.json_file import read_json
 from experiment.task_check import check_task
 from tasks import TASKS, Batch, Task
 from tasks.copy import Copy
@@ -67,6 +69,29 @@ def test_a_loss_of_a_tasks_own_and_no_rows_are_refused(monkeypatch):
         check_task(load_configuration("copy"))
 
 
+def test_a_parameter_named_like_an_end_has_limits_of_its_own(monkeypatch):
+    limits = {"min_gap": (0, 10), "gap": (5, 6)}
+    kind = dataclasses.make_dataclass(
+        "Mine", [("min_gap", int)], bases=(Copy,), frozen=True, namespace={"limits": limits}
+    )
+    monkeypatch.setattr(kind, "Size", NamedTuple("Size", [("gap", int)]))
+    for name, value in {"first": kind.Size(5), "tested": ()}.items():
+        monkeypatch.setattr(kind, name, value)
+    monkeypatch.setitem(TASKS, "copy", kind)
+    with pytest.raises(InputError, match="its parameter min_gap has the name of another key"):
+        load_configuration("copy")
+    monkeypatch.setattr(kind, "Size", NamedTuple("Size", [("size", int)]))
+    monkeypatch.setattr(kind, "first", kind.Size(5))
+    monkeypatch.setattr(kind, "limits", {"min_gap": (0, 10)})
+    fields = read_json(CONFIGS / "copy.json") | {"min_gap": 0}
+    for end in ("min", "max", "longer_min", "longer_max"):
+        fields[f"{end}_size"] = fields.pop(f"{end}_seq_len")
+    fields.pop("recipe", None)
+    assert network_and_data(fields, "a file")[1].task.min_gap == 0
+    with pytest.raises(InputError, match="'min_gap' is 11; allowed is 0 to 10"):
+        network_and_data(fields | {"min_gap": 11}, "a file")
+
+
 def test_sizes_that_are_tested_are_looked_at_too(monkeypatch):
     monkeypatch.setattr(Copy, "tested", (Copy.Size(77),))
     sample = Copy.sample
@@ -78,6 +103,9 @@ def test_sizes_that_are_tested_are_looked_at_too(monkeypatch):
     monkeypatch.setattr(Copy, "sample", without_answer)
     with pytest.raises(InputError, match="task copy, size 77: the mask"):
         check_task(load_configuration("copy"))
+    monkeypatch.setattr(Copy, "sample", lambda self, *rest: sample(self, *rest) if rest[1].seq_len < 99 else 1 / 0)
+    with pytest.raises(InputError, match=r"task copy, size 100: sample raises ZeroDivisionError \(division by zero\)"):
+        check_task(load_configuration("copy"))  # the longer test ends at 100
 
 
 CLASSES = {  # of a task, each with something left away or of another kind
@@ -106,17 +134,15 @@ def test_a_class_that_is_not_whole_is_refused(mistake, monkeypatch):
         load_configuration("copy")
 
 
-@pytest.mark.parametrize(
-    "name", ["memory_units", "hidden_size", "task", "recipe", "max_seq_len", "longer_min_x", "min_x"]
-)
+@pytest.mark.parametrize("name", ["memory_units", "hidden_size", "task", "recipe", "max_seq_len", "longer_min_seq_len"])
 def test_a_parameter_of_a_tasks_own_is_no_other_key_of_its_file(name, monkeypatch):
     kind = dataclasses.make_dataclass("Mine", [(name, int)], bases=(Copy,), frozen=True)
     monkeypatch.setitem(TASKS, "copy", kind)
-    with pytest.raises(InputError, match=f"its parameter {name} has the name of another key of a file"):
+    with pytest.raises(InputError, match=f"its parameter {name} has the name of another key of the file"):
         load_configuration("copy")
 
 
-@pytest.mark.parametrize("best", [3.0, torch.zeros(2), -torch.ones(3), torch.full((3,), torch.nan)])
+@pytest.mark.parametrize("best", [3.0, torch.zeros(2), torch.tensor([3.0, -1, 3]), torch.full((3,), torch.nan)])
 def test_an_optimal_cost_of_another_kind_is_refused(best, monkeypatch):
     monkeypatch.setattr(Copy, "optimal_cost", lambda self, batch: best)
     with pytest.raises(InputError, match="optimal_cost must be None, or a tensor"):

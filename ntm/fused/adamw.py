@@ -34,7 +34,11 @@ class FusedAdamW(torch.optim.AdamW):
 
     def __init__(self, params, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
-        for weights in (weights for group in self.param_groups for weights in group["params"]):
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Add parameters, as PyTorch's does; raises as the class does."""
+        super().add_param_group(param_group)
+        for weights in self.param_groups[-1]["params"]:
             flat = weights.dim() == 1 and weights.is_contiguous() and weights.device.type == "cpu"
             if not flat or weights.dtype not in (torch.float32, torch.float64):
                 raise ValueError("FusedAdamW takes what flatten_parameters gives: flat, of the CPU, float32 or float64")

@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from filelock import FileLock
 from numba import njit
 from numba.core import caching
 from numba.core.cpu import CPUTargetOptions
@@ -109,7 +110,8 @@ def jit_entry(function, **more):
 
     def save_if_possible(*overload) -> None:
         try:
-            save(*overload)
+            with FileLock(f"{kept._cache_file._index_path}.lock"):  # of what is where: it is read, and written anew
+                save(*overload)
         except Exception as error:
             warnings.warn(f"compiled code is not kept ({error}); NUMBA_CACHE_DIR names another folder", stacklevel=1)
 

@@ -112,7 +112,7 @@ def test_of_four_processes_one_is_killed_and_two_go_on(alone, repository, tmp_pa
     assert errors.count("error:") == errors.count("train.py: error: another process has ended") == 1
     assert folder.checkpoint.exists()
     assert not folder.saved_model.exists()
-    process = torchrun(repository, 2, "train.py", *each_once(*each_once(*folder.flags, *FLAGS)), "-resume")
+    process = torchrun(repository, 2, "train.py", *each_once(*folder.flags, *FLAGS), "-resume")
     assert process.wait() == 0, process.communicate()
     process.communicate()
     same_run(folder, alone)
