@@ -67,9 +67,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple:
         """Parse as argparse does, but refuse an empty word, as of an unset variable, and a flag that is given twice."""
         words = sys.argv[1:] if args is None else list(args)
-        flags = Counter(
-            "-" + w.split("=")[0].lstrip("-") for w in words if w.split("=")[0] in self._option_string_actions
-        )
+        names = (word.partition("=")[0] for word in words)
+        flags = Counter("-" + name.lstrip("-") for name in names if name in self._option_string_actions)
         for flag, times in flags.items():
             if times > 1:
                 raise InputError(f"{flag}: is given {times} times; give it once")
