@@ -283,9 +283,9 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     fields = checked_keys(defaults | fields, _types(kind) | data_types, source)
     if fields.get("controller", "lstm") not in CONTROLLERS:
         raise InputError(f"{source}: 'controller' is {fields['controller']!r}; allowed are {', '.join(CONTROLLERS)}")
+    parameters = _types(TASKS[fields["task"]])
     for key, value in fields.items():
-        parameter = key in {field.name for field in dataclasses.fields(TASKS[fields["task"]])}
-        of = key if parameter else END.sub("", key)
+        of = key if key in parameters else END.sub("", key)
         low, high = TASKS[fields["task"]].limits_of(of) if key in data_types else USUAL_LIMITS
         if isinstance(value, int) and not low <= value <= high:
             raise InputError(f"{source}: {key!r} is {value}; allowed is {low} to {high}")

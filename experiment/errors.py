@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-SMALLEST = 1e-30  # of numbers other than 0, but for their sign
+SMALLEST = 1e-30  # what a number of a recipe or a flag is at least, or 0: in float32, less does nothing
 MAX_RANGE = 10_000  # numbers in a range as 10-20
 SYNONYMS = {  # what other programs call a flag, and what it is called here
     "learning_rate": "lr",
@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
 class Bounds(NamedTuple):
     """What a number may be: of a kind (int or float), finite, from `low` (excluded where `above`) to `high`.
 
-    Other than 0, a float is at least `SMALLEST`: in float32, less does nothing.
+    Other than 0, it is at least `SMALLEST`.
     """
 
     kind: type
@@ -108,11 +108,10 @@ class Bounds(NamedTuple):
         noun = "a whole number" if self.kind is int else "a number"
         high = f"{self.high:,}" if self.kind is int else f"{self.high:g}"
         upper = f" and at most {high}" if self.high < math.inf else ""
-        from_zero = self.kind is float and self.low == 0
-        least = f"of at least {SMALLEST if from_zero and self.above else self.low:g}"
-        least += f" ({SMALLEST:g} where it is not 0)" if from_zero and not self.above else ""
-        least = f"above {self.low:g}" if self.above and not from_zero else least
-        return f"{noun} {least}{upper}"
+        least = f"{self.low:g}"
+        if self.kind is float and self.low == 0:
+            least = f"{SMALLEST:g}" if self.above else f"0 ({SMALLEST:g} where it is not 0)"
+        return f"{noun} {'above' if self.above and self.low else 'of at least'} {least}{upper}"
 
 
 def number(kind: type, low: float = 0, high: float = math.inf, above: bool = False) -> Callable[[str], float]:

@@ -186,7 +186,7 @@ class TrainState:
         init: Path | None = None,
     ) -> None:
         self.configuration, self.model, self.optimizer, self.clipper = configuration, model, optimizer, clipper
-        self.path, self.init = path, init and str(init.absolute())
+        self.path, self.init = path, init and init.absolute()
         self.step, self.sums, self.file_sizes, self.replaces = 0, {"iters": 0}, None, replaces
         self._seconds_before, self._step_before, self._started = 0.0, 0, time.perf_counter()
 
@@ -231,7 +231,7 @@ class TrainState:
             "step": self.step,
             "seconds": self.seconds(),
             "sums": self.sums,
-            "init": self.init,
+            "init": self.init and str(self.init),
             "replaces": self.replaces,
             "sizes": file_sizes,
         }
@@ -249,7 +249,7 @@ class TrainState:
             old, new = ({**each["network"], **each["data"], **each["recipe"]} for each in parts)
             differ = "; ".join(f"{k} was {v} and is {new.get(k)} now" for k, v in old.items() if v != new.get(k))
             raise InputError(f"-resume: {self.path} is of a run with other flags: {differ}")
-        if not is_same_init(stored.get("init"), self.init and Path(self.init)):
+        if not is_same_init(stored.get("init"), self.init):
             raise InputError(
                 f"-resume: {self.path} is of a run with other flags: -init was {stored.get('init')}, is {self.init}"
             )
