@@ -32,7 +32,7 @@ def _meeting() -> Iterator[None]:
 class Processes:
     """All processes of this command, on one computer or on several.
 
-    As a context, it lets only the first process that fails say why, and closes the connections at the end.
+    As a context, it connects them, lets only the first process that fails say why, and closes the connections.
 
     Attributes:
         rank: which one this is, from 0.
@@ -46,7 +46,7 @@ class Processes:
 
     @classmethod
     def join(cls) -> "Processes":
-        """Meet the others that torchrun has started; without torchrun there is this one alone.
+        """Learn of the others that torchrun has started; without torchrun there is this one alone.
 
         The environment no longer says so afterwards: a script that this process starts is on its own.
 
@@ -60,18 +60,25 @@ class Processes:
         importlib.import_module("torch.distributed.nn.functional")
         with _meeting():
             store, rank, count = next(dist.rendezvous("env://"))
-            dist.init_process_group(store=store, rank=rank, world_size=count)
         del os.environ["RANK"], os.environ["WORLD_SIZE"]
         return cls(rank, count, int(os.environ.get("LOCAL_RANK", 0)), store)
 
     def __enter__(self) -> "Processes":
+        if self._store is not None:
+            try:
+                with _meeting():
+                    dist.init_process_group(store=self._store, rank=self.rank, world_size=self.count)
+            except InputError as error:  # another was connected before this one, and has failed since
+                self.__exit__(InputError, error, None)
+                raise
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         if self._store is None:
             return
         told = kind is not None and issubclass(kind, InputError | OSError) and not self._first_to_fail()
-        dist.destroy_process_group()  # its threads end here: one that is busy when Python ends aborts the process
+        if dist.is_initialized():
+            dist.destroy_process_group()  # its threads end here: one that is busy when Python ends aborts the process
         if told:
             raise SystemExit(2)
 

@@ -127,6 +127,33 @@ def test_what_cannot_be_is_said_once(repository, tmp_path):
     assert not list(folder.path.rglob("*"))
 
 
+FAILS_EARLY = """
+from experiment.errors import InputError, run_script
+from experiment.processes import Processes, dist
+connect = dist.init_process_group
+def connect_late(store, rank, world_size):
+    connect(store=store, rank=rank, world_size=world_size)
+    if rank == 2:
+        store.wait(["failed"])
+        raise RuntimeError("Connection closed by peer")
+dist.init_process_group = connect_late
+def main():
+    with Processes.join() as processes:
+        if processes.first:
+            raise InputError("nothing.pt: cannot be read")
+        processes.share(lambda: 0)
+run_script(main)
+"""
+
+
+def test_a_process_that_fails_before_another_is_connected_says_why_and_the_other_does_not(repository):
+    (repository.folder / "fails_early.py").write_text(FAILS_EARLY)
+    process = torchrun(repository, 3, "fails_early.py")
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert errors.count("error:") == errors.count("nothing.pt: cannot be read") == 1, errors
+
+
 def listens(port):
     """Whether a process listens at a port of this machine."""
     with socket.socket() as probe:
