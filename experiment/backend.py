@@ -39,6 +39,8 @@ def choose_device(name: str, model: Machine | None = None, index: int = 0) -> to
     Raises:
         InputError: there is no such device, or the model asks for the fused path, and it cannot be had.
     """
+    if model and model.backend is not Backend.REFERENCE:
+        use_widest_vectors()
     try:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() and not (model and model.use_fused()) else "cpu"

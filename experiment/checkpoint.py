@@ -113,7 +113,8 @@ def load(path: Path) -> dict[str, Any]:
     if not (isinstance(contents, dict) and isinstance(contents.get("configuration"), dict) and "model" in contents):
         raise InputError(f"{path}: not a model file of this program")
     if contents.get("format") not in (FORMAT, *OLDER_FORMATS):
-        raise InputError(f"{path}: has format {contents.get('format')!r}; this program reads format {FORMAT}")
+        allowed = ", ".join(map(str, (*OLDER_FORMATS, FORMAT)))
+        raise InputError(f"{path}: has format {contents.get('format')!r}; this program reads {allowed}")
     stored = contents.pop("checksum", None)
     try:
         good = stored == checksum(contents, budget=size)
@@ -121,7 +122,7 @@ def load(path: Path) -> dict[str, Any]:
         good = False
     if not good:
         raise InputError(f"{path}: damaged: its contents do not fit its checksum")
-    shifts = contents.pop("shifts", [-1, 0, 1])  # no weight depends on which three they are
+    shifts = contents.pop("shifts", [-1, 0, 1])  # of files from before shifts could be others
     if shifts != list(SHIFTS):
         raise InputError(
             f"{path}: is of a machine with the shifts {shifts}; those of ntm/addressing.py are {list(SHIFTS)}"

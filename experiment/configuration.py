@@ -278,7 +278,7 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     if isinstance(task, str) and task not in TASKS:
         raise InputError(f"{source}: 'task' is {task!r}; allowed are {', '.join(TASKS)}")
     kind = BaselineNetwork if fields.keys() & _types(BaselineNetwork).keys() else Network
-    data_types = Data.types(task if isinstance(task, str) else "reverse")  # which refuses a task that is no string
+    data_types = Data.types(task if isinstance(task, str) else "reverse")  # no string: `checked_keys` says so
     defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
     fields = checked_keys(defaults | fields, _types(kind) | data_types, source)
     if fields.get("controller", "lstm") not in CONTROLLERS:

@@ -10,6 +10,7 @@ import torch
 from matplotlib.ticker import MaxNLocator
 
 from experiment import plots
+from experiment.backend import use_widest_vectors
 from experiment.checkpoint import load_model
 from experiment.configuration import MACHINES, PAPER_TASKS, Configuration, task_of
 from experiment.plots import COLOURS, STYLE, save_figure
@@ -56,9 +57,9 @@ def score_sizes(model: Machine, configuration: Configuration, sequences: int) ->
     return rows
 
 
-def learning_curve(events: Path, tag: str = "cost") -> tuple[list[int], list[float]]:
+def learning_curve(events: Path) -> tuple[list[int], list[float]]:
     """Read the curve of a run's held-out set of trained sizes from its folder of events: iterations, and values."""
-    values = logged_values(events / "test", tag)
+    values = logged_values(events / "test", "cost")
     points = {step: value.simple_value or float(value.tensor.float_val[0]) for step, value in values}
     return sorted(points), [points[step] for step in sorted(points)]
 
@@ -180,6 +181,7 @@ MEMORY = {"copy": (20,), "repeat_copy": (5, 4), "associative_recall": (6,), "ngr
 def draw(folder: Path, seeds: list[int], names: list[str], pictures: Path) -> None:
     """Draw the paper's figures from the runs of `reproduce.py -paper`, of the first seed where it is one machine's."""
     pictures.mkdir(parents=True, exist_ok=True)
+    use_widest_vectors()
     first = folder / str(seeds[0])
     models = {name: load_model(first / "saved_model" / f"{name}.pt") for name in names}
     for task in PAPER_TASKS:

@@ -8,6 +8,7 @@ import math
 import re
 import shlex
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -145,12 +146,19 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
 
 
 def _run_to_resume(configuration: Configuration, runs: Path, names: list[str], init: Path | None) -> str:
-    """Choose among interrupted runs: the last with the flags of this one; the last, where none has."""
+    """Choose among interrupted runs: the last with the flags of this one; the last, where none has.
+
+    One that cannot be read is named on stderr, and passed over.
+    """
     paths = {name: runs / name / "checkpoint.pt" for name in names}
     names = sorted(names, key=lambda name: paths[name].stat().st_mtime, reverse=True)
     for name in names if len(names) > 1 else ():
-        stored = checkpoint.load(paths[name])
-        before = Configuration.from_dict(stored["configuration"], str(paths[name]))
+        try:
+            stored = checkpoint.load(paths[name])
+            before = Configuration.from_dict(stored["configuration"], str(paths[name]))
+        except InputError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            continue
         if before == dataclasses.replace(configuration, name=name) and is_same_init(stored.get("init"), init):
             return name
     return names[0]

@@ -172,7 +172,7 @@ class Trace(NamedTuple):
     write_weighting: np.ndarray  # (T, W, N)
     key_strength: np.ndarray  # (T, H), read heads first
     interpolation_gate: np.ndarray  # (T, H)
-    shift_weighting: np.ndarray  # (T, H, 3), of the shifts -1, 0, +1
+    shift_weighting: np.ndarray  # (T, H, S), of `ntm.addressing.SHIFTS`
     sharpening: np.ndarray  # (T, H)
     memories: np.ndarray  # (T, N, M), after each step
     first_memory: np.ndarray  # (N, M), before the first step

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from experiment.checkpoint import load
-from experiment.configuration import NAMES, ROOT, model_title, task_of
+from experiment.configuration import NAMES, ROOT
 from experiment.errors import InputError
 from experiment.options import parse_options
 from experiment.processes import Processes
@@ -38,10 +38,10 @@ class Job(NamedTuple):
 
 def train(job: Job) -> Path:
     """Train a job's model, unless that is done; returns its file."""
-    saved = job.folder / "saved_model" / f"{model_title(task_of(job.name), Path(job.name).stem)}.pt"
     which = ["-config", job.name] if job.name in NAMES else ["-task_json", os.path.relpath(job.name, ROOT)]
     flags = [*which, "-seed", str(job.seed), *job.flags]
     _, wanted = parse_options("", flags)
+    saved = job.folder / "saved_model" / f"{wanted.title}.pt"
     if saved.exists():
         if load(saved)["configuration"] != wanted.as_dict():
             raise InputError(f"{saved}: made by another recipe; delete {job.folder}, or choose another -output")

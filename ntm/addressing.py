@@ -70,7 +70,7 @@ def shift(gated: Tensor, shift_weighting: Tensor) -> Tensor:
 
     Args:
         gated: w^g_t, (B, H, N).
-        shift_weighting: s_t, a distribution over `SHIFTS`, (B, H, 3).
+        shift_weighting: s_t, a distribution over `SHIFTS`, (B, H, S).
 
     Returns:
         w~_t, (B, H, N).

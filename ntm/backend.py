@@ -8,7 +8,6 @@ from types import ModuleType
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.nn.modules.module import _has_any_global_hook
 
 
 class Backend(Enum):
@@ -35,14 +34,17 @@ def import_trouble() -> str | None:
 
 def mode_trouble() -> str | None:
     """Say in one phrase what PyTorch does just now that the fused path does not; None where that is nothing."""
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
-        return "the fused path is not one for the transforms of torch.func, nor for forward-mode differentiation"
-    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
-        return "the fused path cannot be traced, nor seen by a dispatch mode"
-    if torch.is_autocast_enabled("cpu"):
-        return "the fused path computes in the type of the weights, and autocast is on"
-    if _has_any_global_hook():
-        return "the fused path calls no module, and there are hooks on the calls of all modules"
+    try:
+        if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+            return "the fused path is not one for the transforms of torch.func, nor for forward-mode differentiation"
+        if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state() is not None:
+            return "the fused path cannot be traced, nor seen by a dispatch mode"
+        if torch.is_autocast_enabled("cpu"):
+            return "the fused path computes in the type of the weights, and autocast is on"
+        if nn.modules.module._has_any_global_hook():
+            return "the fused path calls no module, and there are hooks on the calls of all modules"
+    except AttributeError as error:  # these names are not public
+        return f"the fused path must know what PyTorch does just now, and this version does not say ({error})"
     return None
 
 

@@ -14,7 +14,9 @@ def initial_memory(batch_size: int, memory_units: int, memory_unit_size: int, li
 
 
 def read(memory: Tensor, weighting: Tensor) -> Tensor:
-    """Read a blend of rows (eq. 2): `r_t = sum_i w_t(i) M_{t-1}(i)`: heads read before they write.
+    """Read a blend of rows (eq. 2): `r_t = sum_i w_t(i) M_{t-1}(i)`.
+
+    The paper writes M_t, and leaves open whether a head reads before others write; here it does.
 
     Args:
         memory: (B, N, M).

@@ -16,7 +16,7 @@ the controller.
     k_t      key                 (B, H, M)   eq. 5-6     ntm/addressing.py
     beta_t   key_strength        (B, H, 1)   eq. 5       ntm/addressing.py
     g_t      interpolation_gate  (B, H, 1)   eq. 7       ntm/addressing.py
-    s_t      shift_weighting     (B, H, 3)   eq. 8       ntm/addressing.py (shifts -1, 0, +1)
+    s_t      shift_weighting     (B, H, S)   eq. 8       ntm/addressing.py (S = 3 shifts: -1, 0, +1)
     gamma_t  sharpening          (B, H, 1)   eq. 9       ntm/addressing.py (at least 1)
     h_t      controller output   (B, C)      3.4         ntm/controller.py (and c_t, an LSTM's cell)
 """
@@ -35,7 +35,7 @@ from ntm.loss import cross_entropy
 from ntm.machine import TRANSPOSED, Machine
 from ntm.memory import initial_memory, read, write
 from ntm.shards import WHOLE, Part
-from ntm.state import NTMState
+from ntm.state import NTMState, state_shapes
 
 OWN_FORWARD = (
     "forward_backward does not call the model, and there is an own `forward` or `__call__`, or hooks on the model"
@@ -191,16 +191,17 @@ class NTM(Machine):
             raise ValueError(f"memory_units is {memory_units}, and the state has {state.memory.shape[1]} rows")
         if state is not None and not state.memory.shape[1]:
             raise ValueError("the state has no rows; a memory has at least one row")
-        if self.use_fused():
+        use_fused, batch = self.use_fused(), inputs.shape[1]
+        rows = memory_units if state is None else state.memory.shape[1]
+        own = self.initial_state(1 if use_fused and state is None else batch, rows)  # 1: that path takes one for all
+        if state is not None and state_shapes(state) != state_shapes(own):
+            raise ValueError(f"state does not fit: its shapes are {state_shapes(state)}, and here {state_shapes(own)}")
+        state = own if state is None else state
+        if use_fused:
             from ntm import fused  # here, so that the reference path does without Numba
 
-            state = self.initial_state(1, memory_units) if state is None else state  # one for all sequences
             return fused.unroll(self.packed_parameters(), self.flat_parameters, inputs, state, cell_mask)
-        own = self.initial_state(inputs.shape[1], memory_units if state is None else state.memory.shape[1])
-        if state is not None and [part.shape for part in state[:3]] != [part.shape for part in own[:3]]:
-            shapes = [tuple(part.shape) for part in own[:3]]
-            raise ValueError(f"state does not fit: here, memory, weighting and reads are of the shapes {shapes}")
-        return self.unroll(inputs, own if state is None else state, cell_mask)
+        return self.unroll(inputs, state, cell_mask)
 
     def forward_backward(
         self,

@@ -480,6 +480,42 @@ def test_auto_takes_a_gpu_for_what_the_fused_path_cannot_run(monkeypatch):
     assert choose_device("auto", stock).type == "cuda"
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        "choose_device('auto', model)",
+        "draw(Path('reproduced'), [0], [], Path('reproduced/paper')); model.use_fused()",
+    ],
+)
+def test_vectors_are_as_wide_as_can_be_wherever_the_fused_path_comes_in(repository, use):
+    """Numba looks at the setting when the first function is decorated: later ones change nothing."""
+    script = f"""
+from pathlib import Path
+import torch
+from experiment.backend import choose_device, use_widest_vectors
+from experiment.paper import draw
+from ntm import NTM
+torch.cuda.is_available = lambda: True
+model = NTM(1, 1, 1, 1, 1)
+{use}
+import ntm.fused
+from numba.core.registry import cpu_target
+features = cpu_target.target_context.codegen().magic_tuple()[2]
+use_widest_vectors()
+from numba import config
+print(config.CPU_FEATURES is None or features == config.CPU_FEATURES)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=repository.folder, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_what_pytorch_no_longer_says_is_declined_in_words(monkeypatch):
+    model = lively_model()
+    assert model.why_not_fused() is None
+    monkeypatch.delattr(torch._C, "_len_torch_dispatch_stack")
+    assert "this version does not say" in model.why_not_fused()
+
+
 def test_a_device_that_cannot_compute_is_refused():
     with pytest.raises(InputError, match="-device meta: no such device here"):
         choose_device("meta")

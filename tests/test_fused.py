@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from conftest import flat, lively_model, lively_state, nested
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntm import Backend
+from ntm import Backend, fused
 from ntm.loss import cross_entropy
 from ntm.memory import INITIAL_VALUE
 
@@ -23,12 +24,12 @@ settings.register_profile("fused", deadline=None, derandomize=True, max_examples
 settings.load_profile("fused")
 
 
-def outputs_and_gradients(model, inputs, state, backend, cell_mask=None):
-    """Outputs and all gradients of a random projection of all outputs."""
+def outputs_and_gradients(model, inputs, state, backend, cell_mask=None, unroll=None):
+    """Outputs and all gradients of a random projection of all outputs, of a call of the model, or of another unroll."""
     free = [part.detach().clone().requires_grad_() for part in (inputs, *flat(state))]
     model.backend = backend
     torch.manual_seed(7)  # the projection
-    logits, end = model(free[0], nested(free[1:]), cell_mask=cell_mask)
+    logits, end = (unroll or model)(free[0], nested(free[1:]), cell_mask=cell_mask)
     outputs = (logits, *flat(end))
     loss = sum((out * torch.randn(out.shape, dtype=torch.float64).to(out.dtype)).sum() for out in outputs)
     wanted = [*free, *(p for name, p in model.named_parameters() if "initial" not in name)]
@@ -400,7 +401,8 @@ def test_each_part_of_a_state_may_be_one_for_all():
         parts[i] = part[:1].expand_as(part)
         expanded = nested(parts)
         theirs = outputs_and_gradients(model, inputs, expanded, Backend.REFERENCE)
-        ours = outputs_and_gradients(model, inputs, state, Backend.FUSED)
+        unroll = partial(fused.unroll, model.packed_parameters(), None)
+        ours = outputs_and_gradients(model, inputs, state, Backend.FUSED, unroll=unroll)
         for their, our in zip(theirs, ours, strict=True):
             assert_close(their.sum(0) if our.shape[0] == 1 < their.shape[0] else their, our, 1e-9)
 
@@ -423,7 +425,7 @@ def test_wrong_shapes_are_refused():
         with pytest.raises(ValueError, match="shapes"):
             model(inputs, state._replace(**change))
     for wrong in (model.initial_state(3), state._replace(controller=lstm._replace(cell=lstm.cell[:0]))):
-        with pytest.raises(ValueError, match="a state of 2 sequences"):
+        with pytest.raises(ValueError, match="shapes"):
             model(inputs, wrong)
     with pytest.raises(ValueError, match="cell_mask"):
         model(inputs, cell_mask=torch.ones(3, 2, 6, dtype=torch.bool))
@@ -436,8 +438,11 @@ def test_wrong_shapes_are_refused():
 def test_targets_and_mask_that_do_not_fit_are_refused():
     model = lively_model(dtype=torch.float32, backend=Backend.FUSED)
     inputs, targets, mask = torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2)
-    for bad in ((targets[1:], mask), (targets[..., :1], mask), (targets, mask[:, :1]), (targets.double(), mask)):
+    for bad in ((targets[1:], mask), (targets[..., :1], mask), (targets, mask[:, :1])):
         with pytest.raises(ValueError, match=r"targets|mask"):
+            model.forward_backward(inputs, *bad)
+    for bad in ((targets.double(), mask), (targets, mask.double())):
+        with pytest.raises(TypeError, match="targets and mask in float32"):
             model.forward_backward(inputs, *bad)
     with pytest.raises(ValueError, match="no step counts"):
         model.forward_backward(inputs, targets, 0 * mask)

@@ -15,6 +15,7 @@ from experiment.configuration import load_configuration
 from experiment.errors import InputError
 from ntm import NTM, Backend, BackendError, LSTMBaseline
 from ntm.loss import cross_entropy
+from ntm.state import NTMState
 from tasks import Batch
 
 BACKENDS = [Backend.REFERENCE, Backend.FUSED]
@@ -283,13 +284,21 @@ def test_a_cell_mask_that_does_not_fit_is_refused(backend, shape):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("part", ["memory", "weighting", "reads"])
+@pytest.mark.parametrize("part", ["memory", "weighting", "reads", "hidden", "cell"])
 def test_a_state_that_does_not_fit_is_not_broadcast(backend, part):
     model = lively_model(backend=backend)
-    state = model.initial_state(2)
-    odd = getattr(state, part)[..., :1]
-    with pytest.raises(ValueError, match="state"):
-        model(torch.rand(4, 2, 5).double(), state._replace(**{part: odd}))
+    state, inputs = model.initial_state(2), torch.rand(4, 2, 5).double()
+
+    def with_part(narrower):
+        if part in NTMState._fields:
+            return state._replace(**{part: narrower(getattr(state, part))})
+        return state._replace(controller=state.controller._replace(**{part: narrower(getattr(state.controller, part))}))
+
+    for narrower in (lambda tensor: tensor[..., :1], lambda tensor: tensor[:1]):
+        with pytest.raises(ValueError, match="state does not fit"):
+            model(inputs, with_part(narrower))
+    with pytest.raises(ValueError, match="state does not fit"):
+        model(inputs, model.initial_state(1))
 
 
 def made_by_fx(model, x):

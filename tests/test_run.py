@@ -45,7 +45,7 @@ def test_where_the_optimum_is_wrong_at_times_a_run_is_measured_by_it(cost, learn
     assert ("it has not learned" in said) != learned
 
 
-def test_a_run_is_resumed_by_what_it_began_with(tmp_path, monkeypatch):
+def test_a_run_is_resumed_by_what_it_began_with(tmp_path, monkeypatch, capsys):
     """Of interrupted runs with the same flags, the one with the same -init, however it is written, or moved since."""
     configuration = load_configuration("m1d1")
     for name in ("a.pt", "b.pt"):
@@ -58,6 +58,10 @@ def test_a_run_is_resumed_by_what_it_began_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, init in (("m1d1", None), ("m1d1-2", Path("a.pt")), ("m1d1-2", Path(a)), ("m1d1-3", Path("b.pt"))):
         assert _run_to_resume(configuration, tmp_path, names, init) == name
+    (tmp_path / "m1d1-3" / "checkpoint.pt").write_bytes(b"damaged")  # the last; another is meant
+    assert _run_to_resume(configuration, tmp_path, names, Path(a)) == "m1d1-2"
+    assert "passed over: " in (said := capsys.readouterr().err)
+    assert said.count("m1d1-3") == said.count("\n") == 1
     assert not is_same_init(a, tmp_path / "elsewhere" / "a.pt")
     Path(a).unlink()
     assert is_same_init(a, tmp_path / "elsewhere" / "a.pt")

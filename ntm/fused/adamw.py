@@ -25,6 +25,8 @@ def adamw_step(weights, gradient, mean, square, decay_factor, rate, beta1, beta2
 class FusedAdamW(torch.optim.AdamW):
     """PyTorch's AdamW, with the same state, for flat weights on the CPU. It calls no hooks.
 
+    What `flatten_parameters` gives always has a gradient, and other weights need one: none is passed over.
+
     Args:
         params, lr, betas, eps, weight_decay: as there; it has no other options.
 

@@ -111,11 +111,14 @@ def make_loss_args(args: UnrollArgs, targets: Tensor, mask: Tensor) -> LossArgs:
     """Check what an unroll is to answer.
 
     Raises:
-        ValueError: targets or mask do not fit, or no step counts.
+        TypeError: targets or mask are of another type than the weights.
+        ValueError: they do not fit the logits, or no step counts.
     """
     arrays, shape, dtype = (_flat(targets), _flat(mask)), args.logits.shape, args.logits.dtype
-    if [array.shape for array in arrays] != [shape, shape[:2]] or any(array.dtype != dtype for array in arrays):
-        raise ValueError(f"targets and mask must be {shape} and {shape[:2]}, in {dtype}")
+    if any(array.dtype != dtype for array in arrays):
+        raise TypeError(f"the fused path needs targets and mask in {dtype}, as the weights are")
+    if [array.shape for array in arrays] != [shape, shape[:2]]:
+        raise ValueError(f"targets and mask must be {shape} and {shape[:2]}")
     steps = arrays[1].sum()
     if steps == 0:
         raise ValueError("no step counts: the mask is 0 everywhere")
