@@ -51,7 +51,7 @@ def feedforward(units, output):
 
 
 @jit
-def feedforward_backward(units, d_output):
+def feedforward_backward(units, d_hidden):
     """`units` come in as activations and leave as the gradients of their sums."""
     for j in range(units.shape[0]):
-        units[j] = d_output[j] * (ONE - units[j] * units[j])
+        units[j] = d_hidden[j] * (ONE - units[j] * units[j])

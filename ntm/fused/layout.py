@@ -73,7 +73,9 @@ class SavedForBackward(NamedTuple):
     memory: np.ndarray  # (slots + 1, G, M, N)
     weighting: np.ndarray  # (slots + 1, G, H, N)
     cell: np.ndarray  # (slots + 1, G, C)
-    controller_input: np.ndarray  # (slots + 1, G, I + R M + C + 1): input, last reads, last controller output, 1
+    # [x_t, r_{t-1}, h_{t-1}, 1] in the slot before step t. The slot after it ends with [r_t, h_t, 1], which the output
+    # map takes, and with [h_t, 1], which the control map takes.
+    controller_input: np.ndarray  # (slots + 1, G, I + R M + C + 1)
     gates: np.ndarray  # (slots, G, 4 C): activations
     tanh_cell: np.ndarray  # (slots, G, C): tanh c_t
     controls: np.ndarray  # (slots, G, P): activated
@@ -93,7 +95,7 @@ class StateGrads(NamedTuple):
     memory: np.ndarray  # (G, M, N)
     weighting: np.ndarray  # (G, H, N)
     cell: np.ndarray  # (G, C)
-    reads_and_output: np.ndarray  # (G, R M + C): reads, controller output
+    reads_and_hidden: np.ndarray  # (G, R M + C): r_t, and h_t, the controller's output
 
 
 @jit_refcounted
@@ -189,14 +191,14 @@ def transpose_weights(weights, s, weights_transposed):
 @jit_refcounted
 def saved_shapes(slots, group, rows, s, retain_activations):
     """The shapes of `SavedForBackward` and `StateGrads`; `retain_activations` where backward may be called again."""
-    heads, reads_and_output, controls = 2 * s.num_read_heads, reads_width(s) + s.cells, controls_width(s)
+    heads, reads_and_hidden, controls = 2 * s.num_read_heads, reads_width(s) + s.cells, controls_width(s)
     by_head = slots, group, heads, rows
     cells, gates = (s.cells, 4 * s.cells) if s.lstm else (0, s.cells)
     saved = SavedForBackward(
         memory=(slots + 1, group, s.width, rows),
         weighting=(slots + 1, group, heads, rows),
         cell=(slots + 1, group, cells),
-        controller_input=(slots + 1, group, s.inputs + reads_and_output + 1),
+        controller_input=(slots + 1, group, s.inputs + reads_and_hidden + 1),
         gates=(slots, group, gates),
         tanh_cell=(slots, group, cells),
         controls=(slots, group, controls),
@@ -209,7 +211,7 @@ def saved_shapes(slots, group, rows, s, retain_activations):
         d_gates=(slots if retain_activations else 0, group, gates),
         d_controls=(slots, group, controls),
     )
-    return saved, StateGrads((group, s.width, rows), (group, heads, rows), (group, cells), (group, reads_and_output))
+    return saved, StateGrads((group, s.width, rows), (group, heads, rows), (group, cells), (group, reads_and_hidden))
 
 
 @jit_refcounted
@@ -234,12 +236,12 @@ def carve_saved(buffer, slots, group, rows, s, retain_activations):
     d_memory, at = carve(buffer, align_up(at), d_shapes.memory)
     d_weighting, at = carve(buffer, align_up(at), d_shapes.weighting)
     d_cell, at = carve(buffer, align_up(at), d_shapes.cell)
-    d_reads_and_output, at = carve(buffer, align_up(at), d_shapes.reads_and_output)
+    d_reads_and_hidden, at = carve(buffer, align_up(at), d_shapes.reads_and_hidden)
     carried = memory, weighting, cell, controller_input
     addressing = inverse_norm, similarity, content, shifted, log_shifted
     gradients = d_logits, d_gates if retain_activations else gates, d_controls
     saved = SavedForBackward(*(carried + (gates, tanh_cell, controls) + addressing + gradients))  # noqa: RUF005 (Numba)
-    return saved, StateGrads(d_memory, d_weighting, d_cell, d_reads_and_output)
+    return saved, StateGrads(d_memory, d_weighting, d_cell, d_reads_and_hidden)
 
 
 @cache
@@ -251,5 +253,5 @@ def workspace_size(slots: int, group: int, rows: int, s: Sizes, retain_activatio
 
 @jit
 def input_offsets(s):
-    """Where the reads begin in a row of `controller_input`, and where the controller's output does."""
+    """Where the reads begin in a row of `controller_input`, and where h, the controller's output, does."""
     return s.inputs, s.inputs + reads_width(s)

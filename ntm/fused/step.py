@@ -46,9 +46,9 @@ class Scratch(NamedTuple):
 @jit
 def controller_units(first, sizes, cell_mask, saved, t, before, after, slot):
     """From the gates' sums to the controller's output, each sequence of the group."""
-    _, output_offset = input_offsets(sizes)
+    _, hidden_offset = input_offsets(sizes)
     for g in range(saved.gates.shape[1]):
-        gates, output = saved.gates[slot, g], saved.controller_input[after, g, output_offset:-1]
+        gates, output = saved.gates[slot, g], saved.controller_input[after, g, hidden_offset:-1]
         if sizes.lstm:
             mask, tanh_cell = cell_mask[t, first + g], saved.tanh_cell[slot, g]
             lstm(gates, saved.cell[before, g], mask, saved.cell[after, g], tanh_cell, output)
@@ -60,36 +60,36 @@ def controller_units(first, sizes, cell_mask, saved, t, before, after, slot):
 def controller_units_backward(first, sizes, cell_mask, saved, t, d_state):
     """Gradient of `controller_units`. The gates' gradients take the place of their activations."""
     for g in range(saved.d_gates.shape[1]):
-        d_gates, d_output = saved.d_gates[t, g], d_state.reads_and_output[g, reads_width(sizes) :]
+        d_gates, d_hidden = saved.d_gates[t, g], d_state.reads_and_hidden[g, reads_width(sizes) :]
         if sizes.lstm:
             mask, tanh_cell = cell_mask[t, first + g], saved.tanh_cell[t, g]
-            lstm_backward(d_gates, saved.cell[t, g], mask, tanh_cell, d_output, d_state.cell[g])
+            lstm_backward(d_gates, saved.cell[t, g], mask, tanh_cell, d_hidden, d_state.cell[g])
         else:
-            feedforward_backward(d_gates, d_output)
+            feedforward_backward(d_gates, d_hidden)
 
 
 @jit_inline
 def controller_step(first, args, weights, saved, t, before, after, slot):
     """The controller, each sequence of the group: fills the gates, and its output in slot `after` of its input."""
-    gates, (_, output_offset) = saved.gates[slot], input_offsets(args.sizes)
+    gates, (_, hidden_offset) = saved.gates[slot], input_offsets(args.sizes)
     if args.sizes.lstm:
         matmul(saved.controller_input[before], weights.gate_proj, 0, gates)
     else:  # which does not take its own last output; see `Weights`
         broadcast_row(weights.gate_proj[-1], gates)
-        matmul(saved.controller_input[before, :, :output_offset], weights.gate_proj[:-1], 1, gates)
+        matmul(saved.controller_input[before, :, :hidden_offset], weights.gate_proj[:-1], 1, gates)
     controller_units(first, args.sizes, args.cell_mask, saved, t, before, after, slot)
 
 
 @jit_inline
 def controller_step_backward(first, args, weights_transposed, saved, t, d_state):
-    """Gradient of `controller_step`: `d_state.reads_and_output` comes in as that of step t, leaves as that of t - 1."""
+    """Gradient of `controller_step`: `d_state.reads_and_hidden` comes in as that of step t, leaves as that of t - 1."""
     reads_offset, _ = input_offsets(args.sizes)
     controller_units_backward(first, args.sizes, args.cell_mask, saved, t, d_state)
     if args.sizes.lstm:
-        matmul(saved.d_gates[t], weights_transposed.gate_proj[:, reads_offset:-1], 0, d_state.reads_and_output)
+        matmul(saved.d_gates[t], weights_transposed.gate_proj[:, reads_offset:-1], 0, d_state.reads_and_hidden)
     else:  # which does not take its own last output
-        d_state.reads_and_output[:, reads_width(args.sizes) :] = 0
-        d_reads = d_state.reads_and_output[:, : reads_width(args.sizes)]
+        d_state.reads_and_hidden[:, reads_width(args.sizes) :] = 0
+        d_reads = d_state.reads_and_hidden[:, : reads_width(args.sizes)]
         matmul(saved.d_gates[t], weights_transposed.gate_proj[:, reads_offset:-1], 0, d_reads)
 
 
@@ -101,7 +101,7 @@ def memory_step(sizes, saved, before, after, slot, gated):
     has stored, since that of another head lies between. `gated` (H, N) is scratch.
     """
     heads, width, num_read_heads = 2 * sizes.num_read_heads, sizes.width, sizes.num_read_heads
-    reads_offset, output_offset = input_offsets(sizes)
+    reads_offset, hidden_offset = input_offsets(sizes)
     for g in range(saved.memory.shape[1]):
         memory, inverse_norm = saved.memory[before, g], saved.inverse_norm[slot, g]
         previous, weighting = saved.weighting[before, g], saved.weighting[after, g]
@@ -121,7 +121,7 @@ def memory_step(sizes, saved, before, after, slot, gated):
             shift(gated[h], controls.shift_weighting[3 * h :], shifted[h])
         for h in range(heads):
             sharpen(shifted[h], controls.sharpening[h], log_shifted[h], weighting[h])
-        read(memory, weighting[:num_read_heads], saved.controller_input[after, g, reads_offset:output_offset])
+        read(memory, weighting[:num_read_heads], saved.controller_input[after, g, reads_offset:hidden_offset])
         write(memory, weighting[num_read_heads:], controls.erase, controls.add, saved.memory[after, g])
 
 
@@ -140,7 +140,7 @@ def memory_step_backward(blur_weight, saved, t, d_state, scratch):
         similarity, content = saved.similarity[t, g], saved.content[t, g]
         shifted, log_shifted = saved.shifted[t, g], saved.log_shifted[t, g]
         d_memory, d_weighting = d_state.memory[g], d_state.weighting[g]
-        d_reads = d_state.reads_and_output[g, : num_read_heads * width]
+        d_reads = d_state.reads_and_hidden[g, : num_read_heads * width]
         controls = split_controls(saved.controls[t, g], heads, width)
         d_controls = split_controls(saved.d_controls[t, g], heads, width)
         erase, d_erase, add, d_add = controls.erase, d_controls.erase, controls.add, d_controls.add

@@ -46,13 +46,13 @@ def load_state(first, sizes, initial, saved):
 
     Ends each row of `controller_input`, of all slots, with the 1 that biases are multiplied by.
     """
-    reads_offset, output_offset = input_offsets(sizes)
+    reads_offset, hidden_offset = input_offsets(sizes)
     for g in range(saved.controller_input.shape[1]):
         sequence, row = first + g, saved.controller_input[0, g]
         copy_matrix(initial.memory[sequence % len(initial.memory)], saved.memory[0, g])
         copy_matrix(initial.weighting[sequence % len(initial.weighting)], saved.weighting[0, g])
         copy(initial.cell[sequence % len(initial.cell)], saved.cell[0, g])
-        copy(initial.hidden[sequence % len(initial.hidden)], row[output_offset:])
+        copy(initial.hidden[sequence % len(initial.hidden)], row[hidden_offset:])
         copy(initial.reads[sequence % len(initial.reads)].reshape(reads_width(sizes)), row[reads_offset:])
         for slot in range(saved.controller_input.shape[0]):
             saved.controller_input[slot, g, saved.controller_input.shape[2] - 1] = ONE
@@ -61,30 +61,30 @@ def load_state(first, sizes, initial, saved):
 @jit
 def store_state(first, sizes, slot, saved, final):
     """Copy a group's final state from its slot to its rows of `final`, the batch's."""
-    reads_offset, output_offset = input_offsets(sizes)
+    reads_offset, hidden_offset = input_offsets(sizes)
     for g in range(saved.controller_input.shape[1]):
         sequence, row = first + g, saved.controller_input[slot, g]
         copy_matrix(saved.memory[slot, g], final.memory[sequence])
         copy_matrix(saved.weighting[slot, g], final.weighting[sequence])
         copy(saved.cell[slot, g], final.cell[sequence])
-        copy(row[output_offset : output_offset + final.hidden.shape[1]], final.hidden[sequence])
-        copy(row[reads_offset:output_offset], final.reads[sequence].reshape(reads_width(sizes)))
+        copy(row[hidden_offset : hidden_offset + final.hidden.shape[1]], final.hidden[sequence])
+        copy(row[reads_offset:hidden_offset], final.reads[sequence].reshape(reads_width(sizes)))
 
 
 @jit_inline
 def forward_group(first, args, weights, saved):
     """Run a group, the batch's sequences from `first` on; returns the slot of its final state."""
-    (slots, group, _), (reads_offset, output_offset) = saved.gates.shape, input_offsets(args.sizes)
+    (slots, group, _), (reads_offset, hidden_offset) = saved.gates.shape, input_offsets(args.sizes)
     load_state(first, args.sizes, args.initial_state, saved)
     gated = np.empty(saved.weighting.shape[2:], saved.memory.dtype)
     for t in range(args.inputs.shape[0]):
         before, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
         copy_matrix(args.inputs[t, first : first + group], saved.controller_input[before])
         controller_step(first, args, weights, saved, t, before, after, slot)
-        matmul(saved.controller_input[after, :, output_offset:], weights.control_proj, 0, saved.controls[slot])
+        matmul(saved.controller_input[after, :, hidden_offset:], weights.control_proj, 0, saved.controls[slot])
         memory_step(args.sizes, saved, before, after, slot, gated)
-        answer = args.logits[t, first : first + group]
-        matmul(saved.controller_input[after, :, reads_offset:], weights.output_proj, 0, answer)
+        logits = args.logits[t, first : first + group]
+        matmul(saved.controller_input[after, :, reads_offset:], weights.output_proj, 0, logits)
     return args.inputs.shape[0] % (slots + 1)
 
 
@@ -100,7 +100,7 @@ def backward_group(first, args, weights_transposed, saved, d_state, d_inputs, ac
     (steps, group, _), dtype = saved.d_logits.shape, saved.d_logits.dtype
     _, _, width, rows = saved.memory.shape
     heads, input_width = saved.weighting.shape[2], saved.controller_input.shape[2]
-    reads_offset, output_offset = input_offsets(args.sizes)
+    reads_offset, hidden_offset = input_offsets(args.sizes)
     scratch = Scratch(
         gated=np.empty(rows, dtype),
         d_content=np.empty(rows, dtype),
@@ -112,40 +112,40 @@ def backward_group(first, args, weights_transposed, saved, d_state, d_inputs, ac
         memory_before_erase=np.empty((width, rows), dtype),
     )
     for t in range(steps - 1, -1, -1):
-        matmul(saved.d_logits[t], weights_transposed.output_proj[:, :-1], 1, d_state.reads_and_output)
+        matmul(saved.d_logits[t], weights_transposed.output_proj[:, :-1], 1, d_state.reads_and_hidden)
         memory_step_backward(args.blur_weight, saved, t, d_state, scratch)
-        d_output = d_state.reads_and_output[:, reads_width(args.sizes) :]
-        matmul(saved.d_controls[t], weights_transposed.control_proj[:, :-1], 1, d_output)
+        d_hidden = d_state.reads_and_hidden[:, reads_width(args.sizes) :]
+        matmul(saved.d_controls[t], weights_transposed.control_proj[:, :-1], 1, d_hidden)
         controller_step_backward(first, args, weights_transposed, saved, t, d_state)
         if d_inputs.shape[0]:
             matmul(
                 saved.d_gates[t], weights_transposed.gate_proj[:, :reads_offset], 0, d_inputs[t, first : first + group]
             )
-    all_steps = steps * group  # of all sequences
-    controller_inputs_before = saved.controller_input[:steps].reshape(all_steps, input_width)
-    controller_inputs_after = saved.controller_input[1:].reshape(all_steps, input_width)
-    d_gates = saved.d_gates.reshape(all_steps, d_weights.gate_proj.shape[1])
+    steps_and_group = steps * group  # the products for the maps' gradients are over all steps of all sequences
+    controller_inputs_before = saved.controller_input[:steps].reshape(steps_and_group, input_width)
+    controller_inputs_after = saved.controller_input[1:].reshape(steps_and_group, input_width)
+    d_gates = saved.d_gates.reshape(steps_and_group, d_weights.gate_proj.shape[1])
     if args.sizes.lstm:
         matmul_tn(controller_inputs_before, d_gates, accumulate, d_weights.gate_proj)
     else:  # which does not take its own last output; see `Weights`
-        matmul_tn(controller_inputs_before[:, :output_offset], d_gates, accumulate, d_weights.gate_proj[:-1])
+        matmul_tn(controller_inputs_before[:, :hidden_offset], d_gates, accumulate, d_weights.gate_proj[:-1])
         if not accumulate:
             d_weights.gate_proj[-1] = 0
         accumulate_rows(d_gates, d_weights.gate_proj[-1])
-    d_controls = saved.d_controls.reshape(all_steps, d_weights.control_proj.shape[1])
-    d_logits = saved.d_logits.reshape(all_steps, d_weights.output_proj.shape[1])
-    matmul_tn(controller_inputs_after[:, output_offset:], d_controls, accumulate, d_weights.control_proj)
+    d_controls = saved.d_controls.reshape(steps_and_group, d_weights.control_proj.shape[1])
+    d_logits = saved.d_logits.reshape(steps_and_group, d_weights.output_proj.shape[1])
+    matmul_tn(controller_inputs_after[:, hidden_offset:], d_controls, accumulate, d_weights.control_proj)
     matmul_tn(controller_inputs_after[:, reads_offset:], d_logits, accumulate, d_weights.output_proj)
 
 
 @jit_refcounted
-def split_reads_and_output(d_state, sizes):
+def split_reads_and_hidden(d_state, sizes):
     """Views of a `StateGrads`: the gradients of the reads (G, R M), and of the controller's output (G, C).
 
     The output is an LSTM's hidden state, h. Of a feed-forward controller it is no state: (G, 0).
     """
-    both, reads_end = d_state.reads_and_output, reads_width(sizes)
-    return both[:, :reads_end], both[:, reads_end : reads_end + state_cells(sizes)]
+    d_both, reads_end = d_state.reads_and_hidden, reads_width(sizes)
+    return d_both[:, :reads_end], d_both[:, reads_end : reads_end + state_cells(sizes)]
 
 
 # The three that follow work on a shard, and make arrays.
@@ -158,7 +158,7 @@ def groups_forward(shard_first, shard_stop, args, buffers, save_for_backward, fi
     weights = unpack_weights(args.weights, args.sizes)
     for i, first in enumerate(range(shard_first, shard_stop, group)):
         slots = steps if save_for_backward else 1
-        saved, _ = carve_saved(buffers[i % len(buffers)], slots, group, rows, args.sizes, True)
+        saved, _ = carve_saved(buffers[i % len(buffers)], slots, group, rows, args.sizes, retain_activations=True)
         slot = forward_group(first, args, weights, saved)
         store_state(first, args.sizes, slot, saved, final)
 
@@ -172,12 +172,12 @@ def groups_backward(shard_first, shard_stop, args, buffers, d_logits, d_final, d
     # By way of `d_initial`, autograd gives the learned initial state its gradients.
     d_weights.initial_reads[:], d_weights.initial_hidden[:], d_weights.initial_cell[:] = 0, 0, 0
     for i in range(len(buffers) - 1, -1, -1):  # what the last one left may still be in cache
-        saved, d_state = carve_saved(buffers[i], steps, group, rows, args.sizes, True)
-        first, (d_reads, d_hidden) = shard_first + i * group, split_reads_and_output(d_state, args.sizes)
+        saved, d_state = carve_saved(buffers[i], steps, group, rows, args.sizes, retain_activations=True)
+        first, (d_reads, d_hidden) = shard_first + i * group, split_reads_and_hidden(d_state, args.sizes)
         for t in range(steps):
             copy_matrix(d_logits[t, first : first + group], saved.d_logits[t])
             copy_matrix(saved.gates[t], saved.d_gates[t])  # activations: backward may be called once more
-        d_state.reads_and_output[:] = 0
+        d_state.reads_and_hidden[:] = 0
         for g in range(group):
             copy_matrix(d_final.memory[first + g], d_state.memory[g])
             copy_matrix(d_final.weighting[first + g], d_state.weighting[g])
@@ -203,11 +203,11 @@ def groups_forward_backward(shard_first, shard_stop, args, loss_args, buffer, ac
     steps, group, rows = len(args.inputs), min(GROUP, shard_stop - shard_first), args.initial_state.memory.shape[2]
     weights, d_weights = unpack_weights(args.weights, args.sizes), unpack_weights(d_weights_flat, args.sizes)
     weights_transposed = unpack_transposed(args.weights_transposed, args.sizes)
-    saved, d_state = carve_saved(buffer, steps, group, rows, args.sizes, False)
+    saved, d_state = carve_saved(buffer, steps, group, rows, args.sizes, retain_activations=False)
     if not accumulate:
         d_weights.initial_reads[:], d_weights.initial_hidden[:], d_weights.initial_cell[:] = 0, 0, 0
     loss, bits, dtype = 0.0, args.sizes.outputs, d_weights_flat.dtype
-    d_reads, d_hidden = split_reads_and_output(d_state, args.sizes)
+    d_reads, d_hidden = split_reads_and_hidden(d_state, args.sizes)
     bit_weights, bit_loss = np.empty((group, bits), dtype), np.empty(group * bits, dtype)
     no_d_inputs = np.empty((0, 0, 0), dtype)
     for first in range(shard_first, shard_stop, group):
@@ -215,7 +215,7 @@ def groups_forward_backward(shard_first, shard_stop, args, loss_args, buffer, ac
         loss += group_loss(first, args.logits, loss_args, saved, bit_weights, bit_loss)
         if args.blur_weight != 0:
             loss += group_blur(saved, args.blur_weight)
-        d_state.memory[:], d_state.weighting[:], d_state.cell[:], d_state.reads_and_output[:] = 0, 0, 0, 0
+        d_state.memory[:], d_state.weighting[:], d_state.cell[:], d_state.reads_and_hidden[:] = 0, 0, 0, 0
         add_to_weights = accumulate or first > shard_first
         backward_group(first, args, weights_transposed, saved, d_state, no_d_inputs, add_to_weights, d_weights)
         accumulate_rows(d_reads, d_weights.initial_reads)
