@@ -116,7 +116,7 @@ def settings_in_use(recipe: Recipe, has: set[str]) -> dict[str, Any]:
     }
 
 
-def refuse_useless(given: dict[str, Any], recipe: Recipe, has: set[str], name: str, source: str = "-") -> None:
+def refuse_useless(given: dict[str, Any], recipe: Recipe, has: set[str], name: str, source: str) -> None:
     """Refuse a setting that would do nothing: one of another optimizer, or for want of a memory or of LSTM cells.
 
     Args:
