@@ -24,10 +24,10 @@ def random_vectors(batch_size: int, length: int, width: int, generator: torch.Ge
     if uneven == 0:
         return torch.randint(0, 2, size, generator=generator).float()
     kind = torch.rand(batch_size, generator=generator)
-    monotonous, varied = kind < uneven / 2, (uneven / 2 <= kind) & (kind < uneven)
+    monotonous = kind < uneven / 2
     share = torch.rand(length, batch_size, generator=generator)
-    share[:, monotonous] = share[0, monotonous]
-    share[:, ~(monotonous | varied)] = 0.5
+    share = torch.where(monotonous, share[0], share)
+    share = torch.where(kind < uneven, share, 0.5)
     bits = (torch.rand(size, generator=generator) < share.unsqueeze(-1)).float()
     letters = torch.randint(1, length + 1, (batch_size,), generator=generator)
     drawn = (torch.rand(length, batch_size, generator=generator) * letters).long()
