@@ -252,7 +252,7 @@ def _heat(
     image = axes.imshow(values, aspect="auto", vmin=limits[0], vmax=limits[1], cmap=colours, origin="lower")
     axes.set_title(name, loc="left")
     axes.set_ylabel(label)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5, min_n_ticks=1))
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
 
 
