@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from experiment import checkpoint, plots
 from experiment.backend import choose_device, start_backend
-from experiment.configuration import Configuration
+from experiment.configuration import ROOT, Configuration
 from experiment.errors import InputError, run_script
 from experiment.options import parse_options
 from experiment.processes import Processes
@@ -133,7 +133,7 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, output: Path) -> N
     print(f"{took}: {shown_path(saved_model)}\n{outcome}")
     print(f"log: {shown_path(output / 'log' / f'{configuration.name}.log')}")
     print(f"curves: tensorboard --logdir {shown_path(output / 'runs')}")
-    print(f"test it: python evaluate.py -saved_model {shown_path(saved_model)}")
+    print(f"test it: python {shown_path(ROOT / 'evaluate.py')} -saved_model {shown_path(saved_model)}")
 
 
 def run(processes: Processes) -> None:

@@ -3,10 +3,11 @@
 import importlib
 from enum import Enum
 from functools import cache
-from types import ModuleType
+from operator import attrgetter
+from types import CodeType, FunctionType, ModuleType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
@@ -41,6 +42,10 @@ def mode_trouble() -> str | None:
             return "the fused path cannot be traced, nor seen by a dispatch mode"
         if torch.is_autocast_enabled("cpu"):
             return "the fused path computes in the type of the weights, and autocast is on"
+        modes = torch.overrides._get_current_function_mode_stack() if torch._C._len_torch_function_stack() else ()
+        for mode in modes:
+            if type(mode).__name__ != "DeviceContext":  # that only says where new tensors are made
+                return f"the fused path calls nothing that a mode could change, and there is a {type(mode).__name__}"
         if nn.modules.module._has_any_global_hook():
             return "the fused path calls no module, and there are hooks on the calls of all modules"
     except AttributeError as error:  # these names are not public
@@ -48,31 +53,70 @@ def mode_trouble() -> str | None:
     return None
 
 
+def names_in(code: CodeType) -> set[str]:
+    """The names of the globals and attributes that a function uses, and the functions within it."""
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return set(code.co_names).union(*map(names_in, inner))
+
+
+def is_special(tensor: Tensor | None) -> bool:
+    """Whether a tensor is of a class that changes what operations do with it."""
+    kind = type(tensor)
+    return kind is not Tensor and tensor is not None and kind.__torch_function__ is not nn.Parameter.__torch_function__
+
+
+def is_other(now: object, before: object) -> bool:
+    """Whether an object is another one, and not its equal."""
+    try:
+        return now is not before and bool(now != before)
+    except Exception:  # what two arrays that are compared raise, for one
+        return True
+
+
 class Contents:
-    """What modules and their classes of `nn.Module` hold, by name: to see later whether one was replaced."""
+    """What modules and their classes of `nn.Module` hold, and what their functions use of PyTorch.
+
+    It is there to see later whether something was replaced: an attribute, or the code of a function.
+    """
 
     def __init__(self, *modules: ModuleType) -> None:
         kinds = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
-        owners = *modules, *(kind for kind in dict.fromkeys(kinds) if issubclass(kind, nn.Module))
-        self.owners = [(owner, vars(owner)) for owner in owners]
-        self.before = [
-            (names, name, value)
-            for _, names in self.owners
-            for name, value in names.items()
-            if not name.startswith("__")
-        ]
+        own = *modules, *(kind for kind in dict.fromkeys(kinds) if issubclass(kind, nn.Module))
+        held = {owner: [name for name in vars(owner) if not name.startswith("__")] for owner in own}
+        functions = [vars(owner)[name] for owner in own for name in held[owner]]
+        self.functions = [function for function in functions if isinstance(function, FunctionType)]
+        used = {name for function in (*self.functions, nn.Linear.forward) for name in names_in(function.__code__)}
+        for owner in (torch, nn.functional, Tensor):
+            held[owner] = [name for name in sorted(used) if hasattr(owner, name) and not name.startswith("__")]
+        held[nn.Linear], held[nn.Module] = ["forward"], ["__call__", "_wrapped_call_impl", "_call_impl"]
+        held = {owner: ["__name__", *names] for owner, names in held.items() if names}
+        self.held = [(owner, names, attrgetter(*names)) for owner, names in held.items()]
+        self.before, self.codes = self._now()
+
+    def _now(self) -> tuple[list, list[CodeType]]:
+        return [get(owner) for owner, _, get in self.held], [function.__code__ for function in self.functions]
 
     def changed(self) -> str | None:
         """Return a phrase that names what was replaced since, or None where nothing was."""
-        for names, name, value in self.before:
-            if names.get(name) is not value:
-                owner = next(owner for owner, of in self.owners if of is names)
-                said = f"{owner.__name__}.{name} was replaced"
-                importers = [other.__name__ for other, of in self.owners if of.get(name) is value]
-                if importers and getattr(value, "__module__", None) == owner.__name__:
-                    said += f", but not in {', '.join(importers)}, which imported it, and calls it as it was"
-                return said
-        return None
+        try:
+            if self._now() == (self.before, self.codes):  # of what is the same object, nothing more is compared
+                return None
+        except Exception:  # of what an attribute that is missing, or one that cannot be compared, raises
+            pass
+        for (owner, names, _), before in zip(self.held, self.before, strict=True):
+            for name, value in zip(names, before, strict=True):
+                if is_other(getattr(owner, name, None), value):
+                    return f"{owner.__name__}.{name} was replaced{self._not_in(owner, name, value)}"
+        pairs = zip(self.functions, self.codes, strict=True)
+        other = [f"{f.__module__}.{f.__qualname__}" for f, code in pairs if f.__code__ is not code]
+        return f"the code of {other[0]} was replaced" if other else None
+
+    def _not_in(self, owner: ModuleType | type, name: str, value: object) -> str:
+        """Say which modules have imported something from the one where it was replaced, and call it as it was."""
+        importers = [other.__name__ for other, *_ in self.held if getattr(other, name, None) is value]
+        if not importers or getattr(value, "__module__", None) != owner.__name__:
+            return ""
+        return f", but not in {', '.join(importers)}, which imported it, and calls it as it was"
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -120,6 +164,8 @@ def changed_parameter(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> s
         parameter = parameters.pop(name, None)
         if parameter is None or parameter.shape != shape:
             return f"has no parameter {name} of shape {shape}"
+        if is_special(parameter):
+            return f"has a {type(parameter).__name__} for {name}"
         if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
             return f"has hooks on the gradient of {name}"
     return f"has a parameter of its own, {next(iter(parameters))}" if parameters else None

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntm.backend import Backend, BackendError
+from ntm.backend import Backend, BackendError, is_special
 
 TRANSPOSED = 0, 2, 4  # of the `packed_parameters` of an NTM: the weights of its three maps
 
@@ -40,15 +40,16 @@ def lie_in_flat(tensors: list[Tensor], flat: Tensor) -> bool:
 class FlatParameters(torch.Tensor):
     """All parameters of a model as one tensor, whose `grad` is always there, and always that of the parameters.
 
-    Set to None, as by an optimizer's `zero_grad`, it becomes 0 in place. A parameter's gradient that is None, as after
-    a model's `zero_grad`, or that lies elsewhere, is brought back into it when it is asked for.
+    Set to None, as by an optimizer's `zero_grad`, it becomes 0 in place; set to another tensor, it takes its values. A
+    parameter's gradient that is None, as after a model's `zero_grad`, or that lies elsewhere, is brought back into it
+    when it is asked for.
 
     Attributes:
         gradients: each parameter with its part of `grad`.
     """
 
     gradients: Sequence[tuple[nn.Parameter, Tensor]] = ()
-    __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed from it is a plain tensor
+    __torch_function__ = nn.Parameter.__torch_function__  # none: what is computed from it is a plain tensor
 
     @property
     def grad(self) -> Tensor:
@@ -61,10 +62,14 @@ class FlatParameters(torch.Tensor):
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
-        if value is None and self.grad is not None:
-            self.grad.zero_()
-        else:
+        if self.grad is None:
             torch.Tensor.grad.__set__(self, value)
+        elif value is None:
+            self.grad.zero_()
+        elif value.shape != self.shape:
+            raise RuntimeError(f"a gradient of shape {tuple(value.shape)} for parameters of {tuple(self.shape)}")
+        else:
+            self.grad.copy_(value)
 
 
 class Machine(nn.Module):
@@ -188,8 +193,8 @@ class Machine(nn.Module):
         """Say in one phrase why this model cannot run on the fused path; None where it can."""
         return f"the fused path knows the NTM, and no {type(self).__name__}"
 
-    def use_fused(self) -> bool:
-        """Choose the path, by `backend` and by what the model is.
+    def use_fused(self, *tensors: Tensor | None) -> bool:
+        """Choose the path, by `backend`, by what the model is, and by the tensors that it is called with.
 
         Raises:
             BackendError: `backend` is FUSED and it cannot be had.
@@ -198,6 +203,8 @@ class Machine(nn.Module):
         if backend is Backend.REFERENCE:
             return False
         reason = self.why_not_fused()
+        if reason is None and any(map(is_special, tensors)):
+            reason = "the fused path takes tensors for numbers, and one is of a class with operations of its own"
         if reason and backend is Backend.FUSED:
             raise BackendError(reason)
         return reason is None

@@ -35,7 +35,7 @@ from ntm.loss import cross_entropy
 from ntm.machine import TRANSPOSED, Machine
 from ntm.memory import initial_memory, read, write
 from ntm.shards import WHOLE, Part
-from ntm.state import NTMState, state_shapes
+from ntm.state import NTMState, tensors_of
 
 OWN_FORWARD = (
     "forward_backward does not call the model, and there is an own `forward` or `__call__`, or hooks on the model"
@@ -191,11 +191,12 @@ class NTM(Machine):
             raise ValueError(f"memory_units is {memory_units}, and the state has {state.memory.shape[1]} rows")
         if state is not None and not state.memory.shape[1]:
             raise ValueError("the state has no rows; a memory has at least one row")
-        use_fused, batch = self.use_fused(), inputs.shape[1]
+        use_fused, batch = self.use_fused(inputs, *tensors_of(state), cell_mask), inputs.shape[1]
         rows = memory_units if state is None else state.memory.shape[1]
         own = self.initial_state(1 if use_fused and state is None else batch, rows)  # 1: that path takes one for all
-        if state is not None and state_shapes(state) != state_shapes(own):
-            raise ValueError(f"state does not fit: its shapes are {state_shapes(state)}, and here {state_shapes(own)}")
+        shapes, wanted = ([tuple(part.shape) for part in tensors_of(each)] for each in (state, own))
+        if state is not None and shapes != wanted:
+            raise ValueError(f"state does not fit: its shapes are {shapes}, and here {wanted}")
         state = own if state is None else state
         if use_fused:
             from ntm import fused  # here, so that the reference path does without Numba
@@ -243,7 +244,7 @@ class NTM(Machine):
         self.require_batch(inputs, targets, mask, memory, cell_mask)
         parameters, flat = self.packed_parameters(), self.flat_parameters
         self.require_flat(parameters)
-        if self.use_fused():
+        if self.use_fused(inputs, targets, mask, memory, cell_mask):
             from ntm import fused
 
             if memory is None:

@@ -16,7 +16,8 @@ class NTMState(NamedTuple):
     controller: Any  # the controller's own: an `LSTMState`, or () of a feed-forward one
 
 
-def state_shapes(state: NTMState) -> list[tuple[int, ...]]:
-    """The shapes of a state's tensors; of those of the controller's state only where that is an `LSTMState`."""
-    own = state.controller if isinstance(state.controller, LSTMState) else ()
-    return [tuple(part.shape) for part in (*state[:3], *own)]
+def tensors_of(state: NTMState | None) -> list[Tensor]:
+    """A state's tensors, of which the controller's are known only where it is an `LSTMState`; none of None."""
+    if state is None:
+        return []
+    return [*state[:3], *(state.controller if isinstance(state.controller, LSTMState) else ())]

@@ -9,6 +9,7 @@ import torch
 from conftest import ROOT, lively_model
 from torch import nn
 from torch.nn.utils import parametrize, prune
+from torch.overrides import TorchFunctionMode
 
 from experiment.backend import choose_device, start_backend
 from experiment.errors import InputError
@@ -181,6 +182,82 @@ def test_a_function_of_the_package_that_was_replaced_is_not_passed_over(name, mo
     assert "bias_gates" in name or not torch.allclose(after, before)
     monkeypatch.undo()
     assert model.why_not_fused() is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Linear.forward", "Module.__call__", "functional.linear", "functional.softplus"),
+        *("functional.binary_cross_entropy_with_logits", "functional.normalize"),
+    ],
+)
+def test_what_was_replaced_in_pytorch_is_not_passed_over(name, monkeypatch):
+    model, (owner, _, function) = lively_model(), name.partition(".")
+    owner = getattr(nn, owner)
+    kept = getattr(owner, function)
+    used = function != "normalize"  # which the machine does not call
+    monkeypatch.setattr(owner, function, lambda *given, **named: kept(*given, **named))
+    assert (f"{function} was replaced" in (model.why_not_fused() or "")) == used
+    monkeypatch.undo()
+    assert model.why_not_fused() is None
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "tanh", "cat", "stack"])
+def test_an_operation_that_was_replaced_is_not_passed_over(name, monkeypatch):
+    model, owners = lively_model(), [owner for owner in (torch, torch.Tensor) if hasattr(owner, name)]
+    for owner in owners:
+        kept = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, kept=kept, **named: kept(*given, **named))
+    assert f"{name} was replaced" in model.why_not_fused()
+
+
+def test_a_function_whose_code_was_replaced_is_not_passed_over(monkeypatch):
+    """As jurigged and IPython's autoreload do."""
+    model, inputs = lively_model(), torch.rand(4, 2, 5).double()
+    monkeypatch.setattr(addressing.sharpen, "__code__", (lambda weighting, sharpening: weighting).__code__)
+    assert model.why_not_fused().endswith("the code of ntm.addressing.sharpen was replaced")
+    answer = model(inputs)[0]
+    model.backend = Backend.REFERENCE
+    assert torch.equal(answer, model(inputs)[0])
+
+
+class Rounded(torch.Tensor):
+    """Its elements are rounded before an operation sees them, as a quantised weight's are."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function.__name__ in ("detach", "requires_grad_"):
+            return super().__torch_function__(function, types, args, kwargs)
+        args = [arg.as_subclass(torch.Tensor).round() if isinstance(arg, cls) else arg for arg in args]
+        return function(*args, **(kwargs or {}))
+
+
+class Doubling(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        return 2 * result if function is nn.functional.linear else result
+
+
+def test_tensors_and_modes_that_change_operations_are_declined():
+    model, inputs = lively_model(), torch.rand(4, 2, 5).double()
+    state = model.initial_state(2)
+    rounded = state._replace(memory=state.memory.detach().as_subclass(Rounded))
+    for call in (lambda: model(inputs.as_subclass(Rounded))[0], lambda: model(inputs, rounded)[0]):
+        model.backend = Backend.AUTO
+        answer = call()
+        model.backend = Backend.REFERENCE
+        assert torch.equal(answer, call())
+        model.backend = Backend.FUSED
+        with pytest.raises(BackendError, match="a class with operations of its own"):
+            call()
+    model.backend = Backend.AUTO
+    with Doubling():
+        assert "there is a Doubling" in model.why_not_fused()
+    with torch.device("cpu"):
+        assert model.why_not_fused() is None
+    weight = model.output_proj.weight
+    model.output_proj.weight = nn.Parameter(weight.detach().as_subclass(Rounded), requires_grad=False)
+    assert "has a Rounded for output_proj.weight" in model.why_not_fused()
 
 
 def test_a_function_that_was_replaced_where_it_is_not_called_is_said_to_be_called_as_it_was(monkeypatch):

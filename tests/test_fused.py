@@ -23,6 +23,8 @@ from ntm.memory import INITIAL_VALUE
 settings.register_profile("fused", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("fused")
 
+PATHS = Backend.REFERENCE, Backend.FUSED
+
 
 def outputs_and_gradients(model, inputs, state, backend, cell_mask=None, unroll=None):
     """Outputs and all gradients of a random projection of all outputs, of a call of the model, or of another unroll."""
@@ -38,8 +40,7 @@ def outputs_and_gradients(model, inputs, state, backend, cell_mask=None, unroll=
 
 def both_paths(model, inputs, state, cell_mask=None):
     """Outputs and gradients, on each path."""
-    paths = (Backend.REFERENCE, Backend.FUSED)
-    return zip(*(outputs_and_gradients(model, inputs, state, path, cell_mask) for path in paths), strict=True)
+    return zip(*(outputs_and_gradients(model, inputs, state, path, cell_mask) for path in PATHS), strict=True)
 
 
 def assert_close(theirs, ours, tolerance):
@@ -473,3 +474,51 @@ def test_autocast_takes_the_reference_path():
         assert "autocast is on" in model.why_not_fused()
         assert model(torch.rand(4, 2, 5))[0].dtype == torch.bfloat16
     assert model.why_not_fused() is None
+
+
+def all_gradients(model, inputs, state, loss, backend):
+    """Of the loss: that of each parameter, and of each part of the state, or None."""
+    model.backend = backend
+    parts = [part.detach().clone().requires_grad_() for part in flat(state)]
+    logits, end = model(inputs, nested(parts))
+    wanted = [*model.parameters(), *parts]
+    return torch.autograd.grad(loss(logits, end).square().sum(), wanted, allow_unused=True)
+
+
+LOSSES = {
+    "logits": lambda logits, end: logits,
+    "memory": lambda logits, end: end.memory,
+    "weighting": lambda logits, end: end.weighting,
+    "reads": lambda logits, end: end.reads,
+    "hidden": lambda logits, end: end.controller.hidden,
+    "cell": lambda logits, end: end.controller.cell,
+}
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_has_no_gradient_on_the_reference_path_has_none(loss, steps):
+    """Else weight decay and momentum would move what a loss does not depend on."""
+    model = lively_model()
+    inputs, state = torch.rand(steps, 11, 5).double(), lively_state(model, 11)
+    found = [all_gradients(model, inputs, state, LOSSES[loss], path) for path in PATHS]
+    for their, our in zip(*found, strict=True):
+        assert (their is None) == (our is None)
+        if our is not None:
+            assert_close(their, our, 1e-9)
+
+
+def test_a_cell_mask_that_changes_between_the_ways_does_no_harm():
+    model, inputs, mask = lively_model(backend=Backend.FUSED), torch.rand(4, 2, 5).double(), torch.rand(4, 2, 6) < 0.5
+    answer, found = model(inputs, cell_mask=mask)[0].sum(), []
+    for change in (lambda: None, mask.logical_not_):
+        change()
+        found.append(torch.autograd.grad(answer, list(model.parameters()), retain_graph=True))
+    for before, after in zip(*found, strict=True):
+        assert torch.equal(before, after)
+
+
+def test_batched_gradients_are_refused_in_words():
+    model, inputs = lively_model(backend=Backend.FUSED), torch.rand(4, 2, 5).double()
+    with pytest.raises(RuntimeError, match="no batched gradients"):
+        torch.autograd.functional.jacobian(lambda x: model(x)[0][-1], inputs, vectorize=True)

@@ -134,3 +134,30 @@ def test_a_gradient_that_was_put_in_is_that_of_the_flat_parameters(backend):
         parameter.grad = 2 * parameter.grad
     model.forward_backward(inputs, targets, mask)
     torch.testing.assert_close(flat.grad, 5 * once)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_gradient_that_is_assigned_is_that_of_the_parameters(backend, whole):
+    """As where gradients are scaled or clipped by `flat.grad = ...` before a step."""
+    batch = torch.rand(5, 4, 5).double(), torch.ones(5, 4, 3).double(), torch.ones(5, 4).double()
+    found = []
+    for flattened in (False, True):
+        torch.manual_seed(3)
+        model = lively_model(backend=backend)
+        trained = [model.flatten_parameters()] if flattened else list(model.parameters())
+        optimizer = torch.optim.SGD(trained, lr=0.5)
+        for _ in range(3):
+            optimizer.zero_grad()
+            if whole:
+                model.forward_backward(*batch)
+            else:
+                cross_entropy(model(batch[0])[0], *batch[1:]).backward()
+            for each in trained:
+                each.grad = each.grad / 2
+            optimizer.step()
+        found.append([parameter.detach().clone() for parameter in model.parameters()])
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(theirs, ours)
+    with pytest.raises(RuntimeError, match="a gradient of shape"):
+        trained[0].grad = torch.ones(())

@@ -144,25 +144,32 @@ class Unroll(torch.autograd.Function):
         ]
         run_parallel(jobs)
         if save_for_backward:
+            ctx.set_materialize_grads(False)  # None where nothing comes back, as it is for PyTorch's own operations
             ctx.save_for_backward(*parameters)  # PyTorch refuses backward where one was changed in place since
             ctx.args, ctx.workspace, ctx.kept = args, workspace, list(zip(shard_ranges, buffers, strict=True))
         return tuple(map(torch.from_numpy, (args.logits, *swap_memory_axes(final))))
 
     @staticmethod
-    def backward(ctx, d_logits, *d_final):
-        """Return a gradient for each argument of `forward`."""
+    def backward(ctx, d_logits, d_memory, *d_others):
+        """Return a gradient for each argument of `forward`; None where autograd would have none."""
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the fused path is not twice differentiable: leave create_graph away, or take Backend.REFERENCE"
             )
         parameters, args, needed, dtype = ctx.saved_tensors, ctx.args, ctx.needs_input_grad, ctx.args.logits.dtype
-        batch, count = args.inputs.shape[1], args.weights.size
+        (steps, batch, _), count = args.inputs.shape, args.weights.size
+        given = [d_logits, None if d_memory is None else d_memory.swapaxes(1, 2), *d_others]
+        shapes = [args.logits.shape, *((batch, *part.shape[1:]) for part in args.initial_state)]
+        try:
+            pairs = zip(given, shapes, strict=True)
+            d_logits, *d_final = [np.zeros(shape, dtype) if d is None else _flat(d) for d, shape in pairs]
+        except RuntimeError as error:  # a batched tensor, which is no array
+            raise RuntimeError("the fused path has no batched gradients: take Backend.REFERENCE") from error
         workspace = Workspace([count] * (1 + len(ctx.kept)), dtype)
         weights_transposed, *d_parts = workspace.arrays
         transpose_weights(args.weights, args.sizes, weights_transposed)
         args = args._replace(weights_transposed=weights_transposed)
-        d_logits, d_final = _flat(d_logits), State(*map(_flat, swap_memory_axes(State(*d_final))))
-        d_initial = State(*(np.empty((batch, *part.shape[1:]), dtype) for part in args.initial_state))
+        d_final, d_initial = State(*d_final), State(*(np.empty(shape, dtype) for shape in shapes[1:]))
         d_inputs = np.empty(args.inputs.shape if needed[2] else (0, 0, 0), dtype)
         jobs = [
             partial(groups_backward, a, b, args, buffers, d_logits, d_final, d_initial, d_inputs, d_part)
@@ -173,6 +180,11 @@ class Unroll(torch.autograd.Function):
         shared = (len(part) < batch for part in args.initial_state)
         d_initial = [d.sum(0, keepdim=True) if one else d for d, one in zip(d_initial, shared, strict=True)]
         d_weights = unpacked_gradients(parameters, add_in_pairs(d_parts or [np.zeros(count, dtype)]).copy())
+        d_weights[6:] = [None] * len(d_weights[6:])  # the learned initial state: that is in `d_initial`, if it was used
+        if given[0] is None:
+            d_weights[4:6] = None, None  # the output map
+            if steps == 1 and all(d is None for d in given[1:4]):  # the controller's state alone, of the only step
+                d_weights[2:4] = d_initial[:2] = None, None  # the heads, and what they look at
         return None, None, torch.from_numpy(d_inputs) if needed[2] else None, *d_initial, *d_weights
 
 
@@ -193,8 +205,8 @@ def unroll(
     save_for_backward = torch.is_grad_enabled() and any(
         x.requires_grad for x in (inputs, *flat_state(state), *parameters)
     )
-    if save_for_backward:  # a copy: a change by way of `flat_parameters` is one that PyTorch does not notice
-        flat = None
+    if save_for_backward:  # copies: a change of the mask, or by way of `flat_parameters`, is one that PyTorch overlooks
+        flat, cell_mask = None, None if cell_mask is None else cell_mask.clone()
     weights, initial = packed_weights(parameters, flat), state_arrays(state)
     args = make_unroll_args(weights, make_sizes(parameters), inputs.detach(), initial, cell_mask)
     logits, *final = Unroll.apply(args, save_for_backward, inputs, *flat_state(state), *parameters)
