@@ -171,8 +171,12 @@ def print_table(results: list[dict], by: str) -> None:
         cells += [median([r.get(key) for r in runs], 2) for key in HEADS]
         cells += [median([r[key] for r in runs]) for key in ("solved_iteration", "seconds")]
         print(f"| {name} | " + " | ".join(cells) + f" | {max(r['seconds'] for r in runs):.0f} |")
-    blank, dirty = (sum(not mistakes(r, dirty) for r in results) for dirty in (False, True))
-    print(f"\n{blank} of {len(results)} runs without any wrong sequence on a blank memory, {dirty} on a dirty one")
+    print()
+    with_memory = [r for r in results if any(n.endswith("dirty") for n in r["wrong_sequences"])]
+    for memory, runs in {"blank": results, "dirty": with_memory}.items():
+        if runs:
+            perfect = sum(not mistakes(r, memory == "dirty") for r in runs)
+            print(f"{perfect} of {len(runs)} runs without any wrong sequence on a {memory} memory")
     for r in results:
         bad = mistakes(r) | mistakes(r, True)
         if bad:

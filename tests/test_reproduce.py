@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiment.checkpoint import load, save
+from reproduce import print_table
 
 
 @pytest.mark.slow
@@ -95,3 +96,14 @@ def read(path):
         return path.read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
+
+
+@pytest.mark.parametrize("dirty", [None, 0, 3])
+def test_a_table_counts_runs_on_a_dirty_memory_where_there_is_a_memory(dirty, capsys):
+    wrong = {"1": 0, "20": 1} | ({} if dirty is None else {"20 dirty": dirty})
+    run = {"name": "l1d1", "variant": "", "seed": 0, "wrong_sequences": wrong, "solved_iteration": None, "seconds": 1.0}
+    print_table([run], "name")
+    out = capsys.readouterr().out
+    assert "\n0 of 1 runs without any wrong sequence on a blank memory\n" in out
+    assert ("dirty memory" in out) == (dirty is not None)
+    assert (f"{int(dirty == 0)} of 1 runs without any wrong sequence on a dirty memory\n" in out) == (dirty is not None)
