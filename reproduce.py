@@ -23,7 +23,18 @@ import torch
 from experiment import paper
 from experiment.backend import start_backend
 from experiment.checkpoint import load_model, write_atomically
-from experiment.configuration import CONFIGS, NAMES, NINE, PAPER, REVERSE, ROOT, Configuration, model_title, task_of
+from experiment.configuration import (
+    CONFIGS,
+    NAMES,
+    NINE,
+    PAPER,
+    REVERSE,
+    ROOT,
+    Configuration,
+    load_task_json,
+    model_title,
+    task_of,
+)
 from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.processes import Processes
 from experiment.run import weights_mark
@@ -253,6 +264,9 @@ def parse_options() -> argparse.Namespace:
         raise InputError("-configs does not go with -beyond, which trains the files in configs/beyond/")
     if options.beyond:
         options.names = sorted(map(str, (CONFIGS / "beyond").glob("*.json")))
+        for name in options.names:
+            if (task := load_task_json(Path(name)).data.name) != "reverse":
+                raise InputError(f"{name}: is of the task {task}; -beyond trains and scores reverse alone")
     elif not set(options.names) <= set(allowed := PAPER if options.paper else REVERSE):
         raise InputError(f"-configs {options.configs}: choose from {', '.join(allowed)}")
     if options.ship and (options.ablations or options.beyond or options.flags):

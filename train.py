@@ -164,7 +164,7 @@ def run(processes: Processes) -> None:
 
     # From the beginning, or from the last checkpoint on.
     if options.resume:
-        state.load(processes.share(lambda: checkpoint.load(state.path)))
+        state.load(processes.share(lambda: checkpoint.load_to_resume(state.path)))
     if not claim:
         train(state, None, held_out, options, processes)
         return

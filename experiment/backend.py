@@ -17,7 +17,7 @@ from experiment.errors import InputError
 from ntm import NTM, Backend, BackendError
 from ntm.controller import LSTMController
 from ntm.machine import Machine
-from ntm.memory import INITIAL_VALUE
+from ntm.memory import INITIAL_VALUE, initial_memory
 from ntm.ntm import OWN_FORWARD
 
 DIFFERENCE = 1e-4  # between the paths, of logits and of each gradient, relative to their norm
@@ -64,24 +64,29 @@ def stirred(model: Machine, seed: int) -> Machine:
     return model
 
 
-def small_batch(model: Machine, backend: Backend, training: bool) -> list[Tensor]:
+def small_batch(model: Machine, backend: Backend, training: bool, size: tuple[int, int, int]) -> list[Tensor]:
     """Take one small batch through a copy of a model; returns its logits, and in training each gradient.
 
-    Its memory has blank rows, faint ones and strong ones.
+    Its memory has blank rows, faint ones and strong ones, and not all of its steps count.
+
+    Args:
+        size: T, B and N.
     """
-    model, source = deepcopy(model), torch.Generator().manual_seed(0)
+    (steps, batch, rows), source = size, torch.Generator().manual_seed(0)
+    model = deepcopy(model)
     model.backend, like = backend, next(model.parameters())
-    inputs = torch.randn(6, 2, model.input_size, generator=source).to(like)
-    strength = torch.tensor([0, INITIAL_VALUE, 1e-3, 0.1, 1, 3]).unsqueeze(1)
-    memory = (strength * torch.randn(2, 6, model.heads.memory_unit_size, generator=source)).to(like)
+    inputs = torch.randn(steps, batch, model.input_size, generator=source).to(like)
+    strength = torch.tensor([0, INITIAL_VALUE, 1e-3, 0.1, 1, 3])[torch.arange(rows) % 6].unsqueeze(1)
+    memory = (strength * torch.randn(batch, rows, model.heads.memory_unit_size, generator=source)).to(like)
     if not training:
         with torch.no_grad():
-            return [model(inputs, model.initial_state(2, 6)._replace(memory=memory))[0]]
-    cell_mask, targets = None, torch.rand(6, 2, model.output_proj.out_features, generator=source).round().to(like)
+            return [model(inputs, model.initial_state(batch, rows)._replace(memory=memory))[0]]
+    targets = torch.rand(steps, batch, model.output_proj.out_features, generator=source).round().to(like)
+    mask, cell_mask = (torch.arange(steps * batch).view(steps, batch) % 3 > 0).to(like), None
     if isinstance(model.controller, LSTMController):  # a feed-forward one has no cells that could forget
-        cell_mask = torch.rand(6, 2, model.controller.output_size, generator=source) < 0.7
+        cell_mask = torch.rand(steps, batch, model.controller.output_size, generator=source) < 0.7
     model.flatten_parameters()
-    _, logits = model.forward_backward(inputs, targets, inputs.new_ones(6, 2), memory, cell_mask, blur_cost=0.1)
+    _, logits = model.forward_backward(inputs, targets, mask, memory, cell_mask, blur_cost=0.1)
     return [logits, *(parameter.grad for parameter in model.parameters())]
 
 
@@ -115,14 +120,14 @@ def with_far_controls(model: NTM) -> Iterator[NTM]:
             yield copy
 
 
-def compare(model: Machine, training: bool) -> None:
-    """Compare the two paths on one small batch.
+def compare(model: Machine, training: bool, size: tuple[int, int, int] = (6, 2, 6)) -> None:
+    """Compare the two paths on one small batch, of T steps, B sequences and N rows.
 
     Raises:
         InputError: they give different numbers.
     """
-    reference, fused = (small_batch(model, backend, training) for backend in (Backend.REFERENCE, Backend.FUSED))
-    exact = small_batch(deepcopy(model).double(), Backend.REFERENCE, training)
+    reference, fused = (small_batch(model, backend, training, size) for backend in (Backend.REFERENCE, Backend.FUSED))
+    exact = small_batch(deepcopy(model).double(), Backend.REFERENCE, training, size)
     for right, near, other in zip(exact, reference, fused, strict=True):
         if (other - right).norm() > max(DIFFERENCE * right.norm(), ROUNDING * (near - right).norm()):
             raise InputError(
@@ -205,6 +210,10 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
     if training and isinstance(model, NTM) and model.own_forward():
         raise InputError(f"{OWN_FORWARD}: override `step_with_focus` instead")
+    if training and isinstance(model, NTM):
+        first = model.initial_state(1, 3).memory
+        if not torch.equal(first, initial_memory(*first.shape, like=first)):
+            raise InputError("training begins on the memory of ntm.memory.initial_memory, and the model on another one")
     if blur_cost and isinstance(model, NTM) and model.overrides("step"):
         raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
     if model.backend is not Backend.REFERENCE:
@@ -222,8 +231,9 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
     from ntm import fused  # here, so that the reference path does without Numba
 
     with telling_of_compilation(training):
-        for seed in range(4):  # compiles what this command needs of the fused path, or loads it from the cache
-            compare(stirred(model, seed), training)
+        # Compiles what this command needs of the fused path, or loads it from the cache.
+        for seed, size in enumerate(((6, 2, 6), (6, 2, model.memory_units), (24, 2, 6), (6, 11, 6))):
+            compare(stirred(model, seed), training, size)
     for copy in with_far_controls(model):  # by the forward pass: in training, the way back is compared above
         compare(copy, training=False)
     threads = fused.use_threads(threads)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from experiment.configuration import Configuration
 from experiment.errors import InputError
+from experiment.runlog import commit
 from ntm import Backend
 from ntm.addressing import SHIFTS
 from ntm.machine import Machine
@@ -128,6 +130,15 @@ def load(path: Path) -> dict[str, Any]:
             f"{path}: is of a machine with the shifts {shifts}; those of ntm/addressing.py are {list(SHIFTS)}"
         )
     return contents
+
+
+def load_to_resume(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to go on from; says so where it is of other code: settings alone do not tell."""
+    stored = load(path)
+    before, now = stored.get("commit"), commit()
+    if before not in (None, now):
+        print(f"-resume: {path} is of commit {before}, and this is {now}", file=sys.stderr)
+    return stored
 
 
 def load_model(path: Path | str, backend: Backend = Backend.AUTO) -> tuple[Machine, Configuration]:

@@ -21,7 +21,9 @@ FIRST_ROWS = 32  # of a page on which sequences are typed
 
 def asks(task: Task) -> str:
     """What a task asks for, in a sentence: the first line of its docstring, with its parameters' values."""
-    sentence = inspect.getdoc(type(task)).split("\n")[0]
+    sentence, name = inspect.getdoc(type(task)).split("\n")[0], type(task).__name__
+    if sentence.startswith(f"{name}("):  # it has none, and this is the signature that a dataclass puts there
+        return name
     for name, value in vars(task).items():
         sentence = sentence.replace(f"`{name}`", str(value))
     return sentence

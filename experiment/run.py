@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from experiment import checkpoint
 from experiment.configuration import Configuration
 from experiment.errors import InputError
+from experiment.runlog import commit
 from experiment.scoring import (
     HELD_OUT,
     TRAINING,
@@ -233,6 +234,7 @@ class TrainState:
         self.require_finite_weights()
         contents = {
             "configuration": self.configuration.as_dict(),
+            "commit": commit(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "log_typical_norm": self.clipper.log_typical,

@@ -1,11 +1,14 @@
 """What a run tells while it goes: a text log and tensorboard curves."""
 
+import hashlib
+import itertools
 import json
 import os
 import platform
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,16 @@ from experiment.recipe import settings_in_use
 CURVES = ("train", "test", "test_longer")
 
 
+@cache
+def code_mark() -> str:
+    """The beginning of a checksum of the code that trains, as it was when this process first asked."""
+    folders = (ROOT / name for name in ("ntm", "tasks", "experiment"))
+    files = sorted([ROOT / "train.py", *itertools.chain(*(folder.rglob("*.py") for folder in folders))])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+
+
 def commit() -> str:
-    """Name the commit that this code is at, with a mark where files were changed since; 'unknown' outside git.
+    """Name the commit that this code is at; where files were changed since, and outside git, with `code_mark`.
 
     A copy of this code within another repository is at no commit of that.
     """
@@ -33,10 +44,10 @@ def commit() -> str:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
-            return "unknown"
-        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+            return f"unknown-{code_mark()}"
+        return git("describe", "--always", f"--dirty=-dirty-{code_mark()}", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return f"unknown-{code_mark()}"
 
 
 def processor() -> str:

@@ -21,6 +21,7 @@ from experiment.errors import InputError
 from experiment.options import parse_options
 from experiment.processes import Processes
 from experiment.run import acquire_lock
+from experiment.runlog import commit
 
 _running: list[subprocess.Popen] = []  # the train.py that this worker has started
 
@@ -43,8 +44,11 @@ def train(job: Job) -> Path:
     _, wanted = parse_options("", flags)
     saved = job.folder / "saved_model" / f"{wanted.title}.pt"
     if saved.exists():
-        if load(saved)["configuration"] != wanted.as_dict():
+        contents = load(saved)
+        if contents["configuration"] != wanted.as_dict():
             raise InputError(f"{saved}: made by another recipe; delete {job.folder}, or choose another -output")
+        said = f"{job.variant} {wanted.name} seed {job.seed}: trained before, at commit".strip()
+        print(f"{said} {contents['trained']['commit']}; this is {commit()}", file=sys.stderr)
         return saved
     output = os.path.relpath(job.folder, ROOT)  # what the run's log repeats should not name this computer's folders
     command = [sys.executable, "train.py", *flags, "-output", output]

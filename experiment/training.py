@@ -9,7 +9,7 @@ from torch import Tensor
 
 from experiment.configuration import Configuration, Data, Network, Recipe
 from experiment.scoring import dirty_memory
-from ntm.memory import INITIAL_VALUE
+from ntm.memory import initial_memory
 from tasks import Batch
 
 SPARE_ROWS = 2  # a batch's tape is the rows of memory that it gets: the tightest has so many more than it needs
@@ -104,7 +104,8 @@ def draw_memory(recipe: Recipe, rows: int, width: int, source: torch.Generator) 
     docs/recipe.md.
     """
     dirty = (torch.rand(recipe.batch_size, generator=source) < recipe.dirty).nonzero().squeeze(1)
-    memory = torch.full((recipe.batch_size, width, rows), INITIAL_VALUE).transpose(1, 2)  # as `dirty_memory` lies
+    memory = torch.empty(recipe.batch_size, width, rows).transpose(1, 2)  # as `dirty_memory` lies
+    memory.copy_(initial_memory(recipe.batch_size, rows, width, like=memory))
     deviation = recipe.dirt * torch.rand(len(dirty), generator=source)
     return memory.index_copy_(0, dirty, dirty_memory(deviation, rows, width, source))
 

@@ -117,7 +117,12 @@ class Machine(nn.Module):
     def require_batch(
         self, inputs: Tensor, targets: Tensor, mask: Tensor, memory: Tensor | None, cell_mask: Tensor | None
     ) -> None:
-        """Refuse arguments of `forward_backward` that do not fit together, by a ValueError: they would be broadcast."""
+        """Refuse arguments of `forward_backward` that do not fit together, by a ValueError: they would be broadcast.
+
+        Where gradients are switched off, by a RuntimeError.
+        """
+        if not torch.is_grad_enabled():
+            raise RuntimeError("forward_backward adds to gradients, which torch.no_grad or inference_mode switches off")
         self.require_inputs(inputs, cell_mask)
         steps_and_batch = inputs.shape[:2]
         for name, part in {"targets": targets, "mask": mask}.items():

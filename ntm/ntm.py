@@ -236,7 +236,8 @@ class NTM(Machine):
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
-            RuntimeError: as of `require_flat`; or, on the fused path, inputs or memory want a gradient.
+            RuntimeError: gradients are switched off; as of `require_flat`; or, on the fused path, inputs or memory want
+                a gradient.
             TypeError: on the fused path, the types of arguments and weights differ, or `cell_mask` is not bool.
             ValueError: arguments do not fit together, the batch cannot be split into so many parts, there is a cost
                 of blur, and the model has a `step` of its own; or it has a `forward` of its own, or hooks on that.

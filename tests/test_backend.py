@@ -13,11 +13,12 @@ from torch.overrides import TorchFunctionMode
 
 from experiment.backend import choose_device, start_backend
 from experiment.errors import InputError
-from ntm import NTM, Backend, BackendError, LSTMBaseline, addressing
+from ntm import NTM, Backend, BackendError, LSTMBaseline, addressing, heads
 from ntm import ntm as machine
 from ntm.backend import Contents
 from ntm.controller import LSTMController
 from ntm.heads import Heads
+from ntm.loss import cross_entropy
 
 
 class OwnStep(NTM):
@@ -376,6 +377,16 @@ def epsilon_outside_the_root(old):
     return similarity
 
 
+def eight_rows(old):
+    """Of more rows than eight, only those count that held the most."""
+
+    def edited(memory, *controls):
+        norm = memory.norm(dim=-1, keepdim=True)
+        return old(memory * (norm >= norm.topk(min(8, norm.shape[1]), dim=1).values[:, -1:]), *controls)
+
+    return edited
+
+
 EDITS = {  # of equations, as of somebody's experiment: where they stand, and the edit
     "sharpening limited": (Heads, "controls", limited(sharpening=(1, 2))),
     "key strength limited": (Heads, "controls", limited(key_strength=(0, 5))),
@@ -392,6 +403,7 @@ EDITS = {  # of equations, as of somebody's experiment: where they stand, and th
     "blank rows": (addressing, "cosine_similarity", blank_rows_alike),
     "another epsilon": (addressing, "cosine_similarity", epsilon_outside_the_root),
     "a shift the other way": (addressing, "shift", lambda old: lambda w, s: old(w, s.flip(-1))),
+    "eight rows at most": (heads, "address", eight_rows),
 }
 
 
@@ -412,6 +424,28 @@ def test_an_edited_equation_is_noticed(edit, controller, training, monkeypatch):
     monkeypatch.setattr(machine, "STOCK", Contents())  # as if it had stood so in its file
     with pytest.raises(InputError, match="no longer agree"):
         start_backend(model, training)
+
+
+def test_an_edit_of_the_loss_where_no_step_counts_is_noticed(monkeypatch):
+    def edited(logits, targets, mask, *counted):
+        return cross_entropy(logits, targets, 0.9 * mask + 0.1, *counted)
+
+    monkeypatch.setattr(machine, "cross_entropy", edited)
+    monkeypatch.setattr(machine, "STOCK", Contents())
+    with pytest.raises(InputError, match="no longer agree"):
+        start_backend(NTM(5, 3, 20, 16, 8, 2), training=True)
+
+
+def test_a_machine_that_begins_on_another_memory_than_training_is_refused():
+    class Own(NTM):
+        def initial_state(self, batch_size, memory_units=None):
+            state = super().initial_state(batch_size, memory_units)
+            return state._replace(memory=state.memory + 0.5)
+
+    model = Own(5, 3, 20, 16, 8, 2)
+    assert "reference path" in start_backend(model)
+    with pytest.raises(InputError, match=r"training begins on the memory of ntm\.memory\.initial_memory"):
+        start_backend(model, training=True)
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ import torch
 from conftest import GOOD, ROOT
 
 from experiment import checkpoint
-from experiment.checkpoint import load, load_model, save, weights_for
-from experiment.configuration import load_task_json
+from experiment.checkpoint import load, load_model, load_to_resume, save, weights_for
+from experiment.configuration import load_configuration, load_task_json
 from experiment.errors import InputError
+from experiment.runlog import commit
 from ntm import Backend
 
 
@@ -77,3 +78,12 @@ def test_a_model_of_other_shifts_is_refused(tmp_path, monkeypatch):
 def test_what_is_no_file_is_not_read(path):
     with pytest.raises(InputError, match=f"{path}: is no file"):
         load(Path(path))
+
+
+def test_a_checkpoint_of_other_code_says_so(tmp_path, capsys):
+    contents = {"configuration": load_configuration("m1d1").as_dict(), "model": {}}
+    for stored, said in ((None, ""), (commit(), ""), ("0123456789ab", "is of commit 0123456789ab, and this is")):
+        save(tmp_path / "checkpoint.pt", contents | ({} if stored is None else {"commit": stored}))
+        load_to_resume(tmp_path / "checkpoint.pt")
+        error = capsys.readouterr().err
+        assert (said in error) if said else not error

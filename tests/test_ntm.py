@@ -355,3 +355,13 @@ def test_the_transforms_of_torch_func_take_the_reference_path():
     model.backend = Backend.FUSED
     with pytest.raises(BackendError, match=r"torch\.func"):
         torch.func.grad(mean)(parameters)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", [*BACKENDS, "baseline"])
+def test_forward_backward_without_gradients_is_refused(kind, off):
+    model = LSTMBaseline(5, 3, 6, 1).double() if kind == "baseline" else lively_model(backend=kind)
+    batch = torch.rand(4, 2, 5).double(), torch.ones(4, 2, 3).double(), torch.ones(4, 2).double()
+    with off(), pytest.raises(RuntimeError, match="forward_backward adds to gradients"):
+        model.forward_backward(*batch)
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,6 +1,7 @@
 """experiment/page.py and page.html in a real browser: typed into, and compared with PyTorch."""
 
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from conftest import lively_model
 
 from experiment.configuration import ROOT, Configuration, Data, Network, Recipe
 from experiment.errors import InputError
-from experiment.page import write_page
+from experiment.page import asks, write_page
 from experiment.scoring import EVALUATION, generator, trace
 from ntm import NTM
 from ntm.backend import Contents
@@ -258,3 +259,12 @@ def test_a_machine_that_the_page_does_not_know_is_refused(tmp_path):
     model.controller = torch.nn.RNNCell(2, 3)
     with pytest.raises(InputError, match=r"-page: cannot compare its equations .* controller is a RNNCell"):
         write_page(model, configuration, tmp_path / "page.html")
+
+
+def test_a_task_without_a_docstring_is_said_by_its_name():
+    @dataclass(frozen=True)
+    class Lookup(Reverse):
+        pass
+
+    assert asks(Lookup(8)) == "Lookup"
+    assert asks(Reverse(8)).startswith("Read L vectors of 8 random bits")

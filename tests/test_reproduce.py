@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from experiment.checkpoint import load, save
-from reproduce import print_table
+from experiment.configuration import ROOT
+from experiment.errors import InputError
+from reproduce import parse_options, print_table
 
 
 @pytest.mark.slow
@@ -24,7 +26,9 @@ def test_reproduce_trains_scores_and_says_the_same_again(repository):
     (result,) = json.loads((repository.folder / "reproduced" / "seeds.json").read_text())
     assert result["seed"] == 3
     assert result["wrong_sequences"]["120"] == 20 == result["wrong_sequences"]["120 dirty"]
-    assert repository.run(*flags).stdout == first
+    again = repository.run(*flags)
+    assert again.stdout == first
+    assert "m1d2 seed 3: trained before, at commit unknown-" in again.stderr
 
     # A model that is not the one that was scored is scored anew.
     saved = repository.folder / "reproduced" / "3" / "saved_model" / "reverse_m1d2.pt"
@@ -107,3 +111,12 @@ def test_a_table_counts_runs_on_a_dirty_memory_where_there_is_a_memory(dirty, ca
     assert "\n0 of 1 runs without any wrong sequence on a blank memory\n" in out
     assert ("dirty memory" in out) == (dirty is not None)
     assert (f"{int(dirty == 0)} of 1 runs without any wrong sequence on a dirty memory\n" in out) == (dirty is not None)
+
+
+def test_a_task_that_beyond_does_not_score_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "beyond").mkdir()
+    (tmp_path / "beyond" / "mine.json").write_text((ROOT / "configs" / "copy.json").read_text())
+    monkeypatch.setattr("reproduce.CONFIGS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["reproduce.py", "-beyond"])
+    with pytest.raises(InputError, match=r"mine\.json: is of the task copy; -beyond trains and scores reverse alone"):
+        parse_options()

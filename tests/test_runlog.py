@@ -14,12 +14,17 @@ def test_a_log_names_its_own_commit_and_whether_files_were_changed(tmp_path, mon
     copy = tmp_path / "outer" / "copy"
     copy.mkdir(parents=True)
     monkeypatch.setattr(runlog, "ROOT", copy)
-    assert runlog.commit() == "unknown"  # no repository
-    (copy / "ours.py").write_text("1\n")
+
+    def mark():
+        runlog.code_mark.cache_clear()  # as another process
+        return runlog.code_mark()
+
+    (copy / "train.py").write_text("1\n")
+    assert runlog.commit() == f"unknown-{mark()}"  # no repository
     git(tmp_path / "outer", "init", "-q")
     git(tmp_path / "outer", "add", ".")
     git(tmp_path / "outer", "commit", "-q", "-m", "theirs")
-    assert runlog.commit() == "unknown"  # an unpacked archive in somebody's repository
+    assert runlog.commit() == f"unknown-{mark()}"  # an unpacked archive in somebody's repository
     git(copy, "init", "-q")
     git(copy, "add", ".")
     git(copy, "commit", "-q", "-m", "ours")
@@ -27,5 +32,7 @@ def test_a_log_names_its_own_commit_and_whether_files_were_changed(tmp_path, mon
     assert runlog.commit() == head
     (copy / "a run's log").write_text("new\n")
     assert runlog.commit() == head
-    (copy / "ours.py").write_text("2\n")
-    assert runlog.commit() == f"{head}-dirty"
+    before = mark()
+    (copy / "train.py").write_text("2\n")
+    assert mark() != before
+    assert runlog.commit() == f"{head}-dirty-{mark()}"
