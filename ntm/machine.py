@@ -69,7 +69,7 @@ class FlatParameters(torch.Tensor):
         elif value.shape != self.shape:
             raise RuntimeError(f"a gradient of shape {tuple(value.shape)} for parameters of {tuple(self.shape)}")
         else:
-            self.grad.copy_(value)
+            self.grad.copy_(value.detach())
 
 
 class Machine(nn.Module):
