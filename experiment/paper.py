@@ -168,7 +168,7 @@ def draw_predictions(models: dict[str, tuple[Machine, Configuration]], path: Pat
             axes.plot(ours, color=COLOURS[1], linewidth=1, label=machine_of(name))
             axes.plot(np.flatnonzero(bits), np.full(int(bits.sum()), 1.06), "|", color="#777777", markersize=4)
             axes.set(ylim=(-0.04, 1.12), ylabel="P(next bit is 1)")
-            axes.legend(loc="lower right", ncols=2, fontsize=7)
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=7)
         panels[-1, 0].set_xlabel("time (steps); ticks above: the next bit was 1")
         save_figure(figure, path)
 
