@@ -11,53 +11,23 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from experiment import checkpoint, plots
 from experiment.backend import choose_device, start_backend
-from experiment.configuration import ROOT, Configuration
+from experiment.configuration import ROOT
 from experiment.errors import InputError, run_script
 from experiment.options import parse_options
 from experiment.processes import Processes
 from experiment.run import InterruptFlag, TrainState, claim_run, final_test, shown_path, weights_mark
 from experiment.runlog import RunLog, commit
-from experiment.scoring import (
-    HELD_OUT,
-    TRAINING,
-    generator,
-    sample_sizes,
-    score,
-    sequence_bits,
-    spread_sizes,
-    trace,
-)
+from experiment.scoring import TRAINING, HeldOut, draw_held_out, generator, score, sequence_bits, trace
 from experiment.task_check import check_task
 from experiment.training import Clipper, blur_cost, draw_iteration, largest_size, make_optimizer, set_learning_rate
 from ntm import NTM, Backend
 from ntm.loss import cross_entropy
-from tasks import Batch
-
-
-class HeldOut(NamedTuple):
-    """Sequences that training never looks at, in two sets, of trained and of larger sizes."""
-
-    tests: dict[str, list[Batch]]  # by curve
-    shown: Batch  # one, for the pictures
-
-
-def draw_held_out(configuration: Configuration) -> HeldOut:
-    """Draw them, from a stream of their own."""
-    task, data = configuration.task, configuration.data
-    source = generator(configuration.recipe.seed, HELD_OUT)
-    sizes = {
-        "test": spread_sizes(data.low, data.high, 8),
-        "test_longer": spread_sizes(data.longer_low, data.longer_high, 4),
-    }
-    tests = {curve: sample_sizes(task, of, 16 if len(of) > 1 else 128, source) for curve, of in sizes.items()}
-    return HeldOut(tests, task.sample(1, data.high, source))
 
 
 def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> None:

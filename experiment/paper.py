@@ -20,6 +20,7 @@ from experiment.scoring import (
     LONG_LENGTH,
     LONG_ROWS,
     SCORING_SEED,
+    draw_held_out,
     generator,
     optimal_cost,
     sample_sizes,
@@ -64,12 +65,15 @@ def learning_curve(events: Path) -> tuple[list[int], list[float]]:
     return sorted(points), [points[step] for step in sorted(points)]
 
 
-def draw_curves(runs: dict[str, list[Path]], batch_sizes: dict[str, int], title: str, path: Path) -> None:
+def draw_curves(
+    runs: dict[str, list[Path]], batch_sizes: dict[str, int], optimum: float | None, title: str, path: Path
+) -> None:
     """Draw learning curves as the paper's Figures 3, 7, 10, 13 and 18: bits a sequence over sequences seen.
 
     Args:
         runs: by configuration, each seed's folder of events.
         batch_sizes: by configuration.
+        optimum: the cost of the optimal predictor; None where that is 0.
         title: of the picture.
         path: the PNG file to write.
     """
@@ -81,8 +85,11 @@ def draw_curves(runs: dict[str, list[Path]], batch_sizes: dict[str, int], title:
                 thousands = np.array(steps) * batch_sizes[name] / 1000
                 axes.plot(thousands, cost, color=colour, linewidth=1.4, label=None if i else machine_of(name))
         axes.set(xlabel="sequences (thousands)", ylabel="cost (bits a sequence)", title=title)
-        axes.set_yscale("symlog", linthresh=1)
-        axes.set_ylim(bottom=0)
+        if optimum is None:
+            axes.set_yscale("symlog", linthresh=1)
+            axes.set_ylim(bottom=0)
+        else:
+            axes.axhline(optimum, color=COLOURS[6], linewidth=1, linestyle="--", label="the optimal estimator")
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.legend()
         save_figure(figure, path)
@@ -126,6 +133,7 @@ def draw_outputs(model: Machine, configuration: Configuration, sizes: list[tuple
             axes.set_title(f"{describe(configuration.task.Size(*size))}: {wrong} wrong bits", loc="left", fontsize=9)
             rows = len(answer)
             axes.set_yticks(((rows - 1) / 2, rows + 1 + (rows - 1) / 2), ("answer", "target"))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[-1, 0].set_xlabel("time (steps of the answer)")
         figure.suptitle(f"{configuration.name}: {machine_of(configuration.name)}")
         save_figure(figure, path)
@@ -190,9 +198,10 @@ def draw(folder: Path, seeds: list[int], names: list[str], pictures: Path) -> No
         if not of:
             continue
         batch_sizes = {name: configuration.recipe.batch_size for name, (_, configuration) in of.items()}
-        draw_curves(
-            runs, batch_sizes, f"{task}: learning curves, {len(seeds)} seed(s)", pictures / f"{task}_curves.png"
-        )
+        configuration = next(iter(of.values()))[1]
+        optimum = optimal_cost(configuration.task, draw_held_out(configuration).tests["test"])
+        title = f"{task}: learning curves, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+        draw_curves(runs, batch_sizes, optimum, title, pictures / f"{task}_curves.png")
         for name, (model, configuration) in of.items():
             if task in OUTPUTS:
                 draw_outputs(model, configuration, OUTPUTS[task], pictures / f"{name}_outputs.png")

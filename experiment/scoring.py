@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiment.configuration import Configuration
 from experiment.errors import InputError
 from ntm import NTM, NTMState
 from ntm.controller import LSTMState
@@ -150,6 +151,25 @@ def spread_sizes(low: tuple, high: tuple, count: int) -> list[tuple]:
     parts = [[round(a + (b - a) * x) for x in steps] for a, b in ends]
     against = [[round(a + (b - a) * x) for x in (falling if i else steps)] for i, (a, b) in enumerate(ends)]
     return sorted({type(low)(*size) for each in (parts, against) for size in zip(*each, strict=True)})
+
+
+class HeldOut(NamedTuple):
+    """Sequences that training never looks at, in two sets, of trained and of larger sizes."""
+
+    tests: dict[str, list[Batch]]  # by curve
+    shown: Batch  # one, for the pictures
+
+
+def draw_held_out(configuration: Configuration) -> HeldOut:
+    """Draw them, from a stream of their own."""
+    task, data = configuration.task, configuration.data
+    source = generator(configuration.recipe.seed, HELD_OUT)
+    sizes = {
+        "test": spread_sizes(data.low, data.high, 8),
+        "test_longer": spread_sizes(data.longer_low, data.longer_high, 4),
+    }
+    tests = {curve: sample_sizes(task, of, 16 if len(of) > 1 else 128, source) for curve, of in sizes.items()}
+    return HeldOut(tests, task.sample(1, data.high, source))
 
 
 def optimal_cost(task: Task, batches: list[Batch]) -> float | None:
