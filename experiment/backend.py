@@ -22,6 +22,9 @@ from ntm.ntm import OWN_FORWARD
 
 DIFFERENCE = 1e-4  # between the paths, of logits and of each gradient, relative to their norm
 ROUNDING = 300  # a difference may also be this many times the rounding of the reference path itself
+# Of the batches that compare the paths, T, B and N: some edits show only with many rows, steps or sequences.
+FEW = 6, 2, 6
+MORE_STEPS, MORE_SEQUENCES, MOST_ROWS = (24, 2, 6), (6, 11, 6), 1024
 FAR = 40.0  # a control before its activation: a key strength of 40, a gate of 1 or 0
 
 
@@ -120,7 +123,7 @@ def with_far_controls(model: NTM) -> Iterator[NTM]:
             yield copy
 
 
-def compare(model: Machine, training: bool, size: tuple[int, int, int] = (6, 2, 6)) -> None:
+def compare(model: Machine, training: bool, size: tuple[int, int, int] = FEW) -> None:
     """Compare the two paths on one small batch, of T steps, B sequences and N rows.
 
     Raises:
@@ -202,15 +205,15 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
 
     Raises:
         InputError: the model asks for the fused path, and it cannot be had; a parameter is frozen; it has a `forward`
-            of its own, which training does not call; or a `step`, and blur costs something; or its controller's results
-            have another form.
+            of its own, which training does not call, or begins on another memory than training; or has a `step`, and
+            blur costs something; or its controller's results have another form.
     """
     device = model.device
     if training and model.frozen:
         raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
-    if training and isinstance(model, NTM) and model.own_forward():
-        raise InputError(f"{OWN_FORWARD}: override `step_with_focus` instead")
     if training and isinstance(model, NTM):
+        if model.own_forward():
+            raise InputError(f"{OWN_FORWARD}: override `step_with_focus` instead")
         first = model.initial_state(1, 3).memory
         if not torch.equal(first, initial_memory(*first.shape, like=first)):
             raise InputError("training begins on the memory of ntm.memory.initial_memory, and the model on another one")
@@ -231,9 +234,9 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
     from ntm import fused  # here, so that the reference path does without Numba
 
     with telling_of_compilation(training):
-        # Compiles what this command needs of the fused path, or loads it from the cache.
-        for seed, size in enumerate(((6, 2, 6), (6, 2, model.memory_units), (24, 2, 6), (6, 11, 6))):
-            compare(stirred(model, seed), training, size)
+        more_rows = 6, 2, min(model.memory_units, MOST_ROWS)
+        for seed, size in enumerate((FEW, more_rows, MORE_STEPS, MORE_SEQUENCES)):
+            compare(stirred(model, seed), training, size)  # compiles what is needed, or loads it
     for copy in with_far_controls(model):  # by the forward pass: in training, the way back is compared above
         compare(copy, training=False)
     threads = fused.use_threads(threads)

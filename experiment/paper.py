@@ -198,8 +198,8 @@ def draw(folder: Path, seeds: list[int], names: list[str], pictures: Path) -> No
         if not of:
             continue
         batch_sizes = {name: configuration.recipe.batch_size for name, (_, configuration) in of.items()}
-        configuration = next(iter(of.values()))[1]
-        optimum = optimal_cost(configuration.task, draw_held_out(configuration).tests["test"])
+        first_of_task = next(iter(of.values()))[1]  # its task and data are those of all
+        optimum = optimal_cost(first_of_task.task, draw_held_out(first_of_task).tests["test"])
         title = f"{task}: learning curves, {len(seeds)} seed{'s' * (len(seeds) > 1)}"
         draw_curves(runs, batch_sizes, optimum, title, pictures / f"{task}_curves.png")
         for name, (model, configuration) in of.items():
@@ -211,7 +211,7 @@ def draw(folder: Path, seeds: list[int], names: list[str], pictures: Path) -> No
                 plots.machine(shown, f"{name}: {describe(size)}", pictures / f"{name}_memory.png")
         if task == "associative_recall":
             scores = {name: json.loads((first / "log" / f"{name}_reproduce.json").read_text())["scores"] for name in of}
-            data = next(iter(of.values()))[1].data
+            data = first_of_task.data
             draw_costs(scores, (data.low[0], data.high[0]), "associative_recall: cost by number of items",
                        pictures / "associative_recall_items.png")  # fmt: skip
         if task == "ngram":

@@ -147,12 +147,10 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
 
 
 def _run_to_resume(configuration: Configuration, runs: Path, names: list[str], init: Path | None) -> str:
-    """Choose among interrupted runs: the last with the flags of this one; the last, where none has.
-
-    One that cannot be read is named on stderr, and passed over.
-    """
+    """Choose among interrupted runs: the last with the flags of this one, else the last; unreadable ones are named."""
     paths = {name: runs / name / "checkpoint.pt" for name in names}
     names = sorted(names, key=lambda name: paths[name].stat().st_mtime, reverse=True)
+    readable = []
     for name in names if len(names) > 1 else ():
         try:
             stored = checkpoint.load(paths[name])
@@ -160,9 +158,10 @@ def _run_to_resume(configuration: Configuration, runs: Path, names: list[str], i
         except InputError as error:
             print(f"passed over: {error}", file=sys.stderr)
             continue
+        readable.append(name)
         if before == dataclasses.replace(configuration, name=name) and is_same_init(stored.get("init"), init):
             return name
-    return names[0]
+    return (readable or names)[0]
 
 
 def is_same_init(stored: str | None, init: Path | None) -> bool:

@@ -25,18 +25,19 @@ from experiment.recipe import settings_in_use
 CURVES = ("train", "test", "test_longer")
 
 
-@cache
 def code_mark() -> str:
-    """The beginning of a checksum of the code that trains, as it was when this process first asked."""
+    """The beginning of a checksum of the code that trains."""
     folders = (ROOT / name for name in ("ntm", "tasks", "experiment"))
     files = sorted([ROOT / "train.py", *itertools.chain(*(folder.rglob("*.py") for folder in folders))])
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
+@cache
 def commit() -> str:
     """Name the commit that this code is at; where files were changed since, and outside git, with `code_mark`.
 
-    A copy of this code within another repository is at no commit of that.
+    A copy of this code within another repository is at no commit of that. It is looked up once a process, which goes on
+    with the code that it began with.
     """
 
     def git(*words: str) -> str:

@@ -62,14 +62,15 @@ class FlatParameters(torch.Tensor):
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
-        if self.grad is None:
+        own = self.grad
+        if own is None:
             torch.Tensor.grad.__set__(self, value)
         elif value is None:
-            self.grad.zero_()
-        elif value.shape != self.shape:
-            raise RuntimeError(f"a gradient of shape {tuple(value.shape)} for parameters of {tuple(self.shape)}")
+            own.zero_()
+        elif value.shape != own.shape:
+            raise RuntimeError(f"a gradient of shape {tuple(value.shape)} for parameters of {tuple(own.shape)}")
         else:
-            self.grad.copy_(value.detach())
+            own.copy_(value.detach())
 
 
 class Machine(nn.Module):

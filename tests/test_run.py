@@ -62,6 +62,8 @@ def test_a_run_is_resumed_by_what_it_began_with(tmp_path, monkeypatch, capsys):
     assert _run_to_resume(configuration, tmp_path, names, Path(a)) == "m1d1-2"
     assert "passed over: " in (said := capsys.readouterr().err)
     assert said.count("m1d1-3") == said.count("\n") == 1
+    other = dataclasses.replace(configuration, recipe=dataclasses.replace(configuration.recipe, seed=5))
+    assert _run_to_resume(other, tmp_path, names, None) == "m1d1-2"  # the last that can be read
     assert not is_same_init(a, tmp_path / "elsewhere" / "a.pt")
     Path(a).unlink()
     assert is_same_init(a, tmp_path / "elsewhere" / "a.pt")

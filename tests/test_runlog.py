@@ -14,22 +14,21 @@ def test_a_log_names_its_own_commit_and_whether_files_were_changed(tmp_path, mon
     copy = tmp_path / "outer" / "copy"
     copy.mkdir(parents=True)
     monkeypatch.setattr(runlog, "ROOT", copy)
-    mark = runlog.code_mark.__wrapped__  # as other processes see it
-    monkeypatch.setattr(runlog, "code_mark", mark)
+    commit, mark = runlog.commit.__wrapped__, runlog.code_mark  # as other processes see it
     (copy / "train.py").write_text("1\n")
-    assert runlog.commit() == f"unknown-{mark()}"  # no repository
+    assert commit() == f"unknown-{mark()}"  # no repository
     git(tmp_path / "outer", "init", "-q")
     git(tmp_path / "outer", "add", ".")
     git(tmp_path / "outer", "commit", "-q", "-m", "theirs")
-    assert runlog.commit() == f"unknown-{mark()}"  # an unpacked archive in somebody's repository
+    assert commit() == f"unknown-{mark()}"  # an unpacked archive in somebody's repository
     git(copy, "init", "-q")
     git(copy, "add", ".")
     git(copy, "commit", "-q", "-m", "ours")
     head = git(copy, "rev-parse", "HEAD")[:12]
-    assert runlog.commit() == head
+    assert commit() == head
     (copy / "a run's log").write_text("new\n")
-    assert runlog.commit() == head
+    assert commit() == head
     before = mark()
     (copy / "train.py").write_text("2\n")
     assert mark() != before
-    assert runlog.commit() == f"{head}-dirty-{mark()}"
+    assert commit() == f"{head}-dirty-{mark()}"
