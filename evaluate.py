@@ -177,7 +177,7 @@ def answer_file(path: Path, options: argparse.Namespace) -> None:
     model, configuration = load(path, options)
     task, rows = configuration.task, options.memory_units or configuration.network.memory_units
     if not isinstance(task, VectorTask):
-        raise InputError(f"-input: answers sequences of reverse and copy, not of {configuration.data.name}")
+        raise InputError(f"-input: is for reverse, copy and what else is a VectorTask, not {configuration.data.name}")
     sequences = read_sequences(options.input, task.output_size)
     for i, bits in enumerate(sequences, start=1):
         batch = task.batch(bits).to(model.device)

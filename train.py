@@ -89,7 +89,7 @@ def train(
     bar.close()
 
 
-def finish(state: TrainState, log: RunLog, saved_model: Path, output: Path) -> None:
+def finish(state: TrainState, log: RunLog, saved_model: Path, options: argparse.Namespace) -> None:
     """Write the model, delete the checkpoint, and say how good the model is and what to do next."""
     trained = {"iterations": state.step, "seconds": state.seconds(), "commit": commit()}
     configuration = state.configuration
@@ -101,9 +101,10 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, output: Path) -> N
     log.close()
     state.path.unlink()
     print(f"{took}: {shown_path(saved_model)}\n{outcome}")
-    print(f"log: {shown_path(output / 'log' / f'{configuration.name}.log')}")
-    print(f"curves: tensorboard --logdir {shown_path(output / 'runs')}")
-    print(f"test it: python {shown_path(ROOT / 'evaluate.py')} -saved_model {shown_path(saved_model)}")
+    print(f"log: {shown_path(options.output / 'log' / f'{configuration.name}.log')}")
+    print(f"curves: tensorboard --logdir {shown_path(options.output / 'runs')}")
+    path = "" if options.backend == "auto" else f" -backend {options.backend}"
+    print(f"test it: python {shown_path(ROOT / 'evaluate.py')} -saved_model {shown_path(saved_model)}{path}")
 
 
 def run(processes: Processes) -> None:
@@ -156,7 +157,7 @@ def run(processes: Processes) -> None:
         again = shlex.join([*(word for word in sys.argv if word not in ("-resume", "--resume")), "-resume"])
         print(f"stopped at iteration {state.step}; to go on: python {again}")
         sys.exit(130)
-    finish(state, log, saved_model, options.output)
+    finish(state, log, saved_model, options)
     claim.lock.release()
 
 

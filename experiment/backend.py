@@ -67,30 +67,48 @@ def stirred(model: Machine, seed: int) -> Machine:
     return model
 
 
-def small_batch(model: Machine, backend: Backend, training: bool, size: tuple[int, int, int]) -> list[Tensor]:
-    """Take one small batch through a copy of a model; returns its logits, and in training each gradient.
+def small_batch(
+    model: Machine, backend: Backend, training: bool, size: tuple[int, int, int] = FEW, back: bool = True, seed: int = 0
+) -> list[Tensor]:
+    """Take one small batch through a copy of a model.
 
     Its memory has blank rows, faint ones and strong ones, and not all of its steps count.
 
     Args:
+        training: whether to take it as training does, too.
         size: T, B and N.
+        back: whether to go back, in training.
+        seed: of what the model itself may draw, each time.
+
+    Returns:
+        The logits of the model's `forward`, in training also those in training mode; and going back, the logits of
+        `forward_backward` and each gradient.
     """
     (steps, batch, rows), source = size, torch.Generator().manual_seed(0)
     model = deepcopy(model)
+    if training:
+        model.flatten_parameters()
     model.backend, like = backend, next(model.parameters())
     inputs = torch.randn(steps, batch, model.input_size, generator=source).to(like)
     strength = torch.tensor([0, INITIAL_VALUE, 1e-3, 0.1, 1, 3])[torch.arange(rows) % 6].unsqueeze(1)
     memory = (strength * torch.randn(batch, rows, model.heads.memory_unit_size, generator=source)).to(like)
-    if not training:
-        with torch.no_grad():
-            return [model(inputs, model.initial_state(batch, rows)._replace(memory=memory))[0]]
-    targets = torch.rand(steps, batch, model.output_proj.out_features, generator=source).round().to(like)
     mask, cell_mask = (torch.arange(steps * batch).view(steps, batch) % 3 > 0).to(like), None
-    if isinstance(model.controller, LSTMController):  # a feed-forward one has no cells that could forget
-        cell_mask = torch.rand(steps, batch, model.controller.output_size, generator=source) < 0.7
-    model.flatten_parameters()
-    _, logits = model.forward_backward(inputs, targets, mask, memory, cell_mask, blur_cost=0.1)
-    return [logits, *(parameter.grad for parameter in model.parameters())]
+    if training and isinstance(model.controller, LSTMController):  # a feed-forward one has no cells that could forget
+        cell_mask = (torch.rand(steps, batch, model.controller.output_size, generator=source) < 0.7).to(like.device)
+    numbers = []
+    with torch.random.fork_rng([like.device] if like.is_cuda else []):
+        for mode in (False, True) if training else (False,):
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                state = model.train(mode).initial_state(batch, rows)._replace(memory=memory)
+                numbers.append(model(inputs, state, cell_mask=cell_mask)[0])
+        if training and back:
+            targets = torch.rand(numbers[0].shape, generator=source).round().to(like)
+            blur_cost = 0.0 if model.overrides("step") else 0.1  # an own `step` gives no w~_t
+            torch.manual_seed(seed)
+            numbers.append(model.forward_backward(inputs, targets, mask, memory, cell_mask, blur_cost)[1])
+            numbers += [parameter.grad for parameter in model.parameters()]
+    return numbers
 
 
 def check_controller(model: NTM) -> None:
@@ -123,20 +141,58 @@ def with_far_controls(model: NTM) -> Iterator[NTM]:
             yield copy
 
 
-def compare(model: Machine, training: bool, size: tuple[int, int, int] = FEW) -> None:
-    """Compare the two paths on one small batch, of T steps, B sequences and N rows.
+def compare(model: Machine, training: bool, size: tuple[int, int, int] = FEW, back: bool = True) -> None:
+    """Compare the two paths on one `small_batch`.
 
     Raises:
         InputError: they give different numbers.
     """
-    reference, fused = (small_batch(model, backend, training, size) for backend in (Backend.REFERENCE, Backend.FUSED))
-    exact = small_batch(deepcopy(model).double(), Backend.REFERENCE, training, size)
+    paths = Backend.REFERENCE, Backend.FUSED
+    reference, fused = (small_batch(model, backend, training, size, back) for backend in paths)
+    exact = small_batch(deepcopy(model).double(), Backend.REFERENCE, training, size, back)
     for right, near, other in zip(exact, reference, fused, strict=True):
-        if (other - right).norm() > max(DIFFERENCE * right.norm(), ROUNDING * (near - right).norm()):
+        if not (other - right).norm() <= max(DIFFERENCE * right.norm(), ROUNDING * (near - right).norm()):  # nor NaN
             raise InputError(
-                f"the fused path has other {'gradients' if training else 'answers'} than ntm/ntm.py on a small batch: "
-                "ntm/ and ntm/fused/ no longer agree; -backend reference takes ntm/ntm.py's"
+                f"the fused path has other {'answers or gradients' if training else 'answers'} than ntm/ntm.py on a "
+                "small batch: ntm/ and ntm/fused/ no longer agree; -backend reference takes ntm/ntm.py's"
             )
+
+
+def repeats(model: Machine, training: bool, seeds: tuple[int, int]) -> bool:
+    """Whether a `small_batch` has the same numbers twice, by the reference path, with these seeds of what it draws."""
+    twice = [small_batch(model, Backend.REFERENCE, training, seed=seed) for seed in seeds]
+    return all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in zip(*twice, strict=True))
+
+
+def check_trainable(model: Machine, blur_cost: float) -> None:
+    """Refuse a model of which training would not train all that it is.
+
+    Raises:
+        InputError: a parameter is frozen; it has a `forward` that does more than `forward_backward`, which does not
+            call it; it begins on another memory than training; or it has a `step` of its own, and blur costs something.
+    """
+    if model.frozen:
+        raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
+    if not isinstance(model, NTM):
+        return
+    if model.own_forward():
+        raise InputError(f"{OWN_FORWARD}: override `step_with_focus` instead")
+    first = model.initial_state(1, 3).memory
+    if not torch.equal(first, initial_memory(*first.shape, like=first)):
+        raise InputError(
+            "training begins on the memory of ntm.memory.initial_memory, and the model on another one, or on another "
+            "each time: edit that function, without a draw or a parameter in it"
+        )
+    if blur_cost and model.overrides("step"):
+        raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
+    tried = stirred(model, 0)
+    _, answers, trained, *_ = small_batch(tried, Backend.REFERENCE, training=True)
+    same = torch.allclose(answers, trained, DIFFERENCE, DIFFERENCE, equal_nan=True)
+    if not same and repeats(tried, True, seeds=(0, 0)):  # else it draws from a generator of its own
+        raise InputError(
+            "NTM.forward gives other answers than NTM.forward_backward, by which train.py trains: what is done to "
+            "inputs or answers belongs into `step_with_focus`, which both take"
+        )
 
 
 def use_widest_vectors() -> None:
@@ -169,7 +225,7 @@ def telling_of_compilation(training: bool) -> Iterator[None]:
     """
     from numba.core.event import Listener, install_listener  # here, so that the reference path does without Numba
 
-    from ntm.fused.jit import is_kept
+    from ntm.fused.jit import kept_in
 
     told, child = False, None
 
@@ -179,9 +235,10 @@ def telling_of_compilation(training: bool) -> Iterator[None]:
             if told:
                 return
             told = True
-            line = "compiling the fused path, for 10 to 30 seconds" + "; later runs find it on disk" * is_kept()
-            print(line, file=sys.stderr, flush=True)
-            if training and is_kept() and (os.cpu_count() or 1) > 1:
+            folder = kept_in()
+            kept = f"; later runs find it in {folder}" if folder else ""
+            print(f"compiling the fused path, for 10 to 30 seconds{kept}", file=sys.stderr, flush=True)
+            if training and folder and (os.cpu_count() or 1) > 1:
                 child = subprocess.Popen([sys.executable, "-c", FORWARD], cwd=ROOT, stderr=subprocess.DEVNULL)
 
         def on_end(self, _) -> None:
@@ -204,27 +261,18 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         blur_cost: what training makes blur cost at most.
 
     Raises:
-        InputError: the model asks for the fused path, and it cannot be had; a parameter is frozen; it has a `forward`
-            of its own, which training does not call, or begins on another memory than training; or has a `step`, and
-            blur costs something; or its controller's results have another form.
+        InputError: the model asks for the fused path, and it cannot be had, or has other numbers than the reference
+            path; its controller's results have another form; or as of `check_trainable`.
     """
     device = model.device
-    if training and model.frozen:
-        raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
-    if training and isinstance(model, NTM):
-        if model.own_forward():
-            raise InputError(f"{OWN_FORWARD}: override `step_with_focus` instead")
-        first = model.initial_state(1, 3).memory
-        if not torch.equal(first, initial_memory(*first.shape, like=first)):
-            raise InputError("training begins on the memory of ntm.memory.initial_memory, and the model on another one")
-    if blur_cost and isinstance(model, NTM) and model.overrides("step"):
-        raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
+    if isinstance(model, NTM) and type(model).step_with_focus is NTM.step_with_focus:
+        check_controller(model)
+    if training:
+        check_trainable(model, blur_cost)
     if model.backend is not Backend.REFERENCE:
         use_widest_vectors()
     try:
         if not model.use_fused():
-            if isinstance(model, NTM) and type(model).step_with_focus is NTM.step_with_focus:
-                check_controller(model)
             why = "" if model.backend is Backend.REFERENCE else f" ({model.why_not_fused()})"
             if device.type == "cpu" and (threads or isinstance(model, NTM)):
                 torch.set_num_threads(threads or 1)  # an NTM's operations are too small to share out
@@ -233,12 +281,17 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         raise InputError(f"-backend {model.backend.value}: {error}") from error
     from ntm import fused  # here, so that the reference path does without Numba
 
+    if not repeats(stirred(model, 0), training, seeds=(0, 1)):
+        raise InputError(
+            "the same batch gives other numbers each time by ntm/ntm.py: it draws some, as noise or dropout, and the "
+            "fused path does not; -backend reference takes ntm/ntm.py's"
+        )
     with telling_of_compilation(training):
         more_rows = 6, 2, min(model.memory_units, MOST_ROWS)
         for seed, size in enumerate((FEW, more_rows, MORE_STEPS, MORE_SEQUENCES)):
             compare(stirred(model, seed), training, size)  # compiles what is needed, or loads it
-    for copy in with_far_controls(model):  # by the forward pass: in training, the way back is compared above
-        compare(copy, training=False)
+    for copy in with_far_controls(model):
+        compare(copy, training, back=False)  # the way back is compared above
     threads = fused.use_threads(threads)
     gpu = "; there is a GPU: -device cuda takes it, by the reference path" if torch.cuda.is_available() else ""
     return f"fused path on {device}, {threads} thread{'s' * (threads > 1)}{gpu}"

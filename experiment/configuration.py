@@ -227,8 +227,8 @@ def _checked_recipe(
 def unknown_name(name: str) -> InputError:
     """The error of a -config that there is not."""
     near = did_you_mean(name, NAMES)
-    file = "; of your own, a model goes by its file to evaluate.py -saved_model, a task to train.py -task_json"
-    return InputError(f"-config {name}: no such configuration; choose one of {', '.join(NAMES)}{near or file}")
+    file = "; of your own, a model goes by its file to evaluate.py -saved_model, a task to train.py -task_json."
+    return InputError(f"-config {name}: no such configuration{near or file} There are {', '.join(NAMES)}")
 
 
 def load_configuration(name: str) -> Configuration:

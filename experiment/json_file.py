@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiment.errors import InputError
+from experiment.errors import InputError, did_you_mean
 
 MAX_CHARACTERS = 100_000
 NOUNS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "an object"}
@@ -45,7 +45,7 @@ def checked_keys(fields: dict[str, Any], types: dict[str, type], source: str, pa
     """Check that exactly the keys of `types` are there, or, if `partial`, some of them; each of its type."""
     for key in fields:
         if key not in types:
-            raise InputError(f"{source}: unknown key {key!r}; allowed are {', '.join(types)}")
+            raise InputError(f"{source}: unknown key {key!r}; allowed are {', '.join(types)}{did_you_mean(key, types)}")
     for key, kind in types.items():
         if partial and key not in fields:
             continue

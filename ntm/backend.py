@@ -73,6 +73,13 @@ def is_other(now: object, before: object) -> bool:
         return True
 
 
+# Methods of Tensor that the package's functions use without naming them.
+OPERATORS = [
+    f"__{name}__"
+    for name in ["add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "matmul", "neg", "pow", "getitem"]
+]
+
+
 class Contents:
     """What modules and their classes of `nn.Module` hold, and what their functions use of PyTorch.
 
@@ -88,6 +95,7 @@ class Contents:
         used = {name for function in (*self.functions, nn.Linear.forward) for name in names_in(function.__code__)}
         for owner in (torch, nn.functional, Tensor):
             held[owner] = [name for name in sorted(used) if hasattr(owner, name) and not name.startswith("__")]
+        held[Tensor] += OPERATORS
         held[nn.Linear], held[nn.Module] = ["forward"], ["__call__", "_wrapped_call_impl", "_call_impl"]
         held = {owner: ["__name__", *names] for owner, names in held.items() if names}
         self.held = [(owner, names, attrgetter(*names)) for owner, names in held.items()]

@@ -1,9 +1,11 @@
 """ntm/backend.py and experiment/backend.py: the fused path takes the stock machine alone, and says why."""
 
+import math
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, lively_model
@@ -415,13 +417,17 @@ def test_equations_that_nobody_edited_agree(controller, training):
     assert "fused path" in start_backend(NTM(5, 3, 20, 16, 8, 2, controller=controller), training)
 
 
+def edit_file(monkeypatch, where, name, change):
+    """Change what a module or class holds as if it had stood so in its file."""
+    monkeypatch.setattr(where, name, change(getattr(where, name)))
+    monkeypatch.setattr(machine, "STOCK", Contents())
+
+
 @COMPARED
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edited_equation_is_noticed(edit, controller, training, monkeypatch):
     model = NTM(5, 3, 20, 16, 8, 2, controller=controller)
-    where, name, change = EDITS[edit]
-    monkeypatch.setattr(where, name, change(getattr(where, name)))
-    monkeypatch.setattr(machine, "STOCK", Contents())  # as if it had stood so in its file
+    edit_file(monkeypatch, *EDITS[edit])
     with pytest.raises(InputError, match="no longer agree"):
         start_backend(model, training)
 
@@ -434,6 +440,64 @@ def test_an_edit_of_the_loss_where_no_step_counts_is_noticed(monkeypatch):
     monkeypatch.setattr(machine, "STOCK", Contents())
     with pytest.raises(InputError, match="no longer agree"):
         start_backend(NTM(5, 3, 20, 16, 8, 2), training=True)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("side", ["inputs", "answers"])
+def test_a_forward_edited_in_its_file_is_not_trained_without_it(side, backend, monkeypatch):
+    def change(forward):
+        def edited(self, inputs, *rest, **named):
+            logits, state = forward(self, 2 * inputs - 1 if side == "inputs" else inputs, *rest, **named)
+            return (1.1 * logits if side == "answers" else logits), state
+
+        return edited
+
+    model = NTM(5, 3, 20, 16, 8, 2, backend=backend)
+    start_backend(model, training=True)
+    edit_file(monkeypatch, NTM, "forward", change)
+    start_backend(model)
+    with pytest.raises(InputError, match="step_with_focus"):
+        start_backend(model, training=True)
+
+
+@pytest.mark.parametrize("mode", [False, True])
+def test_an_edit_for_one_mode_is_noticed_before_training(mode, monkeypatch):
+    def change(forward):
+        def edited(self, output, memory, previous):
+            focus = forward(self, output, memory, previous)
+            near = focus._replace(weighting=focus.weighting.roll(1, dims=-1))
+            return near if self.training is mode else focus
+
+        return edited
+
+    edit_file(monkeypatch, Heads, "forward", change)
+    with pytest.raises(InputError, match="no longer agree"):
+        start_backend(NTM(5, 3, 20, 16, 8, 2), training=True)
+
+
+@pytest.mark.parametrize("draw", [torch.randn_like, lambda x: torch.from_numpy(np.random.randn(*x.shape)).to(x)])
+def test_a_model_that_draws_is_not_taken_for_rounding(draw, monkeypatch):
+    """Drawn in float32 and in float64, noise is as different as if a model rounded that badly."""
+
+    def change(step):
+        return lambda self, x, *rest: step(self, x + 1e-3 * draw(x), *rest)
+
+    edit_file(monkeypatch, NTM, "step_with_focus", change)
+    with pytest.raises(InputError, match="it draws some"):
+        start_backend(NTM(5, 3, 20, 16, 8, 2), training=True)
+    model = NTM(5, 3, 20, 16, 8, 2, backend="reference")
+    before = torch.get_rng_state()
+    assert "reference path" in start_backend(model, training=True)
+    assert torch.equal(torch.get_rng_state(), before)  # what the run draws does not depend on what was tried before
+
+
+def test_nan_on_one_path_is_a_difference(monkeypatch):
+    def change(forward):
+        return lambda self, *arguments: forward(self, *arguments)._replace(weighting=arguments[2] * math.nan)
+
+    edit_file(monkeypatch, Heads, "forward", change)
+    with pytest.raises(InputError, match="small batch"):
+        start_backend(NTM(5, 3, 20, 16, 8, 2))
 
 
 def test_a_machine_that_begins_on_another_memory_than_training_is_refused():

@@ -14,7 +14,7 @@ from ntm.fused.mathlib import INFINITY, ONE, TWO, dot, log, softmax
 # Written out: the cache of compiled code would not notice a change in ntm/addressing.py.
 NORM_EPSILON, LOG_EPSILON = np.float32(2.0**-20), np.float32(2.0**-53)
 if (NORM_EPSILON, LOG_EPSILON) != (REFERENCE_NORM_EPSILON, REFERENCE_LOG_EPSILON):
-    raise ImportError("it has other epsilons written down than ntm/addressing.py")
+    raise ImportError("NORM_EPSILON or LOG_EPSILON of ntm/addressing.py is another than in ntm/fused")
 
 
 @jit

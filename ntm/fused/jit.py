@@ -80,9 +80,10 @@ def jit_inline(function):
 _entries: list = []  # the functions that `jit_entry` made
 
 
-def is_kept() -> bool:
-    """Whether what is compiled has a place on disk, where later runs find it."""
-    return not any(isinstance(entry._cache, caching.NullCache) for entry in _entries)
+def kept_in() -> str | None:
+    """The folder in which later runs find what is compiled; None where it has no place on disk."""
+    folders = [entry._cache.cache_path for entry in _entries]
+    return None if None in folders else folders[0]
 
 
 def jit_entry(function, **more):
