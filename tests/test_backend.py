@@ -205,7 +205,9 @@ def test_what_was_replaced_in_pytorch_is_not_passed_over(name, monkeypatch):
     assert model.why_not_fused() is None
 
 
-@pytest.mark.parametrize("name", ["softmax", "sigmoid", "tanh", "cat", "stack"])
+@pytest.mark.parametrize(
+    "name", ["softmax", "sigmoid", "tanh", "cat", "stack", "__matmul__", "__rsub__", "__getitem__"]
+)
 def test_an_operation_that_was_replaced_is_not_passed_over(name, monkeypatch):
     model, owners = lively_model(), [owner for owner in (torch, torch.Tensor) if hasattr(owner, name)]
     for owner in owners:

@@ -57,6 +57,7 @@ def test_a_task_file(tmp_path):
 
 BAD = {
     "unknown key": ({**GOOD, "depth": 3}, "unknown key 'depth'"),
+    "a typing mistake": ({**GOOD, "mem_units": 5}, "; did you mean memory_units?"),
     "missing key": ({k: v for k, v in GOOD.items() if k != "num_heads"}, "'num_heads' is missing"),
     "text for a number": ({**GOOD, "seq_width": "8"}, "'seq_width' must be a whole number"),
     "a fraction": ({**GOOD, "seq_width": 1.5}, "'seq_width' must be a whole number"),

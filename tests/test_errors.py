@@ -38,6 +38,7 @@ WRONG = {
     "a seed beyond 64 bits": ("train.py -seed 99999999999999999999", "at most 9,223,372,036,854,775,807"),
     "a rate that float32 takes for 0": ("train.py -lr 1e-320", "'1e-320' is not a number of at least 1e-30"),
     "a limit that float32 takes for 0": ("train.py -clip_value 1e-50", "of at least 0 (1e-30 where it is not 0)"),
+    "a name that is near one": ("train.py -config m1d4", "no such configuration; did you mean m1d3? There are m1d1, "),
     "a flag twice": ("train.py -config m1d1 --config m1d2", "-config: is given 2 times; give it once"),
     "a flag twice, once in one word": ("train.py -lr 1 -lr=2", "-lr: is given 2 times"),
     "a seed below 0": ("reproduce.py -seeds -1", "'-1' is not a whole number of at least 0"),
