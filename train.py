@@ -125,7 +125,8 @@ def run(processes: Processes) -> None:
     recipe, name = configuration.recipe, configuration.name
 
     # Optimizer, and sequences that training never looks at.
-    runs_on = processes.in_turn(lambda: start_backend(model, True, options.threads, recipe.blur_cost))
+    numbers = options.threads, recipe.blur_cost, configuration.most_steps
+    runs_on = processes.in_turn(lambda: start_backend(model, True, *numbers))
     runs_on += f", {processes.count} processes" * (processes.count > 1)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())

@@ -493,6 +493,27 @@ def test_a_model_that_draws_is_not_taken_for_rounding(draw, monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)  # what the run draws does not depend on what was tried before
 
 
+def test_what_happens_at_a_late_step_is_noticed_in_a_run_with_such_steps(monkeypatch):
+    """As gradients that go back no further than 30 steps."""
+
+    def unroll(self, inputs, state, cell_mask=None, shifted=None):
+        outputs = []
+        for t, x in enumerate(inputs):
+            memory = state.memory.detach() if t % 30 == 29 else state.memory
+            mask = None if cell_mask is None else cell_mask[t]
+            logits, state, focus = self.step_with_focus(x, state._replace(memory=memory), mask)
+            outputs.append(logits)
+            if shifted is not None:
+                shifted.append(focus.shifted)
+        return torch.stack(outputs), state
+
+    edit_file(monkeypatch, NTM, "unroll", lambda _: unroll)
+    start_backend(NTM(5, 3, 20, 16, 8, 2), training=True, most_steps=29)  # where it never happens
+    start_backend(NTM(5, 3, 20, 16, 8, 2), most_steps=42)  # nor does it, forward
+    with pytest.raises(InputError, match="no longer agree"):
+        start_backend(NTM(5, 3, 20, 16, 8, 2), training=True, most_steps=42)
+
+
 def test_nan_on_one_path_is_a_difference(monkeypatch):
     def change(forward):
         return lambda self, *arguments: forward(self, *arguments)._replace(weighting=arguments[2] * math.nan)
