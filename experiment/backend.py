@@ -68,7 +68,13 @@ def stirred(model: Machine, seed: int) -> Machine:
 
 
 def small_batch(
-    model: Machine, backend: Backend, training: bool, size: tuple[int, int, int] = FEW, back: bool = True, seed: int = 0
+    model: Machine,
+    backend: Backend,
+    training: bool,
+    size: tuple[int, int, int] = FEW,
+    back: bool = True,
+    blur_cost: float = 0.1,
+    seed: int = 0,
 ) -> list[Tensor]:
     """Take one small batch through a copy of a model.
 
@@ -77,7 +83,7 @@ def small_batch(
     Args:
         training: whether to take it as training does, too.
         size: T, B and N.
-        back: whether to go back, in training.
+        back: whether to go back, in training, at a loss with this `blur_cost`.
         seed: of what the model itself may draw, each time.
 
     Returns:
@@ -93,7 +99,7 @@ def small_batch(
     strength = torch.tensor([0, INITIAL_VALUE, 1e-3, 0.1, 1, 3])[torch.arange(rows) % 6].unsqueeze(1)
     memory = (strength * torch.randn(batch, rows, model.heads.memory_unit_size, generator=source)).to(like)
     mask, cell_mask = (torch.arange(steps * batch).view(steps, batch) % 3 > 0).to(like), None
-    if training and isinstance(model.controller, LSTMController):  # a feed-forward one has no cells that could forget
+    if training and type(model.controller).forward is LSTMController.forward:  # others may have no cells that forget
         cell_mask = (torch.rand(steps, batch, model.controller.output_size, generator=source) < 0.7).to(like.device)
     numbers = []
     with torch.random.fork_rng([like.device] if like.is_cuda else []):
@@ -104,7 +110,6 @@ def small_batch(
                 numbers.append(model(inputs, state, cell_mask=cell_mask)[0])
         if training and back:
             targets = torch.rand(numbers[0].shape, generator=source).round().to(like)
-            blur_cost = 0.0 if model.overrides("step") else 0.1  # an own `step` gives no w~_t
             torch.manual_seed(seed)
             numbers.append(model.forward_backward(inputs, targets, mask, memory, cell_mask, blur_cost)[1])
             numbers += [parameter.grad for parameter in model.parameters()]
@@ -160,9 +165,9 @@ def compare(model: Machine, training: bool, size: tuple[int, int, int] = FEW, ba
             )
 
 
-def repeats(model: Machine, training: bool, seeds: tuple[int, int]) -> bool:
+def repeats(model: Machine, training: bool, seeds: tuple[int, int], **more: float) -> bool:
     """Whether a `small_batch` has the same numbers twice, by the reference path, with these seeds of what it draws."""
-    twice = [small_batch(model, Backend.REFERENCE, training, seed=seed) for seed in seeds]
+    twice = [small_batch(model, Backend.REFERENCE, training, seed=seed, **more) for seed in seeds]
     return all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in zip(*twice, strict=True))
 
 
@@ -188,9 +193,9 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
     if blur_cost and model.overrides("step"):
         raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
     tried = stirred(model, 0)
-    _, answers, trained, *_ = small_batch(tried, Backend.REFERENCE, training=True)
+    _, answers, trained, *_ = small_batch(tried, Backend.REFERENCE, training=True, blur_cost=0.0)
     same = torch.allclose(answers, trained, DIFFERENCE, DIFFERENCE, equal_nan=True)
-    if not same and repeats(tried, True, seeds=(0, 0)):  # else it draws from a generator of its own
+    if not same and repeats(tried, True, seeds=(0, 0), blur_cost=0.0):  # else it draws from a generator of its own
         raise InputError(
             "NTM.forward gives other answers than NTM.forward_backward, by which train.py trains: what is done to "
             "inputs or answers belongs into `step_with_focus`, which both take"

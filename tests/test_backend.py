@@ -462,6 +462,20 @@ def test_a_forward_edited_in_its_file_is_not_trained_without_it(side, backend, m
         start_backend(model, training=True)
 
 
+def test_a_machine_that_has_no_blur_and_no_cell_mask_can_be_trained():
+    class Plain(LSTMController):
+        def forward(self, x, state):
+            return super().forward(x, state)
+
+    class Own(NTM):
+        def step_with_focus(self, x, state, cell_mask=None):
+            return *super().step_with_focus(x, state, cell_mask)[:2], None
+
+    model = Own(5, 3, 20, 16, 8, 2)
+    model.controller = Plain(5 + 16, 20)
+    assert "reference path" in start_backend(model, training=True)
+
+
 @pytest.mark.parametrize("mode", [False, True])
 def test_an_edit_for_one_mode_is_noticed_before_training(mode, monkeypatch):
     def change(forward):
