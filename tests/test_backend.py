@@ -444,8 +444,7 @@ def test_an_edit_of_the_loss_where_no_step_counts_is_noticed(monkeypatch):
         start_backend(NTM(5, 3, 20, 16, 8, 2), training=True)
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("side", ["inputs", "answers"])
+@pytest.mark.parametrize(("side", "backend"), [("inputs", "auto"), ("answers", "reference")])
 def test_a_forward_edited_in_its_file_is_not_trained_without_it(side, backend, monkeypatch):
     def change(forward):
         def edited(self, inputs, *rest, **named):

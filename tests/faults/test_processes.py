@@ -184,9 +184,9 @@ def test_machines_that_share_no_folder_are_told(repository, tmp_path):
 
 
 def test_a_sweep_over_two_nodes_of_which_one_is_killed(repository, tmp_path):
-    """Eight runs; the table is complete, and the one that a single machine makes, of which one is made here."""
+    """Six runs; the table is complete, and the one that a single machine makes, of which one is made here."""
     meet, port = meeting()
-    sweep = "reproduce.py", "-configs", "m1d1", "-seeds", "0-7", "-num_sequences", "1"
+    sweep = "reproduce.py", "-configs", "m1d1", "-seeds", "0-5", "-num_sequences", "1"
     sweep += "-flags", "-num_iters 20 -report_every 20"
     one, two = tmp_path / "one", tmp_path / "two"
     nodes = [torchrun(repository, 1, *meet, *sweep, "-jobs", "1", "-output", two)]
@@ -199,14 +199,14 @@ def test_a_sweep_over_two_nodes_of_which_one_is_killed(repository, tmp_path):
     wait_until(lambda: done() >= 3, *nodes)
     kill_tree(nodes[1].pid)
     nodes[1].communicate()
-    assert done() < 7
+    assert done() < 5
     wait_until((two / "seeds.json").exists, nodes[0])
     os.killpg(nodes[0].pid, signal.SIGTERM)  # its torchrun waits minutes for the other to say goodbye
     said, _ = nodes[0].communicate()
-    assert "0 of 8 runs without any wrong sequence" in said
-    repository.run(*["2" if word == "0-7" else word for word in sweep], "-output", one)
+    assert "0 of 6 runs without any wrong sequence" in said
+    repository.run(*["2" if word == "0-5" else word for word in sweep], "-output", one)
     assert table(one) == [row for row in table(two) if row["seed"] == 2]
     for path in one.glob("*/saved_model/*.pt"):
         ours, theirs = weights(path), weights(two / path.relative_to(one))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert len(list(two.glob("*/saved_model/*.pt"))) == 8
+    assert len(list(two.glob("*/saved_model/*.pt"))) == 6
