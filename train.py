@@ -103,8 +103,8 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, options: argparse.
     print(f"{took}: {shown_path(saved_model)}\n{outcome}")
     print(f"log: {shown_path(options.output / 'log' / f'{configuration.name}.log')}")
     print(f"curves: tensorboard --logdir {shown_path(options.output / 'runs')}")
-    path = "" if options.backend == "auto" else f" -backend {options.backend}"
-    print(f"test it: python {shown_path(ROOT / 'evaluate.py')} -saved_model {shown_path(saved_model)}{path}")
+    flag = "" if options.backend == "auto" else f" -backend {options.backend}"
+    print(f"test it: python {shown_path(ROOT / 'evaluate.py')} -saved_model {shown_path(saved_model)}{flag}")
 
 
 def run(processes: Processes) -> None:
@@ -125,8 +125,8 @@ def run(processes: Processes) -> None:
     recipe, name = configuration.recipe, configuration.name
 
     # Optimizer, and sequences that training never looks at.
-    numbers = options.threads, recipe.blur_cost, configuration.most_steps
-    runs_on = processes.in_turn(lambda: start_backend(model, True, *numbers))
+    most_steps = configuration.most_steps
+    runs_on = processes.in_turn(lambda: start_backend(model, True, options.threads, recipe.blur_cost, most_steps))
     runs_on += f", {processes.count} processes" * (processes.count > 1)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())

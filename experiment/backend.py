@@ -198,7 +198,7 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
     if not same and repeats(tried, True, seeds=(0, 0), blur_cost=0.0):  # else it draws from a generator of its own
         raise InputError(
             "NTM.forward gives other answers than NTM.forward_backward, by which train.py trains: what is done to "
-            "inputs or answers belongs into `step_with_focus`, which both take"
+            "inputs or answers belongs in `step_with_focus`, which both call"
         )
 
 
