@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntm.backend import Backend, BackendError, is_special
+from ntm.backend import Backend, BackendError, is_special, parameters_by_name
 
 TRANSPOSED = 0, 2, 4  # of the `packed_parameters` of an NTM: the weights of its three maps
 
@@ -136,7 +136,7 @@ class Machine(nn.Module):
 
     def packed_parameters(self) -> list[nn.Parameter]:
         """All parameters in the order in which they lie in `flat_parameters`, whatever order they were made in."""
-        parameters = dict(self.named_parameters())
+        parameters = parameters_by_name(self)
         first = [parameters.pop(name) for name in self.first_names if name in parameters]
         return first + list(parameters.values())
 
