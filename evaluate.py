@@ -208,17 +208,17 @@ def print_table(scores: dict[tuple, Score], optima: dict[tuple, float], rows: in
     print("".join(f"{name:>{width}}" for name, width in columns.items()))
     for size, s in scores.items():
         bits = f"{s.bits:.3f} +- {'-' if math.isnan(s.bits_interval) else f'{s.bits_interval:.3f}'}"
-        line = f"{label(size):>20}{rows or '-':>7}{s.sequences:11d}{bits:>25}{s.exact:10.2%}{s.exact_low:11.2%}"
-        line += f"{s.cost:14.4f}"
+        line = f"{label(size):>20}{rows or '-':>7}{s.sequences:11d}{bits:>25}{s.exact:10.2%}"
+        line += f"{s.exact_low:11.2%}{s.cost:14.4f}"
         if size in optima:
             line += f"{optima[size]:10.3f}{s.cost / optima[size] - 1:9.2%}"
         print(line)
 
 
-def write_files(
+def write_table(
     name: str, scores: dict[tuple, Score], optima: dict[tuple, float], rows: int | None, options: argparse.Namespace
 ) -> None:
-    """Write a model's table as JSON into log/."""
+    """Write a model's table as JSON into log/, and say where it and the pictures are."""
     table = [
         size._asdict()
         | {"memory_units": rows}
@@ -227,25 +227,26 @@ def write_files(
         for size, s in scores.items()
     ]
     document = {"name": name, "seed": options.seed, "dirt": options.dirt, "scores": table}
-    path = options.output / "log" / f"{name}_scores.json"
-    checkpoint.write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
+    text, path = json.dumps(document, indent=1) + "\n", options.output / "log" / f"{name}_scores.json"
+    other = ", in place of those of other settings" if path.exists() and path.read_text() != text else ""
+    checkpoint.write_atomically(path, text.encode())
+    print(f"table: {path}; pictures beside it{other}")
 
 
 def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration, dict[tuple, Score]]:
     """Load, score, print and draw one model."""
     model, configuration = load(path, options)
-    rows = options.memory_units or configuration.network.memory_units
+    name, rows = configuration.name, options.memory_units or configuration.network.memory_units
     scores, optima, mistakes = evaluate(model, configuration, options)
     dirty = f", on a dirty memory ({options.dirt:g})" if options.dirt else ""
-    print(f"{configuration.name} ({path.name}), seed {options.seed} of the test sequences{dirty}")
+    print(f"{name} ({path.name}), seed {options.seed} of the test sequences{dirty}")
     print_table(scores, optima, rows)
     needed = max(configuration.task.rows_needed(size) for size in scores)
     if rows and needed > rows:
         print(f"the largest size needs {needed} rows of memory: -memory_units {needed + SPARE_ROWS} would hold it")
     for mistake in mistakes:
         print(show_mistake(model, mistake, options.memory_units))
-    name = configuration.name
-    write_files(name, scores, optima, rows, options)
+    write_table(name, scores, optima, rows, options)
     plots.accuracy_by_size({name: scores}, {name: configuration.data}, options.output / "log" / f"{name}_accuracy.png")
     if isinstance(model, NTM):
         draw_memory_pictures(model, configuration, mistakes, options)

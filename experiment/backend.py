@@ -23,7 +23,7 @@ from ntm.ntm import OWN_FORWARD
 DIFFERENCE = 1e-4  # between the paths, of logits and of each gradient, relative to their norm
 ROUNDING = 300  # a difference may also be this many times the rounding of the reference path itself
 # Of the batches that compare the paths, T, B and N: some edits show only with many rows, steps or sequences.
-FEWEST, FEW = (3, 2, 6), (6, 2, 6)
+SHORT, FEW = (3, 16, 6), (6, 2, 6)
 MORE_STEPS, MORE_SEQUENCES, MOST_ROWS, MOST_STEPS = (24, 2, 6), (6, 11, 6), 1024, 256
 FAR = 40.0  # a control before its activation: a key strength of 40, a gate of 1 or 0
 
@@ -142,7 +142,8 @@ def with_far_controls(model: NTM) -> Iterator[NTM]:
         for far in (-FAR, FAR):
             copy = stirred(model, control)
             with torch.no_grad():
-                copy.heads.control_proj.bias.split(copy.heads.sizes)[control].fill_(far)
+                bias = copy.heads.control_proj.bias.zero_()  # the other controls differ, then, between sequences
+                bias.split(copy.heads.sizes)[control].fill_(far)
             yield copy
 
 
@@ -157,11 +158,13 @@ def compare(model: Machine, training: bool, size: tuple[int, int, int] = FEW, ba
     if all((b - a).norm() <= DIFFERENCE / 2 * a.norm() for a, b in zip(reference, fused, strict=True)):
         return
     exact = small_batch(deepcopy(model).double(), Backend.REFERENCE, training, size, back)
-    for right, near, other in zip(exact, reference, fused, strict=True):
+    gradients = [f"another gradient of {name}" for name, _ in model.named_parameters()] if training and back else []
+    names = ["other answers"] * (len(exact) - len(gradients)) + gradients
+    for name, right, near, other in zip(names, exact, reference, fused, strict=True):
         if not (other - right).norm() <= max(DIFFERENCE * right.norm(), ROUNDING * (near - right).norm()):  # nor NaN
             raise InputError(
-                f"the fused path has other {'answers or gradients' if training else 'answers'} than ntm/ntm.py on a "
-                "small batch: ntm/ and ntm/fused/ no longer agree; -backend reference takes ntm/ntm.py's"
+                f"the fused path has {name} than ntm/ntm.py on a small batch: ntm/ and ntm/fused/ no longer agree; "
+                "-backend reference takes ntm/ntm.py's"
             )
 
 
@@ -176,7 +179,8 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
 
     Raises:
         InputError: a parameter is frozen; it has a `forward` that does more than `forward_backward`, which does not
-            call it; it begins on another memory than training; or it has a `step` of its own, and blur costs something.
+            call it, or gets no gradient; it begins on another memory than training; or it has a `step` of its own, and
+            blur costs something.
     """
     if model.frozen:
         raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
@@ -185,7 +189,7 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
     if model.own_forward():
         raise InputError(f"{OWN_FORWARD}: override `step_with_focus` instead")
     first = model.initial_state(1, 3).memory
-    if not torch.equal(first, initial_memory(*first.shape, like=first)):
+    if first.requires_grad or not torch.equal(first, initial_memory(*first.shape, like=first)):
         raise InputError(
             "training begins on the memory of ntm.memory.initial_memory, and the model on another one, or on another "
             "each time: edit that function, without a draw or a parameter in it"
@@ -193,7 +197,10 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
     if blur_cost and model.overrides("step"):
         raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
     tried = stirred(model, 0)
-    _, answers, trained, *_ = small_batch(tried, Backend.REFERENCE, training=True, blur_cost=0.0)
+    _, answers, trained, *gradients = small_batch(tried, Backend.REFERENCE, training=True, blur_cost=0.0)
+    for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
+        if not gradient.any():
+            raise InputError(f"{name} gets no gradient, so that nothing trains it: make it a buffer, or leave it away")
     same = torch.allclose(answers, trained, DIFFERENCE, DIFFERENCE, equal_nan=True)
     if not same and repeats(tried, True, seeds=(0, 0), blur_cost=0.0):  # else it draws from a generator of its own
         raise InputError(
@@ -304,7 +311,7 @@ def start_backend(
     if most_steps > MORE_STEPS[0]:  # with its own weights: with large random ones, what is late follows from rounding
         compare(model, training, (min(most_steps, MOST_STEPS), *MORE_STEPS[1:]))
     for copy in with_far_controls(model):
-        compare(copy, training, FEWEST, back=False)  # the way back is compared above
+        compare(copy, training, SHORT, back=False)  # the way back is compared above
     threads = fused.use_threads(threads)
     gpu = "; there is a GPU: -device cuda takes it, by the reference path" if torch.cuda.is_available() else ""
     return f"fused path on {device}, {threads} thread{'s' * (threads > 1)}{gpu}"

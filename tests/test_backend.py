@@ -21,6 +21,7 @@ from ntm.backend import Contents
 from ntm.controller import LSTMController
 from ntm.heads import Heads
 from ntm.loss import cross_entropy
+from ntm.memory import INITIAL_VALUE
 
 
 class OwnStep(NTM):
@@ -434,6 +435,18 @@ def test_an_edited_equation_is_noticed(edit, controller, training, monkeypatch):
         start_backend(model, training)
 
 
+@pytest.mark.parametrize("limit", [15, 20, 25, 30])
+@pytest.mark.parametrize(
+    ("sizes", "controller"),
+    [((66, 64, 100, 128, 20, 4), "lstm"), ((9, 8, 100, 128, 40, 1), "lstm"), ((9, 8, 30, 64, 40, 2), "feedforward")],
+)
+def test_a_limit_far_out_is_noticed_in_machines_of_other_sizes(sizes, controller, limit, monkeypatch):
+    model = NTM(*sizes, controller=controller)
+    edit_file(monkeypatch, Heads, "controls", limited(sharpening=(1, limit)))
+    with pytest.raises(InputError, match="no longer agree"):
+        start_backend(model)
+
+
 def test_an_edit_of_the_loss_where_no_step_counts_is_noticed(monkeypatch):
     def edited(logits, targets, mask, *counted):
         return cross_entropy(logits, targets, 0.9 * mask + 0.1, *counted)
@@ -545,6 +558,25 @@ def test_a_machine_that_begins_on_another_memory_than_training_is_refused():
     model = Own(5, 3, 20, 16, 8, 2)
     assert "reference path" in start_backend(model)
     with pytest.raises(InputError, match=r"training begins on the memory of ntm\.memory\.initial_memory"):
+        start_backend(model, training=True)
+
+
+def test_a_parameter_that_training_would_not_move_is_refused():
+    class Learned(NTM):  # begins where training does, so that only its parameter tells of it
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.blank = torch.nn.Parameter(torch.full((8,), INITIAL_VALUE))
+
+        def initial_state(self, batch_size, memory_units=None):
+            state = super().initial_state(batch_size, memory_units)
+            return state._replace(memory=self.blank.expand_as(state.memory))
+
+    assert "reference path" in start_backend(Learned(5, 3, 20, 16, 8, 2))
+    with pytest.raises(InputError, match=r"training begins on the memory of ntm\.memory\.initial_memory"):
+        start_backend(Learned(5, 3, 20, 16, 8, 2), training=True)
+    model = NTM(5, 3, 20, 16, 8, 2)
+    model.register_parameter("temperature", torch.nn.Parameter(torch.ones(())))
+    with pytest.raises(InputError, match="temperature gets no gradient"):
         start_backend(model, training=True)
 
 

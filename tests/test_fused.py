@@ -374,6 +374,18 @@ def test_not_a_number_in_gives_not_a_number_out():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_weighting_below_0_has_no_logarithm_on_either_path(dtype):
+    model = lively_model(dtype=dtype)
+    state = model.initial_state(2)
+    weighting = state.weighting.clone()
+    weighting[0] -= 0.3
+    for model.backend in (Backend.REFERENCE, Backend.FUSED):
+        logits, _ = model(torch.rand(4, 2, 5).to(dtype), state._replace(weighting=weighting))
+        assert logits[:, 0].isnan().all()
+        assert logits[:, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_not_finite_in_a_control_is_nowhere_lost(dtype):
     """Each control of a read and of a write head in turn: on both paths the same answers are numbers."""
     model, inputs = lively_model(dtype=dtype), torch.rand(4, 2, 5).to(dtype)

@@ -9,7 +9,7 @@ import numpy as np
 from ntm.addressing import LOG_EPSILON as REFERENCE_LOG_EPSILON
 from ntm.addressing import NORM_EPSILON as REFERENCE_NORM_EPSILON
 from ntm.fused.jit import jit
-from ntm.fused.mathlib import INFINITY, ONE, TWO, dot, log, softmax
+from ntm.fused.mathlib import INFINITY, NAN, ONE, TWO, ZERO, dot, log, softmax
 
 # Written out: the cache of compiled code would not notice a change in ntm/addressing.py.
 NORM_EPSILON, LOG_EPSILON = np.float32(2.0**-20), np.float32(2.0**-53)
@@ -127,7 +127,8 @@ def sharpen(shifted, sharpening, log_shifted, weighting):
     """eq. 9: fills `log_shifted` and `weighting`."""
     for n in range(shifted.shape[0]):
         x = shifted[n] + LOG_EPSILON
-        log_shifted[n] = log(x) if x < INFINITY else x  # infinity and NaN are handed on
+        logarithm = log(x) if x < INFINITY else x  # infinity and NaN are handed on
+        log_shifted[n] = NAN if x < ZERO else logarithm
     softmax(sharpening, log_shifted, weighting)
 
 

@@ -14,7 +14,7 @@ from numba.extending import overload
 from ntm.fused.jit import jit
 
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
-INFINITY = np.float32(np.inf)
+INFINITY, NAN = np.float32(np.inf), np.float32(np.nan)
 LOG2_E = np.float32(1 / math.log(2))
 LN2_HIGH = np.float32(0.693359375)  # n * LN2_HIGH is exact for |n| < 2^9
 LN2_LOW = np.float32(math.log(2) - 0.693359375)
