@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -56,11 +57,12 @@ def shown(batch, part):
 class Repository:
     """A copy of the scripts in a folder of its own, to run them for real.
 
-    Compiled code is kept in one place for all copies: a compilation takes longer than a test.
+    Compiled code is kept in one place for all copies: a compilation takes longer than a test. With `forks`, a run is a
+    fork of one process, which loads the scripts before the first of them: so nobody may edit them after that.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, forks: bool = False) -> None:
+        self.folder, self.forks, self.server = folder, forks, None
         for name in ("ntm", "tasks", "configs", "experiment"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         kept = ROOT / "ntm" / "fused" / "__pycache__"
@@ -72,7 +74,18 @@ class Repository:
 
     def start(self, *words):
         """Run `python words...`."""
-        return subprocess.run([sys.executable, *map(str, words)], cwd=self.folder, capture_output=True, text=True)
+        words = list(map(str, words))
+        if not self.forks or words[0] == "-c":
+            return subprocess.run([sys.executable, *words], cwd=self.folder, capture_output=True, text=True)
+        if self.server is None:
+            self.server = subprocess.Popen(
+                [sys.executable, ROOT / "tests" / "forks.py"], cwd=self.folder, text=True, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": f"{self.folder}:{ROOT / 'tests' / 'faults'}"},
+            )  # fmt: skip
+        files = [self.folder.parent / f"{self.folder.name}.{stream}" for stream in ("out", "err")]
+        print(json.dumps([words, *map(str, files)]), file=self.server.stdin, flush=True)
+        code = int(self.server.stdout.readline())
+        return subprocess.CompletedProcess(words, code, *(file.read_text() for file in files))
 
     def run(self, *words, code=0):
         """Run `python words...`; the exit code must be as expected."""
@@ -88,7 +101,10 @@ class Repository:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory):
-    return Repository(tmp_path_factory.mktemp("repository") / "copy")
+    repository = Repository(tmp_path_factory.mktemp("repository") / "copy", forks=True)
+    yield repository
+    if repository.server:
+        repository.server.communicate()
 
 
 def curves(folder, name):

@@ -156,57 +156,25 @@ def bad_files(repository, tiny):
     torch.save({"weights": torch.zeros(3)}, folder / "foreign.pt")
 
 
-FORKED = """
-import json, os, sys
-sys.path.insert(0, os.getcwd())
-import bench, evaluate, reproduce, train
-from experiment.errors import run_script
-scripts = {"bench.py": bench, "evaluate.py": evaluate, "reproduce.py": reproduce, "train.py": train}
-results = []
-for i, words in enumerate(json.load(sys.stdin)):
-    said = [open(f"{sys.argv[1]}/{i}.{name}", "wb+") for name in ("out", "err")]
-    child = os.fork()
-    if not child:
-        sys.argv = words
-        for stream, file in zip((1, 2), said):
-            os.dup2(file.fileno(), stream)
-        try:
-            run_script(scripts[words[0]].main)
-        except SystemExit as end:  # what is left to do takes Python a second: 75 of them
-            sys.stdout.flush()
-            os._exit(end.code)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    results.append((code, *(open(file.name).read() for file in said)))
-print(json.dumps(results))
-"""
-
-
 @pytest.fixture(scope="session")
-def refused(repository, bad_files, tmp_path_factory):
-    """What became of each wrong command, each in a fork of a process that has loaded the scripts; none changes a file.
-
-    Returns:
-        By case, its exit code, standard output and standard error.
-    """
-    before, said = repository.files(), tmp_path_factory.mktemp("said")
-    words = json.dumps([shlex.split(command) for command, _ in WRONG.values()])
-    command = [sys.executable, "-c", FORKED, said]
-    done = subprocess.run(command, cwd=repository.folder, input=words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def refused(repository, bad_files):
+    """What became of each wrong command, by case; none changes a file."""
+    before = repository.files()
+    done = {case: repository.start(*shlex.split(command)) for case, (command, _) in WRONG.items()}
     assert repository.files() == before
     assert not (repository.folder / "attacked").exists()
-    return dict(zip(WRONG, json.loads(done.stdout), strict=True))
+    return done
 
 
 @pytest.mark.xdist_group("wrong commands")
 @pytest.mark.slow
 @pytest.mark.parametrize("case", WRONG)
 def test_bad_input_gets_one_line_and_code_2_and_changes_nothing(refused, case):
-    code, out, err = refused[case]
-    assert code == 2, err
-    assert WRONG[case][1] in err
-    assert err.count("\n") == 1
-    assert out == ""
+    done = refused[case]
+    assert done.returncode == 2, done.stderr
+    assert WRONG[case][1] in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
 
 
 @pytest.mark.slow
