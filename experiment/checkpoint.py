@@ -175,8 +175,9 @@ def weights_for(model: Machine, configuration: Configuration, path: Path) -> dic
     for name, own in model.state_dict().items():
         there = weights.get(name)
         if there is None or there.shape != own.shape:
-            what = "missing" if there is None else "x".join(map(str, there.shape))
-            here = "x".join(map(str, own.shape))
+            what, here = (
+                "missing" if part is None else "x".join(map(str, part.shape)) or "one number" for part in (there, own)
+            )
             raise InputError(f"{path}: is of another machine: {name} is {what} there, and {here} here")
     if len(weights) > len(model.state_dict()):
         raise InputError(f"{path}: is of another machine: it has more weights than this one")

@@ -67,7 +67,7 @@ def accuracy_by_size(
             if to_scale:
                 for axes in (top, bottom):
                     axes.axvspan(low[0], high[0], color="#000000", alpha=0.07, linewidth=0)
-                top.text(place[sizes[0]], 0.04, " trained", fontsize=8, color="#555555")
+                top.text(low[0], 0.04, " trained", fontsize=8, color="#555555")
         for i, by_length in enumerate((beside or {}).values()):
             label_once = None if i else "those replaced"
             bottom.plot(list(map(int, by_length)), list(by_length.values()), "o-", color="#aaaaaa", markersize=3,

@@ -21,15 +21,17 @@ def make_optimizer(recipe: Recipe, weights: Tensor, fused: bool) -> torch.optim.
     Args:
         recipe: which one, and its numbers.
         weights: as `NTM.flatten_parameters` gives them.
-        fused: whether the model runs on the fused path, and so may Adam.
+        fused: whether the model runs on the fused path, and so may AdamW. Another optimizer, and an option that the
+            compiled one has not, is PyTorch's own.
     """
     if recipe.optimizer == "adam":
-        numbers = recipe.lr, (recipe.beta1, recipe.beta2), recipe.eps, recipe.weight_decay
+        betas = recipe.beta1, recipe.beta2
+        optimizer = torch.optim.AdamW([weights], recipe.lr, betas, recipe.eps, recipe.weight_decay, fused=True)
         if not fused:
-            return torch.optim.AdamW([weights], *numbers, fused=True)
+            return optimizer
         from ntm.fused import FusedAdamW  # here, so that the reference path does without Numba
 
-        return FusedAdamW([weights], *numbers)
+        return FusedAdamW.in_place_of(optimizer) or optimizer
     # Graves adds 1e-4 under the root, for a loss that is the sum over all bits; ours is their mean, a hundredth of it.
     return torch.optim.RMSprop([weights], recipe.lr, recipe.alpha, eps=1e-4, momentum=recipe.momentum, centered=True)
 

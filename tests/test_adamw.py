@@ -1,8 +1,11 @@
 """ntm/fused/adamw.py: its steps are PyTorch's."""
 
+import types
+
 import pytest
 import torch
 
+from experiment import training
 from experiment.configuration import Recipe
 from experiment.training import make_optimizer
 from ntm.fused import FusedAdamW
@@ -32,6 +35,36 @@ def test_compiled_adamw_is_pytorchs():
         found.append((weights.detach(), *optimizer.state[weights].values()))
     for theirs, ours in zip(*found, strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p, lr, betas, eps, decay, **_: torch.optim.AdamW(p, lr, betas, eps, decay, amsgrad=True),
+        lambda p, lr, betas, eps, decay, **_: torch.optim.AdamW(p, lr, betas, eps, decay, maximize=True),
+        lambda p, *numbers, **_: torch.optim.NAdam(p, *numbers, decoupled_weight_decay=True),
+        lambda p, lr, *_, **__: torch.optim.SGD(p, lr),
+        lambda p, lr, betas, eps, decay, **_: torch.optim.AdamW(p, 2 * lr, betas, eps, 0.3, fused=True),
+    ],
+)
+def test_an_optimizer_edited_in_its_file_is_the_one_on_either_path(make, monkeypatch):
+    """`make_optimizer` calls `AdamW`; whoever edits that line has another optimizer, or other numbers, there."""
+
+    class Edited:
+        def __new__(cls, parameters, *numbers, **options):
+            return make(parameters, *numbers, **options)
+
+    found = []
+    for fused in (False, True):
+        weights = torch.nn.Parameter(torch.linspace(-1, 1, 50))
+        weights.grad = torch.linspace(3, -1, 50)
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "torch", types.SimpleNamespace(optim=types.SimpleNamespace(AdamW=Edited)))
+            optimizer = make_optimizer(Recipe(lr=1e-2), weights, fused)
+        for _ in range(3):
+            optimizer.step()
+        found.append(weights.detach())
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("option", ["maximize", "amsgrad", "foreach", "capturable"])

@@ -1,5 +1,7 @@
 """AdamW in one compiled pass over flat weights: PyTorch's has an overhead comparable to a fused step."""
 
+from typing import Self
+
 import numpy as np
 import torch
 
@@ -36,6 +38,18 @@ class FusedAdamW(torch.optim.AdamW):
 
     def __init__(self, params, lr: float, betas: tuple[float, float], eps: float, weight_decay: float) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
+
+    @classmethod
+    def in_place_of(cls, optimizer: torch.optim.Optimizer) -> Self | None:
+        """The same as one of PyTorch's, before its first step; None where that is no AdamW, or has other options."""
+        if type(optimizer) is not torch.optim.AdamW or len(optimizer.param_groups) > 1:
+            return None
+        (group,) = optimizer.param_groups
+        plain = torch.optim.AdamW([torch.zeros(())], fused=True).param_groups[0]
+        numbers = {name: group[name] for name in ("params", "lr", "betas", "eps", "weight_decay")}
+        if any(group[name] != plain[name] for name in plain.keys() - numbers.keys()):
+            return None
+        return cls(**numbers)
 
     def add_param_group(self, param_group: dict) -> None:
         """Add parameters, as PyTorch's does; raises as the class does."""

@@ -1,0 +1,259 @@
+"""Look at a machine before a run: do the two paths agree on it, and would training move all that it is?"""
+
+import math
+from collections.abc import Iterator
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from experiment.errors import InputError
+from ntm import NTM, Backend
+from ntm.controller import LSTMController
+from ntm.machine import Machine
+from ntm.memory import INITIAL_VALUE, initial_memory
+from ntm.ntm import OWN_FORWARD
+from ntm.state import tensors_of
+
+DIFFERENCE = 1e-4  # between the paths, of logits and of each gradient, relative to their norm
+ROUNDING = 300  # a difference may also be this many times the rounding of the reference path itself
+# Of the batches that compare the paths, T, B and N: some edits show only with many rows, steps or sequences.
+SHORT, FEW = (3, 16, 6), (6, 2, 6)
+MORE_STEPS, MORE_SEQUENCES, MOST_ROWS, MOST_STEPS = (24, 2, 6), (6, 11, 6), 1024, 256
+FAR = 40.0  # a control before its activation: a key strength of 40, a gate of 1 or 0
+
+
+def stirred(model: Machine, seed: int) -> Machine:
+    """A copy with large random weights, so that controls reach both ends of their ranges."""
+    model, source = deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = 5 / math.sqrt(parameter.shape[-1]) if parameter.dim() > 1 else 5
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=source))
+    return model
+
+
+def small_batch(
+    model: Machine,
+    backend: Backend,
+    training: bool,
+    size: tuple[int, int, int] = FEW,
+    back: bool = True,
+    blur_cost: float = 0.1,
+    seed: int = 0,
+) -> list[Tensor]:
+    """Take one small batch through a copy of a model.
+
+    Its memory has blank rows, faint ones and strong ones, and not all of its steps count.
+
+    Args:
+        training: whether to take it as training does, too.
+        size: T, B and N.
+        back: whether to go back, in training, at a loss with this `blur_cost`.
+        seed: of what the model itself may draw, each time.
+
+    Returns:
+        The logits of the model's `forward`, in training also those in training mode; and going back, the logits of
+        `forward_backward` and each gradient.
+    """
+    (steps, batch, rows), source = size, torch.Generator().manual_seed(0)
+    model = deepcopy(model)
+    if training:
+        model.flatten_parameters()
+    model.backend, like = backend, next(model.parameters())
+    inputs = torch.randn(steps, batch, model.input_size, generator=source).to(like)
+    strength = torch.tensor([0, INITIAL_VALUE, 1e-3, 0.1, 1, 3])[torch.arange(rows) % 6].unsqueeze(1)
+    memory = (strength * torch.randn(batch, rows, model.heads.memory_unit_size, generator=source)).to(like)
+    mask, cell_mask = (torch.arange(steps * batch).view(steps, batch) % 3 > 0).to(like), None
+    if training and type(model.controller).forward is LSTMController.forward:  # others may have no cells that forget
+        cell_mask = (torch.rand(steps, batch, model.controller.output_size, generator=source) < 0.7).to(like.device)
+    numbers = []
+    with torch.random.fork_rng([like.device] if like.is_cuda else []):
+        for mode in (False, True) if training else (False,):
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                state = model.train(mode).initial_state(batch, rows)._replace(memory=memory)
+                numbers.append(model(inputs, state, cell_mask=cell_mask)[0])
+        if training and back:
+            targets = torch.rand(numbers[0].shape, generator=source).round().to(like)
+            torch.manual_seed(seed)
+            numbers.append(model.forward_backward(inputs, targets, mask, memory, cell_mask, blur_cost)[1])
+            numbers += [parameter.grad for parameter in model.parameters()]
+    return numbers
+
+
+def compare(model: Machine, training: bool, size: tuple[int, int, int] = FEW, back: bool = True) -> None:
+    """Compare the two paths on one `small_batch`.
+
+    Raises:
+        InputError: they give different numbers.
+    """
+    paths = Backend.REFERENCE, Backend.FUSED
+    reference, fused = (small_batch(model, backend, training, size, back) for backend in paths)
+    if all((b - a).norm() <= DIFFERENCE / 2 * a.norm() for a, b in zip(reference, fused, strict=True)):
+        return
+    exact = small_batch(deepcopy(model).double(), Backend.REFERENCE, training, size, back)
+    gradients = [f"another gradient of {name}" for name, _ in model.named_parameters()] if training and back else []
+    names = ["other answers"] * (len(exact) - len(gradients)) + gradients
+    for name, right, near, other in zip(names, exact, reference, fused, strict=True):
+        if not (other - right).norm() <= max(DIFFERENCE * right.norm(), ROUNDING * (near - right).norm()):  # nor NaN
+            raise InputError(
+                f"the fused path has {name} than ntm/ntm.py on a small batch: ntm/ and ntm/fused/ no longer agree; "
+                "-backend reference takes ntm/ntm.py's"
+            )
+
+
+def with_far_controls(model: NTM) -> Iterator[NTM]:
+    """Copies in each of which one of the controls is FAR towards an end of its range: a limit set there is seen."""
+    for control in range(len(model.heads.sizes)):
+        for far in (-FAR, FAR):
+            copy = stirred(model, control)
+            with torch.no_grad():
+                bias = copy.heads.control_proj.bias.zero_()  # the other controls differ, then, between sequences
+                bias.split(copy.heads.sizes)[control].fill_(far)
+            yield copy
+
+
+def compare_optimizers() -> None:
+    """Compare two steps of the compiled AdamW with PyTorch's.
+
+    Raises:
+        InputError: they differ.
+    """
+    from ntm.fused import FusedAdamW
+
+    found = []
+    for kind in (torch.optim.AdamW, FusedAdamW):
+        weights = torch.linspace(-1, 1, 9).requires_grad_()
+        optimizer = kind([weights], 0.01, (0.8, 0.9), 1e-3, 0.1)
+        for _ in range(2):
+            weights.grad = torch.linspace(2, -1, 9)
+            optimizer.step()
+        found.append(weights.detach())
+    if not torch.allclose(*found, rtol=1e-5, atol=1e-6):
+        raise InputError(
+            "ntm/fused/adamw.py takes other steps than torch.optim.AdamW; -backend reference takes PyTorch's"
+        )
+
+
+def repeats(model: Machine, training: bool, seeds: tuple[int, int], **more: float) -> bool:
+    """Whether a `small_batch` has the same numbers twice, by the reference path, with these seeds of what it draws."""
+    twice = [small_batch(model, Backend.REFERENCE, training, seed=seed, **more) for seed in seeds]
+    return all(torch.allclose(*pair, rtol=0, atol=0, equal_nan=True) for pair in zip(*twice, strict=True))
+
+
+def check_fused(model: NTM, training: bool, most_steps: int = 0) -> None:
+    """Refuse a model on which the fused path has other numbers than the reference path.
+
+    Args:
+        most_steps: T of the longest sequences in training: what happens at a late step alone, as gradients that are cut
+            each 30 steps, is seen up to there, or to `MOST_STEPS`.
+
+    Raises:
+        InputError: it has; or the model draws numbers, which the fused path does not.
+    """
+    if not repeats(stirred(model, 0), training, seeds=(0, 1)):
+        raise InputError(
+            "the same batch gives other numbers each time by ntm/ntm.py: it draws some, as noise or dropout, and the "
+            "fused path does not; -backend reference takes ntm/ntm.py's"
+        )
+    more_rows = 6, 2, min(model.memory_units, MOST_ROWS)
+    for seed, size in enumerate((FEW, more_rows, MORE_STEPS, MORE_SEQUENCES)):
+        compare(stirred(model, seed), training, size)
+    if most_steps > MORE_STEPS[0]:  # with its own weights: with large random ones, what is late follows from rounding
+        compare(model, training, (min(most_steps, MOST_STEPS), *MORE_STEPS[1:]))
+    for copy in with_far_controls(model):
+        compare(copy, training, SHORT, back=False)  # the way back is compared above
+    if training:
+        compare_optimizers()
+
+
+def check_controller(model: NTM) -> None:
+    """Take two steps with the controller, and refuse one whose results have another form.
+
+    Raises:
+        InputError: they are not an output, (B, C), and a state that the controller takes again.
+    """
+    controller, name = deepcopy(model.controller), type(model.controller).__name__
+    x = model.initial_reads.new_zeros(2, model.input_size + model.initial_reads.numel())
+    wanted = (2, model.heads.control_proj.in_features), x.dtype
+    try:
+        with torch.no_grad():
+            output, state = controller(x, controller.initial_state(2))
+            output, _ = controller(x, state)
+        given = tuple(output.shape), output.dtype
+    except Exception as error:  # of whatever kind a mistake in it makes
+        raise InputError(f"controller {name}: from a state it must give its output and its state ({error})") from error
+    if given != wanted:
+        raise InputError(f"controller {name}: its output must be of shape and type {wanted} for B = 2, and is {given}")
+
+
+def check_step(model: NTM) -> None:
+    """Refuse a model whose `step` was edited: the machine takes its steps by `step_with_focus`.
+
+    Raises:
+        InputError: the two give different numbers.
+    """
+    model, like = stirred(model, 0), model.initial_reads
+    x, state = torch.linspace(-1, 1, 2 * model.input_size).view(2, -1).to(like), model.initial_state(2, 3)
+    found = []
+    with torch.no_grad(), torch.random.fork_rng([like.device] if like.is_cuda else []):
+        for step in (model.step, model.step, model.step_with_focus):
+            torch.manual_seed(0)
+            logits, after, *_ = step(x, state)
+            found.append([logits, *tensors_of(after)])
+    same, other = (all(map(torch.equal, found[0], numbers)) for numbers in found[1:])
+    if same and not other:  # else it draws from a generator of its own
+        raise InputError(
+            "NTM.step does more than NTM.step_with_focus, by which the machine takes its steps: what is done at a step "
+            "belongs there"
+        )
+
+
+def check_trainable(model: Machine, blur_cost: float) -> None:
+    """Refuse a model of which training would not train all that it is.
+
+    Raises:
+        InputError: a parameter is frozen; it has a `forward` that does more than `forward_backward`, which does not
+            call it, or gets no gradient; it begins on another memory than training; or it has a `step` of its own, and
+            blur costs something.
+    """
+    if model.frozen:
+        raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
+    if not isinstance(model, NTM):
+        return
+    if model.own_forward():
+        raise InputError(f"{OWN_FORWARD}: override `step_with_focus` instead")
+    first = model.initial_state(1, 3).memory
+    if first.requires_grad or not torch.equal(first, initial_memory(*first.shape, like=first)):
+        raise InputError(
+            "training begins on the memory of ntm.memory.initial_memory, and the model on another one, or on another "
+            "each time: edit that function, without a draw or a parameter in it"
+        )
+    if blur_cost and model.overrides("step"):
+        raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
+    tried = stirred(model, 0)
+    _, answers, trained, *gradients = small_batch(tried, Backend.REFERENCE, training=True, blur_cost=0.0)
+    for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
+        if not gradient.any():
+            raise InputError(f"{name} gets no gradient, so that nothing trains it: make it a buffer, or leave it away")
+    same = torch.allclose(answers, trained, DIFFERENCE, DIFFERENCE, equal_nan=True)
+    if not same and repeats(tried, True, seeds=(0, 0), blur_cost=0.0):  # else it draws from a generator of its own
+        raise InputError(
+            "NTM.forward gives other answers than NTM.forward_backward, by which train.py trains: what is done to "
+            "inputs or answers belongs in `step_with_focus`, which both call"
+        )
+
+
+def check_machine(model: Machine, training: bool, blur_cost: float) -> None:
+    """Refuse a model that a script cannot run as it is, by whichever path.
+
+    Raises:
+        InputError: as of `check_controller`, `check_step` and, in training, `check_trainable`.
+    """
+    if isinstance(model, NTM) and type(model).step_with_focus is NTM.step_with_focus:
+        check_controller(model)
+    if isinstance(model, NTM) and not model.overrides("step"):
+        check_step(model)
+    if training:
+        check_trainable(model, blur_cost)
