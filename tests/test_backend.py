@@ -1,4 +1,4 @@
-"""The backend.py of ntm/ and experiment/, and machine_check.py: the fused path takes the stock machine, and says why."""
+"""Both backend.py, and experiment/machine_check.py: the fused path takes the stock machine alone, and says why."""
 
 import math
 import os
