@@ -23,7 +23,7 @@ from experiment.options import parse_options
 from experiment.processes import Processes
 from experiment.run import InterruptFlag, TrainState, claim_run, final_test, shown_path, weights_mark
 from experiment.runlog import RunLog, commit
-from experiment.scoring import TRAINING, HeldOut, draw_held_out, generator, score, sequence_bits, trace
+from experiment.scoring import TRAINING, HeldOut, draw_held_out, generator, score, seed_torch, sequence_bits, trace
 from experiment.task_check import check_task
 from experiment.training import Clipper, blur_cost, draw_iteration, largest_size, make_optimizer, set_learning_rate
 from ntm import NTM, Backend
@@ -65,6 +65,7 @@ def train(
     while state.step < recipe.num_iters and not stop:
         lr = set_learning_rate(recipe, configuration.network.controller_size, state.step, optimizer)
         source = generator(recipe.seed, TRAINING, state.step)  # all that is random follows from seed and iteration
+        seed_torch(source.initial_seed() ^ 1)
         batch, memory, cell_mask = draw_iteration(configuration, state.step, source).to(model.device)
         weights.grad.zero_()
         loss, logits = model.forward_backward(*batch, memory, cell_mask, blur_cost(recipe, state.step), part)

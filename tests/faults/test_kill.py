@@ -9,6 +9,8 @@ import pytest
 import torch
 from real_runs import Folder, points
 
+from ntm import NTM
+
 pytestmark = pytest.mark.slow
 
 KILLS = 24  # over all chains
@@ -36,6 +38,21 @@ def same_as(undisturbed, folder):
     left = [path.name for path in folder.path.rglob("*") if path.is_file()]
     assert "checkpoint.pt" not in left
     assert not [name for name in left if name.startswith(".") and name != ".lock"]
+
+
+def make_noisy():
+    """Have the machine draw numbers of its own, from torch's generator."""
+    step = NTM.step_with_focus
+    NTM.step_with_focus = lambda self, x, *rest: step(self, x + 0.1 * torch.randn_like(x), *rest)
+
+
+def test_what_an_edited_machine_draws_is_the_same_in_a_resumed_run(tmp_path):
+    flags, (whole, killed) = ("-num_iters", "50"), (Folder(tmp_path / name) for name in ("whole", "killed"))
+    assert whole.train(*flags, prepare=make_noisy) == 0, whole.said
+    assert "NTM.step_with_focus was replaced" in whole.said
+    assert killed.train(*flags, checkpoints=3, kill_after=0, prepare=make_noisy) == -9
+    assert killed.train(*flags, "-resume", prepare=make_noisy) == 0, killed.said
+    same_as(whole, killed)
 
 
 @pytest.mark.parametrize("chain", range(CHAINS))
