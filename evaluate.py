@@ -209,10 +209,8 @@ def print_table(scores: dict[tuple, Score], optima: dict[tuple, float], rows: in
     for size, s in scores.items():
         bits = f"{s.bits:.3f} +- {'-' if math.isnan(s.bits_interval) else f'{s.bits_interval:.3f}'}"
         line = f"{label(size):>20}{rows or '-':>7}{s.sequences:11d}{bits:>25}{s.exact:10.2%}"
-        line += f"{s.exact_low:11.2%}{s.cost:14.4f}"
-        if size in optima:
-            line += f"{optima[size]:10.3f}{s.cost / optima[size] - 1:9.2%}"
-        print(line)
+        above = f"{optima[size]:10.3f}{s.cost / optima[size] - 1:9.2%}" if size in optima else ""
+        print(f"{line}{s.exact_low:11.2%}{s.cost:14.4f}{above}")
 
 
 def write_table(
@@ -273,7 +271,7 @@ def draw_memory_pictures(
     picture.unlink(missing_ok=True)
     if mistakes:
         shown = trace(model, mistakes[0], options.memory_units)
-        title = f"{name}: a mistake among {int(shown.mask.sum())} answers, with {rows} rows of memory"
+        title = f"{name}: a mistake among {plots.counted(int(shown.mask.sum()), 'answer')}, with {rows} rows of memory"
         plots.machine(shown, title, picture)
 
 

@@ -91,6 +91,11 @@ def accuracy_by_size(
         save_figure(figure, path)
 
 
+def counted(number: int, what: str) -> str:
+    """Say how many there are."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a picture as `write_atomically` does, and forget the figure."""
     picture = io.BytesIO()
@@ -121,7 +126,7 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         left = (
             (panels[0, 0], shown.inputs, "inputs", "channel", input_limits(shown)),
             (panels[1, 0], targets, "targets", "bit", (0, 1)),
-            (panels[2, 0], masked, f"outputs ({shown.wrong.sum()} wrong bits)", "bit", (0, 1)),
+            (panels[2, 0], masked, f"outputs ({counted(int(shown.wrong.sum()), 'wrong bit')})", "bit", (0, 1)),
         )
         for axes, values, name, label, limits in left:
             _heat(figure, axes, values.T, name, label, limits)

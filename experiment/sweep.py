@@ -47,8 +47,9 @@ def train(job: Job) -> Path:
         contents = load(saved)
         if contents["configuration"] != wanted.as_dict():
             raise InputError(f"{saved}: made by another recipe; delete {job.folder}, or choose another -output")
-        said = f"{job.variant} {wanted.name} seed {job.seed}: trained before, at commit".strip()
-        print(f"{said} {contents['trained']['commit']}; this is {commit()}", file=sys.stderr)
+        said, before = f"{job.variant} {wanted.name} seed {job.seed}".strip(), contents["trained"]["commit"]
+        now = "" if before == commit() else f"; this is {commit()}"
+        print(f"{said}: trained before, at commit {before}{now}", file=sys.stderr)
         return saved
     output = os.path.relpath(job.folder, ROOT)  # what the run's log repeats should not name this computer's folders
     command = [sys.executable, "train.py", *flags, "-output", output]

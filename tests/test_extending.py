@@ -1,6 +1,8 @@
 """docs/extending.md: each of its changes is made in a copy of the repository, and run."""
 
 import re
+import shutil
+import subprocess
 
 import pytest
 from conftest import ROOT, Repository
@@ -32,6 +34,22 @@ def test_a_task_takes_one_file_one_entry_and_one_json(copy):
     assert (copy.folder / "log" / "parity_machine.png").exists()
     refused = copy.run("train.py", "-task_json", "parity.json", "-uneven", 0.5, code=2).stderr
     assert "the task parity has no uneven sequences" in refused
+
+
+def test_the_task_that_looks_by_content(copy):
+    shutil.copytree(ROOT / "docs" / "lookup", copy.folder / "docs" / "lookup")
+    said = (ROOT / "docs" / "extending.md").read_text()
+    make = re.search(r"((?:^    .*\n)+)^    python train\.py -task_json docs/lookup/lookup\.json\n", said, re.M)[1]
+    subprocess.run(["bash", "-euc", make], cwd=copy.folder, check=True)
+    program = "import torch; from tasks import TASKS; task = TASKS['lookup'](6); "
+    program += "inputs, targets, mask = task.sample(500, (5,), torch.Generator().manual_seed(0)); "
+    program += "same = (inputs[:5, :, :6] == inputs[5, :, :6]).all(-1); "  # the pair of the key that is asked for
+    program += "print(same.sum(0).unique(), (inputs[:5, :, 6:12].transpose(0, 1)[same.t()] == targets[6]).all(), "
+    program += "mask.sum(1), len(set(same.float().argmax(0).tolist())), inputs[:5, :, 12].sum(), inputs[6].sum())"
+    values = "tensor([1]) tensor(True) tensor([  0.,   0.,   0.,   0.,   0.,   0., 500.]) 5 tensor(0.) tensor(0.)\n"
+    assert copy.run("-c", program).stdout == values
+    said = copy.run("train.py", "-task_json", "docs/lookup/lookup.json", "-num_iters", 5).stdout
+    assert "fused path" in said
 
 
 TINY = """{
