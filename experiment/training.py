@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from experiment.configuration import Configuration, Data, Network, Recipe
+from experiment.machine_check import compare_optimizers
 from experiment.scoring import dirty_memory
 from ntm.memory import initial_memory
 from tasks import Batch
@@ -23,6 +24,9 @@ def make_optimizer(recipe: Recipe, weights: Tensor, fused: bool) -> torch.optim.
         weights: as `NTM.flatten_parameters` gives them.
         fused: whether the model runs on the fused path, and so may AdamW. Another optimizer, and an option that the
             compiled one has not, is PyTorch's own.
+
+    Raises:
+        InputError: as of `compare_optimizers`.
     """
     if recipe.optimizer == "adam":
         betas = recipe.beta1, recipe.beta2
@@ -31,7 +35,10 @@ def make_optimizer(recipe: Recipe, weights: Tensor, fused: bool) -> torch.optim.
             return optimizer
         from ntm.fused import FusedAdamW  # here, so that the reference path does without Numba
 
-        return FusedAdamW.in_place_of(optimizer) or optimizer
+        compiled = FusedAdamW.in_place_of(optimizer)
+        if compiled:
+            compare_optimizers()
+        return compiled or optimizer
     # Graves adds 1e-4 under the root, for a loss that is the sum over all bits; ours is their mean, a hundredth of it.
     return torch.optim.RMSprop([weights], recipe.lr, recipe.alpha, eps=1e-4, momentum=recipe.momentum, centered=True)
 

@@ -7,8 +7,9 @@ import torch
 
 from experiment import training
 from experiment.configuration import Recipe
+from experiment.errors import InputError
 from experiment.training import make_optimizer
-from ntm.fused import FusedAdamW
+from ntm.fused import FusedAdamW, adamw
 
 
 @pytest.mark.parametrize("odd", [torch.zeros(2, 3), torch.zeros(6)[::2], torch.zeros(3).half()])
@@ -65,6 +66,15 @@ def test_an_optimizer_edited_in_its_file_is_the_one_on_either_path(make, monkeyp
             optimizer.step()
         found.append(weights.detach())
     torch.testing.assert_close(*found)
+
+
+def test_an_edit_of_the_compiled_steps_is_noticed(monkeypatch):
+    stock = adamw.adamw_step
+    monkeypatch.setattr(adamw, "adamw_step", lambda w, g, m, s, d, rate, *rest: stock(w, g, m, s, d, 0.5 * rate, *rest))
+    weights = torch.nn.Parameter(torch.ones(3))
+    make_optimizer(Recipe(), weights, fused=False)
+    with pytest.raises(InputError, match=r"other steps than torch\.optim\.AdamW"):
+        make_optimizer(Recipe(), weights, fused=True)
 
 
 @pytest.mark.parametrize("option", ["maximize", "amsgrad", "foreach", "capturable"])

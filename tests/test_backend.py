@@ -19,7 +19,6 @@ from ntm import NTM, Backend, BackendError, LSTMBaseline, addressing, heads
 from ntm import ntm as machine
 from ntm.backend import Contents
 from ntm.controller import LSTMController
-from ntm.fused import adamw
 from ntm.heads import Heads
 from ntm.loss import cross_entropy
 from ntm.memory import INITIAL_VALUE
@@ -564,14 +563,6 @@ def test_an_edited_step_that_nothing_takes_is_refused(backend, monkeypatch):
     for training in (False, True):
         with pytest.raises(InputError, match=r"NTM\.step does more than NTM\.step_with_focus"):
             start_backend(model, training)
-
-
-def test_an_edit_of_the_compiled_adamw_is_noticed(monkeypatch):
-    stock = adamw.adamw_step
-    monkeypatch.setattr(adamw, "adamw_step", lambda w, g, m, s, d, rate, *rest: stock(w, g, m, s, d, 0.5 * rate, *rest))
-    start_backend(NTM(5, 3, 20, 16, 8, 2))
-    with pytest.raises(InputError, match=r"other steps than torch\.optim\.AdamW"):
-        start_backend(NTM(5, 3, 20, 16, 8, 2), training=True)
 
 
 def test_a_machine_that_begins_on_another_memory_than_training_is_refused():
