@@ -67,19 +67,19 @@ def small_batch(
     mask, cell_mask = (torch.arange(steps * batch).view(steps, batch) % 3 > 0).to(like), None
     if training and type(model.controller).forward is LSTMController.forward:  # others may have no cells that forget
         cell_mask = (torch.rand(steps, batch, model.controller.output_size, generator=source) < 0.7).to(like.device)
-    numbers = []
+    answers, trained = [], []
     with torch.random.fork_rng([like.device] if like.is_cuda else []):
+        if training and back:  # first: what forward needs is compiled meanwhile, by `telling_of_compilation`
+            targets = torch.rand(steps, batch, model.output_proj.out_features, generator=source).round().to(like)
+            torch.manual_seed(seed)
+            trained.append(model.train().forward_backward(inputs, targets, mask, memory, cell_mask, blur_cost)[1])
+            trained += [parameter.grad for parameter in model.parameters()]
         for mode in (False, True) if training else (False,):
             torch.manual_seed(seed)
             with torch.no_grad():
                 state = model.train(mode).initial_state(batch, rows)._replace(memory=memory)
-                numbers.append(model(inputs, state, cell_mask=cell_mask)[0])
-        if training and back:
-            targets = torch.rand(numbers[0].shape, generator=source).round().to(like)
-            torch.manual_seed(seed)
-            numbers.append(model.forward_backward(inputs, targets, mask, memory, cell_mask, blur_cost)[1])
-            numbers += [parameter.grad for parameter in model.parameters()]
-    return numbers
+                answers.append(model(inputs, state, cell_mask=cell_mask)[0])
+    return answers + trained
 
 
 def compare(model: Machine, training: bool, size: tuple[int, int, int] = FEW, back: bool = True) -> None:
