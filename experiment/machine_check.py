@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from copy import deepcopy
 
 import torch
@@ -31,6 +32,11 @@ def stirred(model: Machine, seed: int) -> Machine:
             scale = 5 / math.sqrt(parameter.shape[-1]) if parameter.dim() > 1 else 5
             parameter.copy_(scale * torch.randn(parameter.shape, generator=source))
     return model
+
+
+def generators_kept(like: Tensor) -> AbstractContextManager:
+    """While this lasts, what is drawn from torch's own generators, or seeds them, is of no consequence afterwards."""
+    return torch.random.fork_rng([like.device] if like.is_cuda else [])
 
 
 def small_batch(
@@ -68,7 +74,7 @@ def small_batch(
     if training and type(model.controller).forward is LSTMController.forward:  # others may have no cells that forget
         cell_mask = (torch.rand(steps, batch, model.controller.output_size, generator=source) < 0.7).to(like.device)
     answers, trained = [], []
-    with torch.random.fork_rng([like.device] if like.is_cuda else []):
+    with generators_kept(like):
         if training and back:  # first: what forward needs is compiled meanwhile, by `telling_of_compilation`
             targets = torch.rand(steps, batch, model.output_proj.out_features, generator=source).round().to(like)
             torch.manual_seed(seed)
@@ -200,7 +206,7 @@ def check_step(model: NTM) -> None:
     model, like = stirred(model, 0), model.initial_reads
     x, state = torch.linspace(-1, 1, 2 * model.input_size).view(2, -1).to(like), model.initial_state(2, 3)
     found = []
-    with torch.no_grad(), torch.random.fork_rng([like.device] if like.is_cuda else []):
+    with torch.no_grad(), generators_kept(like):
         for step in (model.step, model.step, model.step_with_focus):
             torch.manual_seed(0)
             logits, after, *_ = step(x, state)

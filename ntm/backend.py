@@ -153,9 +153,9 @@ def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @cache
-def methods_of(stock: type[nn.Module]) -> set[str]:
-    """The methods that a class itself defines, but for `__init__`."""
-    return {name for name, method in vars(stock).items() if callable(method) and name != "__init__"}
+def methods_of(stock: type[nn.Module]) -> list[str]:
+    """The methods that a class itself defines, in its order, but for `__init__`."""
+    return [name for name, method in vars(stock).items() if callable(method) and name != "__init__"]
 
 
 def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> str | None:
@@ -170,7 +170,7 @@ def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> st
     if not isinstance(module, stock):
         return f"is a {kind.__name__}"
     methods = methods_of(stock)
-    for name in methods if kind is not stock or not methods.isdisjoint(own) else ():
+    for name in methods if kind is not stock or not own.keys().isdisjoint(methods) else ():
         if name in own or getattr(kind, name) is not vars(stock)[name]:
             return f"has its own {name}"
     if kind.__call__ is not nn.Module.__call__:
