@@ -101,7 +101,7 @@ def load(path: Path, options: argparse.Namespace) -> tuple[Machine, Configuratio
         for flag in ("memory_units", "dirt", "page", "animate"):
             if getattr(options, flag):
                 raise InputError(f"-{flag}: {configuration.name} is an LSTM alone, which has no memory")
-    start_backend(model, threads=options.threads, most_steps=configuration.most_steps)
+    start_backend(model, threads=options.threads)
     return model, configuration
 
 

@@ -126,8 +126,7 @@ def run(processes: Processes) -> None:
     recipe, name = configuration.recipe, configuration.name
 
     # Optimizer, and sequences that training never looks at.
-    most_steps = configuration.most_steps
-    runs_on = processes.in_turn(lambda: start_backend(model, True, options.threads, recipe.blur_cost, most_steps))
+    runs_on = processes.in_turn(lambda: start_backend(model, True, options.threads, recipe.blur_cost))
     runs_on += f", {processes.count} processes" * (processes.count > 1)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())

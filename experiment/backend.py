@@ -102,16 +102,13 @@ def telling_of_compilation(training: bool) -> Iterator[None]:
             child.wait()
 
 
-def start_backend(
-    model: Machine, training: bool = False, threads: int | None = None, blur_cost: float = 0.0, most_steps: int = 0
-) -> str:
+def start_backend(model: Machine, training: bool = False, threads: int | None = None, blur_cost: float = 0.0) -> str:
     """Compile the fused path if the model runs on it, or load it from its cache; returns the path in words.
 
     Args:
         training: whether the model is to be trained, by `forward_backward`.
         threads: how many it gets; None for as many as PyTorch had, and one for an NTM on the reference path.
         blur_cost: what training makes blur cost at most.
-        most_steps: as of `check_fused`.
 
     Raises:
         InputError: the model asks for the fused path, and it cannot be had; or as of `check_machine` and `check_fused`.
@@ -131,7 +128,7 @@ def start_backend(
     from ntm import fused  # here, so that the reference path does without Numba
 
     with telling_of_compilation(training):
-        check_fused(model, training, most_steps)  # compiles what is needed, or loads it
+        check_fused(model, training)  # compiles what is needed, or loads it
     threads = fused.use_threads(threads)
     gpu = "; there is a GPU: -device cuda takes it, by the reference path" if torch.cuda.is_available() else ""
     return f"fused path on {device}, {threads} thread{'s' * (threads > 1)}{gpu}"

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-
 from experiment.errors import InputError, did_you_mean
 from experiment.json_file import checked_keys, read_json
 from experiment.recipe import OPTIMIZER_SETTINGS, Recipe, make_recipe, refuse_useless
@@ -129,11 +127,6 @@ class Configuration:
     def task(self) -> Task:
         """The task."""
         return self.data.task
-
-    @property
-    def most_steps(self) -> int:
-        """T of a batch of the largest size in training."""
-        return len(self.task.sample(1, self.data.high, torch.Generator().manual_seed(0)).inputs)
 
     def shown_size(self, most: int) -> tuple:
         """The largest size in training, each of its parts at most so large: of a sequence that is shown."""

@@ -36,6 +36,7 @@ from ntm.machine import TRANSPOSED, Machine
 from ntm.memory import initial_memory, read, write
 from ntm.shards import WHOLE, Part
 from ntm.state import NTMState, tensors_of
+from ntm.stock import edited
 
 OWN_FORWARD = (
     "forward_backward does not call the model, and there is an own `forward` or `__call__`, or hooks on the model"
@@ -310,7 +311,7 @@ class NTM(Machine):
 
         That path has the equations of this package written down once more. So it declines a model of which a class,
         method, map, parameter or hook is not this package's, and any model where a function or method of the package
-        was replaced. An equation that was edited in its file it cannot see: `experiment.backend` compares numbers.
+        was replaced, or edited in its file.
         """
         parameter = self.initial_reads
         if parameter.device.type != "cpu":
@@ -320,7 +321,7 @@ class NTM(Machine):
         trouble = mode_trouble() or import_trouble()  # in this order: torch.compile cannot follow an import
         if trouble:
             return trouble
-        change = STOCK.changed()
+        change = edited() or STOCK.changed()
         if change:
             return f"the fused path computes the stock machine, and {change}"
         controller, heads = self.controller, self.heads
