@@ -1,5 +1,6 @@
 """Compile the path that runs a model, check it, and say which it is."""
 
+import gc
 import os
 import platform
 import subprocess
@@ -61,8 +62,8 @@ def use_widest_vectors() -> None:
 
 
 FORWARD = (
-    "import torch; from ntm import NTM; from experiment.backend import use_widest_vectors; use_widest_vectors(); "
-    "torch.set_grad_enabled(False); NTM(1, 1, 1, 1, 1)(torch.zeros(1, 1, 1))"
+    "import gc, torch; from ntm import NTM; from experiment.backend import use_widest_vectors; use_widest_vectors(); "
+    "gc.disable(); torch.set_grad_enabled(False); NTM(1, 1, 1, 1, 1)(torch.zeros(1, 1, 1))"
 )
 
 
@@ -85,6 +86,7 @@ def telling_of_compilation(training: bool) -> Iterator[None]:
             if told:
                 return
             told = True
+            gc.disable()  # a compiler's objects live until it is done: looking for garbage takes 7% of its time
             folder = kept_in()
             kept = f"; later runs find it in {folder}" if folder else ""
             print(f"compiling the fused path, for 10 to 30 seconds{kept}", file=sys.stderr, flush=True)
@@ -98,6 +100,7 @@ def telling_of_compilation(training: bool) -> Iterator[None]:
         with install_listener("numba:compile", Tell()):
             yield
     finally:
+        gc.enable()
         if child:
             child.wait()
 
