@@ -8,7 +8,6 @@ prints wrong bits and exact sequences by size, and writes the table and pictures
 
 import argparse
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -23,17 +22,18 @@ from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_tit
 from experiment.errors import InputError, Parser, number, run_script, sizes
 from experiment.options import THREADS_HELP
 from experiment.page import write_page
-from experiment.run import made_by
+from experiment.run import made_by, weights_mark
 from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, trace
-from experiment.task_check import require_sound
+from experiment.table import print_table, show_mistake, write_table
+from experiment.task_check import require_sound, shown_size
 from experiment.training import SPARE_ROWS
 from ntm import NTM, Backend
 from ntm.machine import Machine
-from tasks import Batch, VectorTask, describe, label
+from tasks import Batch, Task, VectorTask, describe, label
 
 MISTAKES_SHOWN = 3
 ORIGINAL = ROOT / "docs" / "original.json"  # wrong bits a sequence of the nine that these replace, by length
-SHOWN_SIZE = 30  # of the sequence in the picture, each part of its size, or the largest trained where that is less
+SHOWN_SIZE = 30  # of the sequence in the picture, each part of its size, or the nearest in training
 ANIMATED_SIZE = 10  # likewise
 
 
@@ -133,8 +133,9 @@ def evaluate(
     """Score a model at each size, with a bar.
 
     Returns:
-        The scores; the cost of the best possible answer, where that is not 0; and a few sequences answered wrong. On a
-        dirty memory none: on another one drawn for a picture, the answer might be right.
+        The scores; the cost of the best possible answer, where that is not 0; and a few sequences answered wrong. None
+        on a dirty memory: on another one drawn for a picture, the answer might be right. Nor of a task that counts
+        wrong bits in a way of its own, which no picture knows.
     """
     task, source = configuration.task, generator(options.seed, EVALUATION)
     scores, optima, mistakes = {}, {}, []
@@ -145,30 +146,12 @@ def evaluate(
         optimum = optimal_cost(task, batches)
         if optimum is not None:
             optima[size] = optimum
-        if options.dirt or optima:  # where even the best is wrong at times, there are no mistakes to show
-            continue
+        if options.dirt or optima or type(task).wrong_bits is not Task.wrong_bits:
+            continue  # where even the best is wrong at times, there are no mistakes to show, either
         for batch, batch_wrong in zip(batches, wrong, strict=True):
             for b in torch.nonzero(batch_wrong)[: MISTAKES_SHOWN - len(mistakes), 0].tolist():
                 mistakes.append(Batch(*(part[:, b : b + 1] for part in batch)))
     return scores, optima, mistakes
-
-
-@torch.no_grad()
-def show_mistake(model: Machine, one: Batch, memory_units: int | None) -> str:
-    """Draw the first wrong vectors of the answer to a sequence as bits, a wrong bit marked below."""
-    one = one.to(model.device)
-    logits, _ = model(one.inputs, memory_units=memory_units)
-    answer = (logits[:, 0] > 0).int()[one.mask[:, 0] > 0].tolist()
-    target = one.targets[:, 0].int()[one.mask[:, 0] > 0].tolist()
-    bad = [i for i, (said, meant) in enumerate(zip(answer, target, strict=True)) if said != meant]
-    vectors = "1 wrong vector" if len(bad) == 1 else f"{len(bad)} wrong vectors, the first of them"
-    lines = [f"a sequence of {len(target)} answers with {vectors}:"]
-    for i in bad[:4]:
-        said, meant = ("".join(map(str, bits[i])) for bits in (answer, target))
-        start = f"  answer step {i + 1:4d}  target {meant}  answer "
-        marks = "".join(" " if x == y else "^" for x, y in zip(said, meant, strict=True))
-        lines += [start + said, " " * len(start) + marks]
-    return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -184,7 +167,7 @@ def answer_file(path: Path, options: argparse.Namespace) -> None:
         logits, _ = model(batch.inputs, memory_units=rows)
         wrong = int(task.wrong_bits(logits, batch))
         bits_wrong = f"{wrong or 'no'} wrong bit{'s' * (wrong != 1)}"
-        memory = f"{rows} rows of memory" if rows else "no memory"
+        memory = f"{plots.counted(rows, 'row')} of memory" if rows else "no memory"
         print(f"sequence {i}: {len(bits)} vector(s), {memory}, {bits_wrong}; its answer ({configuration.data.name}):")
         if rows and len(bits) > rows:
             print(f"  (longer than the memory: -memory_units {len(bits) + SPARE_ROWS} would hold it)")
@@ -192,43 +175,6 @@ def answer_file(path: Path, options: argparse.Namespace) -> None:
         for said, meant in zip((logits[answering, 0] > 0).int(), batch.targets[answering, 0].int(), strict=True):
             said, meant = ("".join(map(str, vector.tolist())) for vector in (said, meant))
             print(f"  {said}" + (f"  wrong: {meant} was meant" if said != meant else ""))
-
-
-def print_table(scores: dict[tuple, Score], optima: dict[tuple, float], rows: int | None) -> None:
-    """Print one model's scores, a line a size."""
-    columns = {
-        " x ".join(next(iter(scores))._fields): 20,
-        "rows": 7,
-        "sequences": 11,
-        "wrong bits a sequence": 25,
-        "exact": 10,
-        "at least": 11,
-        "cost (bits)": 14,
-    } | ({"optimal": 10, "above": 9} if optima else {})
-    print("".join(f"{name:>{width}}" for name, width in columns.items()))
-    for size, s in scores.items():
-        bits = f"{s.bits:.3f} +- {'-' if math.isnan(s.bits_interval) else f'{s.bits_interval:.3f}'}"
-        line = f"{label(size):>20}{rows or '-':>7}{s.sequences:11d}{bits:>25}{s.exact:10.2%}"
-        above = f"{optima[size]:10.3f}{s.cost / optima[size] - 1:9.2%}" if size in optima else ""
-        print(f"{line}{s.exact_low:11.2%}{s.cost:14.4f}{above}")
-
-
-def write_table(
-    name: str, scores: dict[tuple, Score], optima: dict[tuple, float], rows: int | None, options: argparse.Namespace
-) -> None:
-    """Write a model's table as JSON into log/, and say where it and the pictures are."""
-    table = [
-        size._asdict()
-        | {"memory_units": rows}
-        | {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in s._asdict().items()}
-        | ({"optimal_cost": optima[size]} if size in optima else {})
-        for size, s in scores.items()
-    ]
-    document = {"name": name, "seed": options.seed, "dirt": options.dirt, "scores": table}
-    text, path = json.dumps(document, indent=1) + "\n", options.output / "log" / f"{name}_scores.json"
-    other = ", in place of those of other settings" if path.exists() and path.read_text() != text else ""
-    checkpoint.write_atomically(path, text.encode())
-    print(f"table: {path}; pictures beside it{other}")
 
 
 def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration, dict[tuple, Score]]:
@@ -244,11 +190,22 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
         print(f"the largest size needs {needed} rows of memory: -memory_units {needed + SPARE_ROWS} would hold it")
     for mistake in mistakes:
         print(show_mistake(model, mistake, options.memory_units))
-    write_table(name, scores, optima, rows, options)
-    plots.accuracy_by_size({name: scores}, {name: configuration.data}, options.output / "log" / f"{name}_accuracy.png")
+    table, about = options.output / "log" / f"{name}_scores.json", {"name": name, "weights": weights_mark(model)}
+    about |= {"seed": options.seed, "dirt": options.dirt}
+    other = ", in place of another" if write_table(table, about, scores, optima, rows) else ""
+    picture = options.output / "log" / f"{name}_accuracy.png"
+    plots.accuracy_by_size({name: scores}, {name: configuration.data}, picture, memory=tested_memory(options))
     if isinstance(model, NTM):
         draw_memory_pictures(model, configuration, mistakes, options)
+    print(f"table: {table}{other}; pictures beside it")
     return configuration, scores
+
+
+def tested_memory(options: argparse.Namespace) -> str:
+    """The memory of a test in words, where it is not a blank one as configured."""
+    rows = f"{plots.counted(options.memory_units, 'row')} of memory" if options.memory_units else ""
+    dirt = f"a dirty memory ({options.dirt:g})" if options.dirt else ""
+    return ", ".join(filter(None, (rows, dirt)))
 
 
 def draw_memory_pictures(
@@ -256,22 +213,26 @@ def draw_memory_pictures(
 ) -> None:
     """Draw what the heads and the memory do on one sequence, and on the first mistake, into log/."""
     name, rows = configuration.name, options.memory_units or configuration.network.memory_units
-    size, source = configuration.shown_size(SHOWN_SIZE), generator(options.seed, EVALUATION)
-    sequence = configuration.task.sample(1, size, source)
-    shown = trace(model, sequence, options.memory_units, options.dirt, source)
+    task, size, source = configuration.task, shown_size(configuration, SHOWN_SIZE), generator(options.seed, EVALUATION)
+    sequence, dirt = task.sample(1, size, source), options.dirt or 1.0
+    shown = trace(model, task, sequence, options.memory_units, options.dirt, source)
     blank_and_dirty = {
-        "a blank memory at first": trace(model, sequence, options.memory_units),
-        "a dirty memory at first": trace(model, sequence, options.memory_units, options.dirt or 1.0, source),
+        "a blank memory at first": trace(model, task, sequence, options.memory_units),
+        f"a dirty memory at first ({dirt:g})": trace(model, task, sequence, options.memory_units, dirt, source),
     }
-    title = f"{configuration.title}: {describe(size)}, with {rows} rows of memory"
-    plots.machine(shown, title, options.output / "log" / f"{name}_machine.png")
-    plots.controls(shown, title, options.output / "log" / f"{name}_controls.png")
+    title = f"{configuration.title}: {describe(size)}, with {plots.counted(rows, 'row')} of memory"
+    dirty = f", dirty at first ({options.dirt:g})" if options.dirt else ""
+    plots.machine(shown, title + dirty, options.output / "log" / f"{name}_machine.png")
+    plots.controls(shown, title + dirty, options.output / "log" / f"{name}_controls.png")
     plots.memory_over_time(blank_and_dirty, title, options.output / "log" / f"{name}_memory.png")
     picture = options.output / "log" / f"{name}_mistake.png"
     picture.unlink(missing_ok=True)
     if mistakes:
-        shown = trace(model, mistakes[0], options.memory_units)
-        title = f"{name}: a mistake among {plots.counted(int(shown.mask.sum()), 'answer')}, with {rows} rows of memory"
+        shown, answers = (
+            trace(model, task, mistakes[0], options.memory_units),
+            plots.counted(int(mistakes[0].mask.sum()), "answer"),
+        )
+        title = f"{name}: a mistake among {answers}, with {plots.counted(rows, 'row')} of memory"
         plots.machine(shown, title, picture)
 
 
@@ -279,9 +240,8 @@ def animate(path: Path, options: argparse.Namespace) -> None:
     """Write the moving pictures of a model, and of the run that made it."""
     model, configuration = load(path, options)
     name, log = configuration.name, options.output / "log"
-    size = configuration.shown_size(ANIMATED_SIZE)
-    sequence = configuration.task.sample(1, size, generator(options.seed, EVALUATION))
-    shown = trace(model, sequence, options.memory_units)
+    task, size = configuration.task, shown_size(configuration, ANIMATED_SIZE)
+    shown = trace(model, task, task.sample(1, size, generator(options.seed, EVALUATION)), options.memory_units)
     animation.steps(shown, f"{configuration.title}: {describe(size)}", log / f"{name}_steps.gif")
     print(f"{log / f'{name}_steps.gif'}")
     folder = path.absolute().parent.parent  # of the run that made this very file
@@ -305,8 +265,10 @@ def model_path(name: str, output: Path) -> Path:
     own, other = (folder / "saved_model" / file for folder in (output, ROOT))
     if not (own.exists() or other.exists()):
         raise InputError(f"{own}: is not there; train it with train.py, or name a model's file by -saved_model")
+    unfinished = output / "runs" / name / "checkpoint.pt"
     if not own.exists():
-        print(f"{own} is not there: this is {other}")
+        also = f"; -saved_model {unfinished} is the run that is not finished" if unfinished.exists() else ""
+        print(f"{own} is not there: this is {other}{also}")
     return own if own.exists() else other
 
 
@@ -341,8 +303,9 @@ def main() -> None:
         cells = (f"{by_size[size].bits:9.3f}" if size in by_size else f"{'-':>9}" for size in sizes_of_all)
         print(f"{name:8}" + "".join(cells))
     data = {name: configuration.data for name, (configuration, _) in results.items()}
-    beside = json.loads(ORIGINAL.read_text()) if ORIGINAL.exists() else {}
-    plots.accuracy_by_size(scores, data, options.output / "log" / "all_accuracy.png", beside)
+    memory = tested_memory(options)  # those replaced were tested on a blank one
+    beside = json.loads(ORIGINAL.read_text()) if ORIGINAL.exists() and not memory else {}
+    plots.accuracy_by_size(scores, data, options.output / "log" / "all_accuracy.png", beside, memory)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ from experiment.configuration import (
 from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.processes import Processes
 from experiment.run import weights_mark
+from experiment.runlog import commit
 from experiment.scoring import EVALUATION, LONG_LENGTH, LONG_ROWS, SCORING_SEED, generator, sample_sizes, score, trace
 from experiment.sweep import Job, run_all, train
 from ntm import NTM
@@ -70,24 +72,24 @@ ABLATIONS = {  # what is left out, and the flags of train.py that do so
 }
 
 
-def count_wrong(model: Machine, configuration: Configuration, sequences: int) -> dict[str, int]:
-    """Count the sequences with a wrong bit, by length: on a blank memory, and on a dirty one."""
-    task, source, data = configuration.task, generator(SCORING_SEED, EVALUATION), configuration.data
-    lengths = LENGTHS
+def tests_of(configuration: Configuration, sequences: int) -> dict[str, tuple[int, int, int | None, float]]:
+    """The tests of a model of reverse by name: a length, how many sequences, rows of memory, dirt in it."""
+    data, lengths = configuration.data, LENGTHS
     if configuration.name not in NAMES:
         low, high = data.low.seq_len, data.high.seq_len
         lengths = sorted({low, (low + high) // 2, high, *LONGER_LENGTHS})
-    wrong = {}
+    tests = {str(length): (length, sequences, None, 0.0) for length in lengths}
+    tests[str(LONG_LENGTH)] = LONG_LENGTH, max(1, sequences // 10), LONG_ROWS, 0.0
+    dirty = DIRTY_LENGTHS if "memory" in configuration.network.has else ()
+    return tests | {f"{length} dirty": (length, sequences, None, DIRT) for length in dirty}
 
-    def test(key: str, length: int, count: int, rows: int | None = None, dirt: float = 0.0) -> None:
+
+def count_wrong(model: Machine, configuration: Configuration, sequences: int) -> dict[str, int]:
+    """Count the sequences with a wrong bit, by test: on a blank memory, and on a dirty one."""
+    task, source, wrong = configuration.task, generator(SCORING_SEED, EVALUATION), {}
+    for name, (length, count, rows, dirt) in tests_of(configuration, sequences).items():
         s, _ = score(model, task, sample_sizes(task, [task.Size(length)], count, source), rows, dirt, source)
-        wrong[key] = round((1 - s.exact) * s.sequences)
-
-    for length in lengths:
-        test(str(length), length, sequences)
-    test(str(LONG_LENGTH), LONG_LENGTH, max(1, sequences // 10), LONG_ROWS)
-    for length in DIRTY_LENGTHS if isinstance(model, NTM) else ():
-        test(f"{length} dirty", length, sequences, dirt=DIRT)
+        wrong[name] = round((1 - s.exact) * s.sequences)
     return wrong
 
 
@@ -96,15 +98,20 @@ def train_and_score(job: Job) -> dict:
     result = job.folder / "log" / f"{Path(job.name).stem}_reproduce.json"
     model, configuration = load_model(train(job))
     which = {"variant": job.variant, "name": configuration.name, "seed": job.seed, "sequences": job.sequences}
-    which["weights"] = weights_mark(model)
+    reverse = configuration.data.name == "reverse"
+    tests = tests_of(configuration, job.sequences) if reverse else paper.SIZES[configuration.data.name]
+    which |= {"weights": weights_mark(model), "tests": f"{zlib.crc32(repr((SCORING_SEED, tests)).encode()):08x}"}
     if result.exists():
         scored = json.loads(result.read_text())
         if which.items() <= scored.items():
+            if scored["commit"] != commit():
+                said = f"{job.variant} {configuration.name} seed {job.seed}".strip()
+                print(f"{said}: scored before, at commit {scored['commit']}; this is {commit()}", file=sys.stderr)
             return scored
     torch.set_num_threads(1)
     start_backend(model)
-    scored = which
-    if configuration.data.name == "reverse":
+    scored = which | {"commit": commit()}
+    if reverse:
         scored["wrong_sequences"] = count_wrong(model, configuration, job.sequences)
         scored |= heads_at_work(model, configuration)
     else:
@@ -137,7 +144,8 @@ def heads_at_work(model: Machine, configuration: Configuration) -> dict[str, flo
     """
     if not isinstance(model, NTM):
         return {}
-    shown = trace(model, configuration.task.sample(1, configuration.data.high, generator(SCORING_SEED, EVALUATION)))
+    task = configuration.task
+    shown = trace(model, task, task.sample(1, configuration.data.high, generator(SCORING_SEED, EVALUATION)))
     reading, heads = shown.mask == 0, shown.read_weighting.shape[1]
     gate, weighting = shown.interpolation_gate[:, :heads], shown.read_weighting[reading]
     rows = len(set(weighting[:, 0].argmax(-1).tolist())) / reading.sum()

@@ -46,7 +46,9 @@ def report(state: TrainState, log: RunLog, held_out: HeldOut, lr: float) -> None
         line += f"  {curve}: loss {result.loss:.5f} bits {result.bits:7.3f} exact {result.exact:.4f}"
     log.line(line)
     if isinstance(state.model, NTM) and not state.model.overrides("step"):
-        log.images("test", step, plots.trace_images(trace(state.model, held_out.shown)), plots.CAPTIONS)
+        log.images(
+            "test", step, plots.trace_images(trace(state.model, configuration.task, held_out.shown)), plots.CAPTIONS
+        )
     state.sums = dict.fromkeys(state.sums, 0)
 
 
@@ -155,7 +157,7 @@ def run(processes: Processes) -> None:
 
     if state.step < recipe.num_iters:
         log.close()
-        again = shlex.join([*(word for word in sys.argv if word not in ("-resume", "--resume")), "-resume"])
+        again = shlex.join([*(word for word in sys.argv if word.strip("-") not in ("resume", "overwrite")), "-resume"])
         print(f"stopped at iteration {state.step}; to go on: python {again}")
         sys.exit(130)
     finish(state, log, saved_model, options)

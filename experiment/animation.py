@@ -67,7 +67,9 @@ def steps(shown: Trace, title: str, path: Path) -> None:
             right.set_yticks(rows[:: max(1, len(rows) // 8)], labels[:: max(1, len(rows) // 8)])
             wrong = int((shown.wrong & done).sum())
             answered = int((answering & done[:, 0]).sum())
-            state = f"{answered} vectors of {bits} bits answered, {wrong} wrong bits" if answered else "reading"
+            state = f"{answered} vectors of {bits} bits answered" if answered else "reading"
+            if answered and shown.wrong_bits == shown.wrong.sum():  # else the task counts them in a way of its own
+                state += f", {wrong} wrong bits"
             figure.suptitle(f"{title}\nstep {t + 1} of {len(shown.mask)}: {state}")
             frames.append(_picture(figure))
         plt.close(figure)

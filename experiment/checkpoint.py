@@ -141,6 +141,14 @@ def load_to_resume(path: Path) -> dict[str, Any]:
     return stored
 
 
+def maker(path: Path) -> str | None:
+    """The name of the run that left a model's file; None where there is no such file, or none that can be read."""
+    try:
+        return load(path)["configuration"]["name"] if path.exists() else None
+    except (InputError, KeyError, TypeError):
+        return None
+
+
 def load_model(path: Path | str, backend: Backend = Backend.AUTO) -> tuple[Machine, Configuration]:
     """Load a trained model, on the CPU and in eval mode, with the configuration that it was trained by.
 

@@ -13,7 +13,7 @@ from experiment.recipe import OPTIMIZER_SETTINGS, Recipe, make_recipe, refuse_us
 from ntm import NTM, Backend, LSTMBaseline
 from ntm.controller import CONTROLLERS
 from ntm.heads import control_sizes
-from tasks import TASKS, Task
+from tasks import TASKS, Task, label
 from tasks.task import USUAL_LIMITS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,10 +128,6 @@ class Configuration:
         """The task."""
         return self.data.task
 
-    def shown_size(self, most: int) -> tuple:
-        """The largest size in training, each of its parts at most so large: of a sequence that is shown."""
-        return self.task.Size(*(min(part, most) for part in self.data.high))
-
     def make_model(self, backend: Backend = Backend.AUTO) -> NTM | LSTMBaseline:
         """Build the network for the task, its weights drawn from torch's default generator."""
         machine = NTM if isinstance(self.network, Network) else LSTMBaseline
@@ -221,6 +217,9 @@ def _checked_recipe(
         raise InputError(f"{source}uneven: the task {configuration.data.name} has no uneven sequences; 0 is allowed")
     has = {"memory", "cells"} if for_any_machine else configuration.network.has
     refuse_useless(given, configuration.recipe, has, configuration.name, source)
+    first, high = configuration.task.first, configuration.data.high
+    if given.get("curriculum") and not for_any_machine and all(a >= b for a, b in zip(first, high, strict=True)):
+        raise InputError(f"{source}curriculum: would do nothing, since it begins at {label(first)}; 0 is allowed")
     return configuration
 
 

@@ -77,6 +77,10 @@ class Parser(argparse.ArgumentParser):
                 raise InputError(f"{before or 'the first flag'}: is empty; leave it away for its default")
         return super().parse_known_args(words, namespace)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help; argparse itself passes over a disk that is full."""
+        (file or sys.stderr).write(message or "")
+
     def _get_option_tuples(self, option_string: str) -> list:
         return []  # `allow_abbrev` does not reach flags of one dash
 

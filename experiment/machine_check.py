@@ -58,6 +58,8 @@ def small_batch(
     (steps, batch, rows), source = size, torch.Generator().manual_seed(0)
     model, like = deepcopy(model), next(model.parameters())
     model.backend = backend
+    if model.training:
+        model.flatten_parameters()
     inputs = torch.randn(steps, batch, model.input_size, generator=source).to(like)
     strength = torch.tensor([0, INITIAL_VALUE, 1e-3, 0.1, 1, 3])[torch.arange(rows) % 6].unsqueeze(1)
     memory = (strength * torch.randn(batch, rows, model.heads.memory_unit_size, generator=source)).to(like)
@@ -69,7 +71,6 @@ def small_batch(
         if not back:
             with torch.no_grad():
                 return [model(inputs, model.initial_state(batch, rows)._replace(memory=memory), cell_mask=cell_mask)[0]]
-        model.flatten_parameters()
         targets = torch.rand(steps, batch, model.output_proj.out_features, generator=source).round().to(like)
         mask = (torch.arange(steps * batch).view(steps, batch) % 3 > 0).to(like)
         _, logits = model.forward_backward(inputs, targets, mask, memory, cell_mask, blur_cost)

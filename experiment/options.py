@@ -86,6 +86,8 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe) if field.name in options}
     if options.init and given.get("gate_bias"):
         raise InputError("-gate_bias: would do nothing, since -init brings the weights")
+    if options.resume and options.overwrite:
+        raise InputError("-overwrite begins a run anew, and -resume goes on with one: give one of them")
     if options.task_json and options.config:
         raise InputError("-task_json FILE goes instead of -config: give one of them")
     if options.task_json is None:

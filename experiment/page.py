@@ -9,13 +9,15 @@ from experiment.checkpoint import write_atomically
 from experiment.configuration import Configuration
 from experiment.errors import InputError
 from experiment.scoring import EVALUATION, generator
+from experiment.task_check import shown_size
 from ntm import NTM, addressing, memory
 from tasks import Copy, Reverse, Task, label
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PLACE = "/*SPEC*/null"  # where the template takes the model
 SAMPLES = 8  # sequences that come with a page on which none can be typed
-SHOWN_SIZE = 30  # each part of their size, or the largest trained where that is less
+SHOWN_SIZE = 30  # each part of their size, or the nearest in training
+FEWEST_ROWS, MOST_ROWS = 4, 256  # that the page shows
 FIRST_ROWS = 32  # of a page on which sequences are typed
 
 
@@ -31,9 +33,9 @@ def asks(task: Task) -> str:
 
 def samples(configuration: Configuration) -> list[dict[str, list]]:
     """Some sequences of a task: inputs and targets by step, null where no answer counts."""
-    task, source, drawn = configuration.task, generator(0, EVALUATION), []
+    task, source, drawn, size = configuration.task, generator(0, EVALUATION), [], shown_size(configuration, SHOWN_SIZE)
     for _ in range(SAMPLES):
-        batch = task.sample(1, configuration.shown_size(SHOWN_SIZE), source)
+        batch = task.sample(1, size, source)
         inputs, targets, mask = (part[:, 0].tolist() for part in batch)
         wanted = [target if counts else None for target, counts in zip(targets, mask, strict=True)]
         drawn.append({"inputs": inputs, "targets": wanted})
@@ -47,8 +49,13 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
         rows: of memory at first; None for as many as the page chooses.
 
     Raises:
-        InputError: heads of this machine begin elsewhere than on row 0, or its memory not as the page's does.
+        InputError: heads of this machine begin elsewhere than on row 0, or its memory not as the page's does; the task
+            counts wrong bits in a way of its own; or the page does not show so many or few rows.
     """
+    if rows and not FEWEST_ROWS <= rows <= MOST_ROWS:
+        raise InputError(f"-memory_units {rows}: the page shows {FEWEST_ROWS} to {MOST_ROWS} rows")
+    if type(configuration.task).wrong_bits is not Task.wrong_bits:
+        raise InputError(f"-page: counts wrong bits, and {configuration.data.name} does so in a way of its own")
     state = model.initial_state(1, 3)
     if state.weighting.unique(dim=1).tolist() != [[[1, 0, 0]]]:
         raise InputError("-page: knows heads that begin on row 0, and these begin elsewhere")
@@ -68,7 +75,10 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
         "samples": None if typed else samples(configuration),
         "trained": [label(data.low), label(data.high)],
         "longest": data.high[0],
-        "rows": rows or (FIRST_ROWS if typed else network.memory_units),
+        "rows": rows or (FIRST_ROWS if typed else min(max(network.memory_units, FEWEST_ROWS), MOST_ROWS)),
+        "fewest_rows": FEWEST_ROWS,
+        "most_rows": MOST_ROWS,
+        "needed": None if typed else task.rows_needed(shown_size(configuration, SHOWN_SIZE)),
         "shifts": list(addressing.SHIFTS),
         "width": network.memory_unit_size,
         "cells": network.controller_size,

@@ -206,8 +206,8 @@ def draw(folder: Path, seeds: list[int], names: list[str], pictures: Path) -> No
             if task in OUTPUTS:
                 draw_outputs(model, configuration, OUTPUTS[task], pictures / f"{name}_outputs.png")
             if isinstance(model, NTM):
-                size = configuration.task.Size(*MEMORY[task])
-                shown = trace(model, configuration.task.sample(1, size, generator(SCORING_SEED, EVALUATION)))
+                size, source = configuration.task.Size(*MEMORY[task]), generator(SCORING_SEED, EVALUATION)
+                shown = trace(model, configuration.task, configuration.task.sample(1, size, source))
                 plots.machine(shown, f"{name}: {describe(size)}", pictures / f"{name}_memory.png")
         if task == "associative_recall":
             scores = {name: json.loads((first / "log" / f"{name}_reproduce.json").read_text())["scores"] for name in of}

@@ -38,6 +38,7 @@ def accuracy_by_size(
     data: dict[str, Data],
     path: Path,
     beside: dict[str, dict[str, float]] | None = None,
+    memory: str = "",
 ) -> None:
     """Draw the share of exact sequences and the wrong bits a sequence over size, a line a model.
 
@@ -48,6 +49,7 @@ def accuracy_by_size(
         data: by model name, what it was trained on.
         path: the PNG file to write.
         beside: by model name, wrong bits a sequence of other machines, by length: grey lines.
+        memory: what the title says of the memory of the test, where it is not a blank one as configured.
     """
     sizes = sorted({size for by_size in scores.values() for size in by_size})
     to_scale = len(sizes[0]) == 1
@@ -80,7 +82,8 @@ def accuracy_by_size(
             bottom.set_xticks(list(place.values()), [label(size) for size in place])
         sequences = min(score.sequences for by_size in scores.values() for score in by_size.values())
         which = f"{next(iter(scores))}: a" if one else "A"
-        top.set_title(f"{which}ccuracy by size, {sequences:,} fresh sequences a point, bars: 95% interval", loc="left")
+        title = f"{which}ccuracy by size, {sequences:,} fresh sequences a point, bars: 95% interval"
+        top.set_title(f"{title}\n{memory}" if memory else title, loc="left")
         if not one:
             of_both = (
                 a + b for a, b in zip(top.get_legend_handles_labels(), bottom.get_legend_handles_labels(), strict=True)
@@ -126,7 +129,7 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         left = (
             (panels[0, 0], shown.inputs, "inputs", "channel", input_limits(shown)),
             (panels[1, 0], targets, "targets", "bit", (0, 1)),
-            (panels[2, 0], masked, f"outputs ({counted(int(shown.wrong.sum()), 'wrong bit')})", "bit", (0, 1)),
+            (panels[2, 0], masked, f"outputs ({counted(shown.wrong_bits, 'wrong bit')})", "bit", (0, 1)),
         )
         for axes, values, name, label, limits in left:
             _heat(figure, axes, values.T, name, label, limits)
@@ -200,7 +203,7 @@ def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
         )
         for axes_of, (name, shown) in zip(panels, traces.items(), strict=True):
             first_answer, order = int(np.flatnonzero(shown.mask)[0]), visited_window(shown)
-            wrong = int(shown.wrong.sum())
+            wrong = shown.wrong_bits
             before_answering = shown.memories[first_answer - 1] if first_answer else shown.first_memory
             limit = max(1e-6, float(np.abs(np.stack((before_answering, shown.memory))).max()))
             for axes, values, when in (

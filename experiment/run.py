@@ -120,9 +120,8 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
         names = [path.parent.name for path in runs.glob(f"{glob.escape(base)}*/checkpoint.pt")]
         names = [name for name in names if re.fullmatch(rf"{re.escape(base)}(-\d+)?", name)]
         if not names:
-            raise InputError(
-                f"-resume: there is no interrupted run of {base} in {runs}; leave -resume away to begin one"
-            )
+            none = f"there is no interrupted run of {base} in {runs}"
+            raise InputError(f"-resume: {none}; leave -resume away to begin one")
         names = [_run_to_resume(configuration, runs, names, options.init)]
     else:
         names = [base] if options.overwrite else (f"{base}-{n}" if n > 1 else base for n in itertools.count(1))
@@ -134,6 +133,8 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
             continue
         if not wanted and saved_model.is_dir():
             raise InputError(f"{saved_model}: is a folder; choose another -output, or name a file by -saved_model")
+        if not wanted and options.overwrite and (maker := checkpoint.maker(saved_model)) not in (None, name):
+            raise InputError(f"{saved_model}: is the model of the run {maker}; name another file by -saved_model")
         try:
             lock = acquire_lock(folder / ".lock", timeout=0)
         except Timeout as error:

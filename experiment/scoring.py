@@ -11,6 +11,7 @@ from torch import Tensor
 
 from experiment.configuration import Configuration
 from experiment.errors import InputError
+from experiment.task_check import sound
 from ntm import NTM, NTMState
 from ntm.controller import LSTMState
 from ntm.loss import cross_entropy
@@ -144,9 +145,9 @@ def score(
 
 
 def sample_sizes(task: Task, sizes: list[tuple], sequences: int, source: torch.Generator) -> list[Batch]:
-    """Draw `sequences` sequences of each size, in batches of at most `SCORING_BATCH`."""
+    """Draw `sequences` sequences of each size, in batches of at most `SCORING_BATCH`; raises as `sound`."""
     counts = [min(SCORING_BATCH, sequences - done) for done in range(0, sequences, SCORING_BATCH)]
-    return [task.sample(count, size, source) for size in sizes for count in counts]
+    return [sound(task.sample(count, size, source), size) for size in sizes for count in counts]
 
 
 def spread_sizes(low: tuple, high: tuple, count: int) -> list[tuple]:
@@ -194,6 +195,7 @@ class Trace(NamedTuple):
     inputs: np.ndarray  # (T, input_size)
     targets: np.ndarray  # (T, output_size)
     mask: np.ndarray  # (T)
+    wrong_bits: int  # as the task counts them
     outputs: np.ndarray  # (T, output_size), probabilities
     erases: np.ndarray  # (T, W, M)
     adds: np.ndarray  # (T, W, M)
@@ -220,12 +222,13 @@ class Trace(NamedTuple):
 
 def trace(
     model: NTM,
+    task: Task,
     batch: Batch,
     memory_units: int | None = None,
     dirt: float = 0.0,
     source: torch.Generator | None = None,
 ) -> Trace:
-    """Take the first sequence of a batch through the reference model, from `initial_state`; keep what the heads did.
+    """Take the first sequence of a task's batch through the reference model, from `initial_state`; keep what heads did.
 
     Raises:
         InputError: the model has a `step` or `forward` of its own, or hooks: its heads may do something else.
@@ -237,15 +240,17 @@ def trace(
     device, readers = model.device, model.heads.num_read
     with evaluating(model):
         state = initial_state(model, 1, memory_units, dirt, source)
-        first_memory, steps = state.memory[0].cpu().numpy(), []
-        for x in batch.inputs[:, :1].to(device):
+        first_memory, answers, steps = state.memory[0].cpu().numpy(), [], []
+        one = Batch(*(part[:, :1] for part in batch))
+        for x in one.inputs.to(device):
             logits, state, focus = model.step_with_focus(x, state)
             reading, writing = state.weighting[:, :readers], state.weighting[:, readers:]
             c = focus.controls
             addressing = c.key_strength[..., 0], c.interpolation_gate[..., 0], c.shift_weighting, c.sharpening[..., 0]
+            answers.append(logits)
             steps.append(
                 (logits.sigmoid(), c.erase, c.add, state.reads, reading, writing, *addressing, state.memory.clone())
             )
     by_step = (torch.cat(part).cpu().numpy() for part in zip(*steps, strict=True))
-    given = (batch.inputs[:, 0].numpy(), batch.targets[:, 0].numpy(), batch.mask[:, 0].numpy())
-    return Trace(*given, *by_step, first_memory)
+    given = (part[:, 0].numpy() for part in one)
+    return Trace(*given, int(task.wrong_bits(torch.stack(answers).cpu(), one)), *by_step, first_memory)

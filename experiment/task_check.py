@@ -30,6 +30,19 @@ def require_sound(configuration: Configuration, size: tuple) -> None:
         raise InputError(f"task {configuration.data.name}, size {label(size)}: {trouble}")
 
 
+def shown_size(configuration: Configuration, most: int) -> tuple:
+    """Choose the size of a sequence that is shown: of those in training, the one nearest to `most` in each part.
+
+    Raises:
+        InputError: as of `require_sound`.
+    """
+    data = configuration.data
+    ends = zip(data.low, data.high, strict=True)
+    size = configuration.task.Size(*(max(low, min(high, most)) for low, high in ends))
+    require_sound(configuration, size)
+    return size
+
+
 def trouble_at(task: Task, size: tuple) -> str | None:
     """Say in one phrase what is wrong with what a task makes of a size; None where nothing is."""
     uneven = (0.5,) if task.can_be_uneven else ()
@@ -53,6 +66,17 @@ def trouble_at(task: Task, size: tuple) -> str | None:
     if best is not None and not whole:
         return "optimal_cost must be None, or a tensor with the bits of each sequence, (B,), finite and at least 0"
     return None
+
+
+def sound(batch: Batch, size: tuple) -> Batch:
+    """Give back a batch, after a look at what a task may do wrong in some batches alone.
+
+    Raises:
+        InputError: as `trouble_of_bits` says.
+    """
+    if trouble := trouble_of_bits(batch):
+        raise InputError(f"the task, size {label(size)}: {trouble}")
+    return batch
 
 
 def trouble_of_chance(task: Task, size: tuple) -> str | None:
@@ -83,9 +107,15 @@ def trouble_of(batch: Batch, task: Task) -> str | None:
             return f"{name} are not all finite"
         if part.requires_grad:
             return f"{name} want a gradient; a batch is data"
-    for name in ("targets", "mask"):
-        if not torch.isin(getattr(batch, name), torch.tensor([0.0, 1.0])).all():
+    return trouble_of_bits(batch)
+
+
+def trouble_of_bits(batch: Batch) -> str | None:
+    """Say in one phrase what is wrong with a batch's targets and mask, in NumPy, which takes a quarter of the time."""
+    targets, mask = batch.targets.numpy(), batch.mask.numpy()
+    for name, bits in (("targets", targets), ("mask", mask)):
+        if not (bits * bits == bits).all():  # of finite numbers, 0 and 1 alone are their own squares
             return f"{name} must be 0 or 1, and are not all"
-    if not batch.mask.any(0).all():
+    if not mask.any(0).all():
         return "the mask, (T, B), is 0 at all steps of a sequence, so that no answer counts"
     return None

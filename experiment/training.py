@@ -10,6 +10,7 @@ from torch import Tensor
 from experiment.configuration import Configuration, Data, Network, Recipe
 from experiment.machine_check import compare_optimizers
 from experiment.scoring import dirty_memory
+from experiment.task_check import sound
 from ntm.memory import initial_memory
 from tasks import Batch
 
@@ -152,7 +153,7 @@ def draw_iteration(configuration: Configuration, step: int, source: torch.Genera
     if has_memory:
         rows = draw_rows(recipe, task.rows_needed(size), task.rows_needed(largest), network.memory_units, source)
     uneven = (recipe.uneven,) if recipe.uneven else ()  # not every task can be
-    batch = task.sample(recipe.batch_size, size, source, *uneven)
+    batch = sound(task.sample(recipe.batch_size, size, source, *uneven), size)
     if not has_memory:
         return Iteration(batch, None, None)
     memory = draw_memory(recipe, rows, network.memory_unit_size, source)

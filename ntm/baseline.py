@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from ntm.backend import Backend
 from ntm.controller import LSTMState
 from ntm.loss import cross_entropy
-from ntm.machine import Machine
+from ntm.machine import Machine, require_sizes
 from ntm.shards import WHOLE, Part
 
 
@@ -26,6 +26,7 @@ class LSTMBaseline(Machine):
         self, input_size: int, output_size: int, hidden_size: int, num_layers: int, backend: Backend = Backend.AUTO
     ) -> None:
         super().__init__(backend)
+        require_sizes(input_size, output_size, hidden_size, num_layers)
         self.input_size = input_size
         self.layers = nn.LSTM(input_size, hidden_size, num_layers)
         self.output_proj = nn.Linear(hidden_size, output_size)

@@ -1,6 +1,7 @@
 """What the NTM and its baseline share: parameters that lie in one tensor, and the choice of the path."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -9,6 +10,13 @@ from torch import Tensor, nn
 from ntm.backend import Backend, BackendError, is_special, parameters_by_name
 
 TRANSPOSED = 0, 2, 4  # of the `packed_parameters` of an NTM: the weights of its three maps
+
+
+def require_sizes(*sizes: int) -> None:
+    """Raise a ValueError where one of a machine's sizes is no whole number, or below 1."""
+    for size in sizes:
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"each of a machine's sizes is a whole number of at least 1, and one is {size!r}")
 
 
 def pack_parameters(parameters: list[Tensor], transposed: tuple[int, ...] = TRANSPOSED) -> Tensor:

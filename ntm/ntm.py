@@ -32,7 +32,7 @@ from ntm.backend import Backend, Contents, changed_parameter, changed_part, has_
 from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
 from ntm.heads import Focus, Heads, control_sizes
 from ntm.loss import cross_entropy
-from ntm.machine import TRANSPOSED, Machine
+from ntm.machine import TRANSPOSED, Machine, require_sizes
 from ntm.memory import initial_memory, read, write
 from ntm.shards import WHOLE, Part
 from ntm.state import NTMState, tensors_of
@@ -102,8 +102,7 @@ class NTM(Machine):
         super().__init__(backend)
         if controller not in CONTROLLERS:
             raise ValueError(f"controller is {controller!r}; allowed are {', '.join(CONTROLLERS)}")
-        if min(input_size, output_size, controller_size, memory_units, memory_unit_size, num_heads) < 1:
-            raise ValueError("each of a machine's sizes is at least 1")
+        require_sizes(input_size, output_size, controller_size, memory_units, memory_unit_size, num_heads)
         self.input_size = input_size
         self.memory_units = memory_units
         reads_size = num_heads * memory_unit_size

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,16 @@ WRONG = {
     "an empty path": ("evaluate.py -config m1d1 --output ''", "--output: is empty"),
     "unknown key": ("train.py -task_json unknown.json", "'depth'"),
     "batch of none": ("train.py -batch_size 0", "-batch_size"),
+    "to go on, and anew": ("train.py -resume -overwrite", "-overwrite begins a run anew, and -resume goes on with one"),
+    "a curriculum that grows nothing": (
+        "train.py -config m1d2 -curriculum 0.5",
+        "-curriculum: would do nothing, since it begins at 10; 0 is allowed",
+    ),
+    "more rows than a page shows": (
+        "evaluate.py -config m1d1 -page -memory_units 257",
+        "-memory_units 257: the page shows 4 to 256 rows",
+    ),
+    "fewer rows than a page shows": ("evaluate.py -config m1d1 -page -memory_units 3", "the page shows 4 to 256 rows"),
     "no iterations": ("train.py -num_iters 0", "-num_iters"),
     "text for a number": ("train.py -lr fast", "'fast' is not a number of at least 1e-30"),
     "a rate beyond floats": ("train.py -task_json huge.json", "huge.json: lr is"),
@@ -215,3 +226,12 @@ def test_an_output_that_is_full_or_closed(repository, tiny, end, code, said):
     assert (done.returncode, said in done.stderr) == (code, True), done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py", "reproduce.py", "bench.py"])
+def test_help_that_cannot_be_written_is_an_error(repository, script):
+    command = f"{sys.executable} {script} -h > /dev/full"
+    done = subprocess.run(["bash", "-c", command], cwd=repository.folder, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "No space left on device" in done.stderr

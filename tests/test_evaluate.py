@@ -7,7 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate
+from experiment import plots
 from experiment.checkpoint import load_model
+from experiment.run import weights_mark
 
 FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); runpy.run_path(sys.argv[0], None, '__main__')"
 SOME = ("m2d2", "m3d3", "f1d1")  # with m1d1, which sweeps train: each network and data set
@@ -66,11 +69,12 @@ def test_evaluate_writes_moving_pictures_and_the_page(repository, tiny):
 
 def test_evaluate_writes_its_table_and_pictures(repository, tiny):
     saved = repository.folder / "saved_model" / "reverse_tiny.pt"
-    path, other = repository.folder / "log" / "tiny_scores.json", "in place of those of other settings"
+    path, other = repository.folder / "log" / "tiny_scores.json", "in place of another"
     path.write_text("{}\n")
     out = repository.run("evaluate.py", "-saved_model", saved, "-num_sequences", 70, "-memory_units", 40).stdout
-    assert f"table: {path}; pictures beside it, {other}\n" in out
+    assert f"table: {path}, {other}; pictures beside it\n" in out
     document = json.loads(path.read_text())
+    assert document["weights"] == weights_mark(load_model(saved)[0])
     lengths = [row["seq_len"] for row in document["scores"]]
     assert lengths == [1, 2, 4, 20, 30, 50, 75, 100, 120]
     assert all(row["sequences"] == 70 and row["memory_units"] == 40 for row in document["scores"])
@@ -83,6 +87,44 @@ def test_evaluate_writes_its_table_and_pictures(repository, tiny):
     assert len(target) == 3
     assert target != answer
     assert marks.count("^") == sum(a != b for a, b in zip(target, answer, strict=True))
+
+
+def test_pictures_say_on_what_memory_they_were_made(repository, tiny, tmp_path, monkeypatch):
+    titles, save = {}, plots.save_figure
+
+    def remember(figure, path):
+        texts = [figure.get_suptitle(), *(axes.get_title(loc="left") for axes in figure.axes)]
+        titles[path.stem.partition("_")[2]] = "\n".join(texts) + str([len(axes.lines) for axes in figure.axes])
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "save_figure", remember)
+    words = ["evaluate.py", "-saved_model", str(repository.folder / "saved_model" / "reverse_tiny.pt"), "-sizes", "1"]
+    words += ["-num_sequences", "2", "-output", str(tmp_path), "-backend", "reference"]
+    for more, accuracy, machine, memory in (
+        ([], None, "with 16 rows of memory\n", "a dirty memory at first (1)"),
+        (["-dirt", "3"], "a dirty memory (3)", "16 rows of memory, dirty at first (3)", "a dirty memory at first (3)"),
+        (["-memory_units", "9"], "9 rows of memory", "with 9 rows of memory\n", "a dirty memory at first (1)"),
+    ):
+        monkeypatch.setattr("sys.argv", [*words, *more])
+        evaluate.main()
+        assert ("of memory" in titles["accuracy"] or "dirty" in titles["accuracy"]) == (accuracy is not None)
+        assert accuracy is None or accuracy in titles["accuracy"]
+        assert machine in titles["machine"]
+        assert machine in titles["controls"]
+        assert memory in titles["memory"]
+
+
+def test_machines_that_were_replaced_are_drawn_beside_the_test_that_they_took(repository, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(
+        plots, "accuracy_by_size", lambda scores, data, path, beside={}, memory="": drawn.append(beside)
+    )
+    monkeypatch.setattr(evaluate, "draw_memory_pictures", lambda *given: None)
+    for more, there in ([], True), (["-dirt", "3"], False), (["-memory_units", "24"], False):
+        words = ["-config", "all", "-sizes", "1", "-num_sequences", "1", "-output", str(tmp_path), *more]
+        monkeypatch.setattr("sys.argv", ["evaluate.py", *words])
+        evaluate.main()
+        assert bool(drawn[-1]) == there
 
 
 def test_evaluate_answers_ones_own_sequences(repository, tiny):

@@ -1,10 +1,11 @@
 """ntm/machine.py: all parameters in one flat tensor."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import lively_model
 
-from ntm import Backend
+from ntm import NTM, Backend, LSTMBaseline
 from ntm.loss import cross_entropy
 
 BACKENDS = [Backend.REFERENCE, Backend.FUSED]
@@ -161,3 +162,14 @@ def test_a_gradient_that_is_assigned_is_that_of_the_parameters(backend, whole):
         torch.testing.assert_close(theirs, ours)
     with pytest.raises(RuntimeError, match="a gradient of shape"):
         trained[0].grad = torch.ones(())
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, 2.0, "3", None])
+@pytest.mark.parametrize("at", range(6))
+def test_sizes_that_are_no_whole_numbers_are_refused(wrong, at):
+    sizes = [5, 3, 6, 7, 5, 1]
+    NTM(*map(np.int64, sizes))
+    for kind, wanted in (NTM, 6), (LSTMBaseline, 4):
+        if at < wanted:
+            with pytest.raises(ValueError, match="a whole number of at least 1, and one is"):
+                kind(*sizes[:at], wrong, *sizes[at + 1 : wanted])

@@ -92,7 +92,7 @@ def test_a_task_of_which_no_sequence_can_be_typed_brings_some(browser, tmp_path,
     source = generator(0, EVALUATION)
     for _ in range(2):
         batch = task.sample(1, size, source)
-        expected = trace(model, batch)
+        expected = trace(model, configuration.task, batch)
         steps = browser.execute_script("return page.trace.map((s) => ({ ...s, memory: s.memory.map((r) => [...r]) }))")
         assert len(steps) == len(batch.inputs)
         for t, step in enumerate(steps):
@@ -149,7 +149,7 @@ def test_every_number_is_pytorchs(browser, tmp_path, make):
     bits = torch.randint(0, 2, (length, 1, task.output_size), generator=torch.Generator().manual_seed(5)).float()
     type_in(browser, " ".join("".join(str(int(bit)) for bit in vector[0]) for vector in bits))
     rows = browser.execute_script("return page.rows")
-    expected = trace(model, task.batch(bits), rows)
+    expected = trace(model, task, task.batch(bits), rows)
     body = browser.find_element(By.TAG_NAME, "body")
     heads = expected.read_weighting.shape[1]
     for t in range(2 * length + 2):
@@ -251,6 +251,13 @@ def test_a_page_whose_equations_nothing_compares_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr("ntm.ntm.STOCK", Contents())
     monkeypatch.setattr("ntm.ntm.initial_memory", lambda *sizes, like: like.new_full(sizes, 0.5))
     with pytest.raises(InputError, match="-page: knows a memory that is INITIAL_VALUE everywhere at first"):
+        write_page(model, configuration, tmp_path / "page.html")
+
+
+def test_a_task_that_counts_wrong_bits_in_its_own_way_has_no_page(tmp_path, monkeypatch):
+    model, configuration = shipped()
+    monkeypatch.setattr(Reverse, "wrong_bits", lambda self, logits, batch: logits.sum((0, 2)), raising=False)
+    with pytest.raises(InputError, match=r"-page: counts wrong bits, and reverse does so in a way of its own"):
         write_page(model, configuration, tmp_path / "page.html")
 
 

@@ -30,6 +30,15 @@ def test_reproduce_trains_scores_and_says_the_same_again(repository):
     assert again.stdout == first
     assert "m1d2 seed 3: trained before, at commit unknown-" in again.stderr
 
+    # Other tests are made anew.
+    script = repository.folder / "reproduce.py"
+    kept = script.read_text()
+    script.write_text(kept.replace("DIRTY_LENGTHS, DIRT = (20, 120), 1.0", "DIRTY_LENGTHS, DIRT = (20, 121), 1.0"))
+    try:
+        assert "121 dirty" in repository.run(*flags).stdout
+    finally:
+        script.write_text(kept)
+
     # A model that is not the one that was scored is scored anew.
     saved = repository.folder / "reproduced" / "3" / "saved_model" / "reverse_m1d2.pt"
     contents = load(saved)

@@ -78,16 +78,30 @@ def test_no_picture_is_drawn_of_what_a_machine_does_not_do(name):
     model, task = NTM(10, 8, 6, 7, 5), Copy(8)
     setattr(model, name, getattr(model, name))
     with pytest.raises(InputError, match="this model has an own `step` or `forward`, or hooks"):
-        trace(model, task.sample(1, task.Size(3), torch.Generator()))
+        trace(model, task, task.sample(1, task.Size(3), torch.Generator()))
 
 
 def test_a_look_at_the_heads_is_in_eval_mode_and_leaves_the_model_as_it_was():
     configuration = load_configuration("m1d2")
-    model, batch = configuration.make_model(), configuration.task.sample(1, (3,), generator(0, 1))
+    model, task = configuration.make_model(), configuration.task
+    batch = task.sample(1, (3,), generator(0, 1))
     model.controller = Noisy(30, 100)
     state = torch.get_rng_state()
-    first, again = trace(model, batch), trace(model, batch)
+    first, again = trace(model, task, batch), trace(model, task, batch)
     assert model.training
     assert torch.equal(state, torch.get_rng_state())
     for one, two in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, two)
+
+
+def test_a_task_that_counts_wrong_bits_in_its_own_way_is_shown_with_its_own_count():
+    class Strict(Copy):
+        def wrong_bits(self, logits, batch):
+            return super().wrong_bits(logits, batch) + 1000
+
+    model = NTM(10, 8, 6, 7, 5)
+    shown = [
+        trace(model, task, task.sample(1, task.Size(3), torch.Generator().manual_seed(0))).wrong_bits
+        for task in (Copy(8), Strict(8))
+    ]
+    assert shown[1] == shown[0] + 1000

@@ -10,7 +10,9 @@ import torch
 from experiment.configuration import CONFIGS, PAPER, load_configuration, network_and_data
 from experiment.errors import InputError
 from experiment.json_file import read_json
-from experiment.task_check import check_task
+from experiment.scoring import generator, sample_sizes
+from experiment.task_check import check_task, shown_size
+from experiment.training import draw_iteration
 from tasks import TASKS, Batch, Task
 from tasks.copy import Copy
 
@@ -106,6 +108,41 @@ def test_sizes_that_are_tested_are_looked_at_too(monkeypatch):
     monkeypatch.setattr(Copy, "sample", lambda self, *rest: sample(self, *rest) if rest[1].seq_len < 99 else 1 / 0)
     with pytest.raises(InputError, match=r"task copy, size 100: sample raises ZeroDivisionError \(division by zero\)"):
         check_task(load_configuration("copy"))  # the longer test ends at 100
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("mask", lambda mask: 0 * mask, "the mask, .* is 0 at all steps"),
+        ("mask", lambda mask: mask / 2, "mask must be 0 or 1"),
+        ("targets", lambda targets: 0.3 + 0 * targets, "targets must be 0 or 1"),
+        ("targets", lambda targets: targets / 0, "targets must be 0 or 1"),
+    ],
+)
+def test_a_batch_that_goes_wrong_at_some_sizes_alone_stops_the_run(part, change, said, monkeypatch):
+    sample = Copy.sample
+
+    def at_seven(self, batch_size, size, *rest):
+        batch = sample(self, batch_size, size, *rest)
+        return batch._replace(**{part: change(getattr(batch, part))}) if size.seq_len == 7 else batch
+
+    monkeypatch.setattr(Copy, "sample", at_seven)
+    configuration = load_configuration("copy")
+    check_task(configuration)  # at neither end
+    data = dataclasses.replace(configuration.data, low=Copy.Size(7), high=Copy.Size(7))
+    configuration = dataclasses.replace(configuration, data=data)
+    with pytest.raises(InputError, match=f"size 7: {said}"):
+        draw_iteration(configuration, 1, generator(0, 0))
+    with pytest.raises(InputError, match=f"size 7: {said}"):
+        sample_sizes(configuration.task, [Copy.Size(7)], 2, torch.Generator())
+
+
+def test_what_is_shown_is_of_a_size_in_training():
+    configuration = load_configuration("copy")
+    low, high = Copy.Size(40), Copy.Size(48)
+    long = dataclasses.replace(configuration, data=dataclasses.replace(configuration.data, low=low, high=high))
+    sizes = [shown_size(each, most) for each in (configuration, long) for most in (10, 30, 45, 100)]
+    assert [size.seq_len for size in sizes] == [10, 20, 20, 20, 40, 40, 45, 48]
 
 
 CLASSES = {  # of a task, each with something left away or of another kind

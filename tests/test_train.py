@@ -174,6 +174,10 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     error = train("-saved_model", out / "saved_model" / "reverse_tiny-2.pt", code=2).stderr
     assert "reverse_tiny-2.pt: is there already; -overwrite replaces it" in error
     assert "is a folder" in train("-saved_model", out, code=2).stderr
+    twin = tiny[0][1].with_name("reverse_tiny.json")  # whose model would go by the same name
+    twin.write_text(tiny[0][1].read_text())
+    error = repository.run("train.py", "-task_json", twin, *flags[2:], "-output", "own", "-overwrite", code=2).stderr
+    assert "reverse_tiny.pt: is the model of the run tiny; name another file by -saved_model" in error
     assert files() == after
     saved = out / "saved_model" / "reverse_tiny.pt"
     train("-seed", 4, "-overwrite", "-saved_model", tmp_path / "other.pt")
