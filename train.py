@@ -157,7 +157,8 @@ def run(processes: Processes) -> None:
 
     if state.step < recipe.num_iters:
         log.close()
-        again = shlex.join([*(word for word in sys.argv if word.strip("-") not in ("resume", "overwrite")), "-resume"])
+        once = "-resume", "--resume", "-overwrite", "--overwrite"
+        again = shlex.join([*(word for word in sys.argv if word not in once), "-resume"])
         print(f"stopped at iteration {state.step}; to go on: python {again}")
         sys.exit(130)
     finish(state, log, saved_model, options)

@@ -192,6 +192,8 @@ def controls(shown: Trace, title: str, path: Path) -> None:
 def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
     """Draw the rows of memory that a head visits: at first, before the first answer, and when all is answered.
 
+    All have one scale of colours.
+
     Args:
         traces: by what to call it, one from `experiment.scoring.trace` for each row of pictures.
         title: of the whole picture.
@@ -201,15 +203,15 @@ def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
         figure, panels = plt.subplots(
             len(traces), 3, figsize=(7.2, 3.6 * len(traces)), sharey="row", squeeze=False, layout="constrained"
         )
+        moments = {name: memories_shown(shown) for name, shown in traces.items()}
+        limit = max(1e-6, float(np.abs(list(moments.values())).max()))
         for axes_of, (name, shown) in zip(panels, traces.items(), strict=True):
-            first_answer, order = int(np.flatnonzero(shown.mask)[0]), visited_window(shown)
-            wrong = shown.wrong_bits
-            before_answering = shown.memories[first_answer - 1] if first_answer else shown.first_memory
-            limit = max(1e-6, float(np.abs(np.stack((before_answering, shown.memory))).max()))
+            order, wrong = visited_window(shown), shown.wrong_bits
+            at_first, before_answering, at_last = moments[name]
             for axes, values, when in (
-                (axes_of[0], shown.first_memory, f"{name}"),
+                (axes_of[0], at_first, name),
                 (axes_of[1], before_answering, "before the first answer"),
-                (axes_of[2], shown.memory, f"when all is answered, {wrong or 'no'} wrong bit{'s' * (wrong != 1)}"),
+                (axes_of[2], at_last, f"when all is answered, {wrong or 'no'} wrong bit{'s' * (wrong != 1)}"),
             ):
                 image = axes.imshow(values[order], aspect="auto", vmin=-limit, vmax=limit, cmap="PuOr", origin="lower")
                 axes.set_title(when, loc="left", fontsize=8.5)
@@ -221,6 +223,13 @@ def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
             figure.colorbar(image, ax=axes_of, fraction=0.04, pad=0.02, label="value")
         figure.suptitle(title)
         save_figure(figure, path)
+
+
+def memories_shown(shown: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The memory at first, before the first answer, and after the last step, each (N, M)."""
+    first_answer = int(np.flatnonzero(shown.mask)[0])
+    before_answering = shown.memories[first_answer - 1] if first_answer else shown.first_memory
+    return shown.first_memory, before_answering, shown.memory
 
 
 def first_of(shown: Trace) -> str:

@@ -35,10 +35,13 @@ WRONG = {
         "-curriculum: would do nothing, since it begins at 10; 0 is allowed",
     ),
     "more rows than a page shows": (
-        "evaluate.py -config m1d1 -page -memory_units 257",
+        "evaluate.py -saved_model saved_model/reverse_tiny.pt -page -memory_units 257",
         "-memory_units 257: the page shows 4 to 256 rows",
     ),
-    "fewer rows than a page shows": ("evaluate.py -config m1d1 -page -memory_units 3", "the page shows 4 to 256 rows"),
+    "fewer rows than a page shows": (
+        "evaluate.py -saved_model saved_model/reverse_tiny.pt -page -memory_units 3",
+        "the page shows 4 to 256 rows",
+    ),
     "no iterations": ("train.py -num_iters 0", "-num_iters"),
     "text for a number": ("train.py -lr fast", "'fast' is not a number of at least 1e-30"),
     "a rate beyond floats": ("train.py -task_json huge.json", "huge.json: lr is"),

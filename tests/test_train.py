@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_model_however_often_it_reports(repository,
 @pytest.mark.slow
 def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     flags, _, _, _ = tiny
-    flags = (*flags[:2], "-num_iters", 2000, "-report_every", 250, "-batch_size", 4, "-output", "stopped", "-overwrite")
+    flags = (*flags[:2], "-num_iters", 2000, "-report_every", 250, "-batch_size", 4, "-output", "stopped")
     folder = repository.folder / "stopped"
     one, other = folder / "saved_model" / "one.pt", folder / "saved_model" / "other.pt"
     repository.run("train.py", *flags, "-saved_model", one)
@@ -86,7 +86,7 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     whole_log = [re.sub(r" +\S+ s  ", " ", line) for line in log.read_text().splitlines() if line.startswith("iter")]
 
     log.unlink()
-    command = [sys.executable, "train.py", *map(str, flags), "-saved_model", str(other)]
+    command = [sys.executable, "train.py", *map(str, flags), "-saved_model", str(other), "-overwrite"]
     process = subprocess.Popen(
         command, cwd=repository.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -96,6 +96,7 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     stopped = int(re.search(r"stopped at iteration (\d+); to go on: python train.py .* -resume", out)[1])
+    assert "-overwrite" not in out
     assert 500 <= stopped < 2000
     assert not other.exists()
     assert (folder / "runs" / "tiny" / "checkpoint.pt").exists()
@@ -174,10 +175,6 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     error = train("-saved_model", out / "saved_model" / "reverse_tiny-2.pt", code=2).stderr
     assert "reverse_tiny-2.pt: is there already; -overwrite replaces it" in error
     assert "is a folder" in train("-saved_model", out, code=2).stderr
-    twin = tiny[0][1].with_name("reverse_tiny.json")  # whose model would go by the same name
-    twin.write_text(tiny[0][1].read_text())
-    error = repository.run("train.py", "-task_json", twin, *flags[2:], "-output", "own", "-overwrite", code=2).stderr
-    assert "reverse_tiny.pt: is the model of the run tiny; name another file by -saved_model" in error
     assert files() == after
     saved = out / "saved_model" / "reverse_tiny.pt"
     train("-seed", 4, "-overwrite", "-saved_model", tmp_path / "other.pt")
@@ -187,6 +184,12 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     saved.unlink()
     saved.mkdir()
     assert "reverse_tiny.pt: is a folder" in train("-overwrite", code=2).stderr
+    for name in "a.json", "copy_a.json":  # whose models go by the same name
+        (repository.folder / name).write_text(json.dumps(GOOD | {"task": "copy"}))
+    repository.run("train.py", "-task_json", "a.json", *flags[2:], "-output", "own")
+    flags = "-task_json", "copy_a.json", *flags[2:]
+    error = train("-overwrite", code=2).stderr
+    assert "copy_a.pt: is the model of the run a; name another file by -saved_model" in error
 
 
 @pytest.mark.slow
