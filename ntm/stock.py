@@ -10,10 +10,12 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 FOLDER = Path(__file__).resolve().parent
 RECORD = FOLDER / "fused" / "stock.json"
 FILES = "addressing", "memory", "heads", "controller", "loss", "ntm"  # whose equations ntm/fused/ has once more
+DECORATORS = {"property", "staticmethod", "classmethod", "cache"}  # that do nothing to anything else
 LOOKED_AT = {"SHIFTS", "CONTROLLERS"}  # NTM.why_not_fused looks at the shifts and the controller that a model has
 
 
@@ -29,21 +31,64 @@ class Plain(ast.NodeTransformer):
         return ast.Constant("")
 
 
-def definitions(source: str) -> dict[str, str]:
-    """The code of a file by the name that it defines, as `sharpen`, `SHIFTS` or `Heads.controls`.
+def bound(target: ast.expr) -> list[str]:
+    """The names that an assignment to a target binds, or changes what they hold, as `Heads` of `Heads.controls`."""
+    if isinstance(target, ast.Tuple | ast.List):
+        return [name for part in target.elts for name in bound(part)]
+    return [re.match(r"\W*(\w*)", ast.unparse(target))[1]]
+
+
+def acts(node: ast.stmt) -> bool:
+    """Whether a statement may do more than give a name what it says: it calls something, or imports what may do so."""
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        names = [alias.name for alias in node.names]
+        modules = {
+            name.partition(".")[0] for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else names)
+        }
+        return "*" in names or not modules <= {"torch", *sys.stdlib_module_names}
+    if isinstance(node, ast.ClassDef):
+        own = [*node.bases, *node.keywords, *(part for part in node.body if not isinstance(part, ast.FunctionDef))]
+        if any(isinstance(part, ast.FunctionDef) and acts(part) for part in node.body):
+            return True
+    elif isinstance(node, ast.FunctionDef):
+        own = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+    else:
+        own = [node]
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
+        into = [target for target in targets if isinstance(target, ast.Attribute | ast.Subscript)]
+        if not {name for target in into for name in bound(target)} <= LOOKED_AT:
+            return True
+    decorators = {ast.unparse(part) for part in getattr(node, "decorator_list", ())}
+    inside = (part for each in own for part in ast.walk(each))
+    return not decorators <= DECORATORS or any(isinstance(part, ast.Call | ast.NamedExpr) for part in inside)
+
+
+class Definition(NamedTuple):
+    """What a file says of a name, in all its statements that bind it."""
+
+    code: str = ""
+    acts: bool = False
+
+    def and_also(self, node: ast.stmt, code: str | None = None) -> "Definition":
+        """The same with one more statement."""
+        return Definition(self.code + (code or ast.unparse(node)) + "\n", self.acts or acts(node))
+
+
+def definitions(source: str) -> dict[str, Definition]:
+    """What a file defines by name, as `sharpen`, `NORM_EPSILON` or `Heads.controls`.
 
     Comments, docstrings, messages and line breaks leave no trace in it. A statement that defines no name is under "".
     """
-    found: dict[str, str] = {}
+    found: dict[str, Definition] = {}
 
-    def add(name: str, node: ast.stmt) -> None:
-        found[name] = found.get(name, "") + ast.unparse(node) + "\n"
+    def add(name: str, node: ast.stmt, code: str | None = None) -> None:
+        found[name] = found.get(name, Definition()).and_also(node, code)
 
     for node in Plain().visit(ast.parse(source)).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names:
-                module = f"from {'.' * node.level}{node.module or ''}" if isinstance(node, ast.ImportFrom) else ""
-                found[(alias.asname or alias.name).partition(".")[0]] = f"{module} import {ast.unparse(alias)}"
+                module = f"from {'.' * node.level}{node.module or ''} " if isinstance(node, ast.ImportFrom) else ""
+                add((alias.asname or alias.name).partition(".")[0], node, f"{module}import {ast.unparse(alias)}")
         elif isinstance(node, ast.ClassDef):
             methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
             for method in methods:
@@ -53,22 +98,24 @@ def definitions(source: str) -> dict[str, str]:
         elif isinstance(node, ast.FunctionDef):
             add(node.name, node)
         elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
-            add(re.match(r"\w*", ast.unparse(node))[0], node)
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                for name in bound(target):
+                    add(name, node)
         else:
             add("", node)
-    return {name: code for name, code in found.items() if name not in LOOKED_AT}
+    return {name: each for name, each in found.items() if name not in LOOKED_AT or each.acts}
 
 
-def digests(code: dict[str, str]) -> dict[str, str]:
+def digests(found: dict[str, Definition]) -> dict[str, str]:
     """A digest of each definition."""
-    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in code.items()}
+    return {name: hashlib.sha256(each.code.encode()).hexdigest()[:16] for name, each in found.items()}
 
 
 def edited_names(source: str, record: dict[str, str]) -> list[str]:
-    """The definitions of a file that are not as in its record, or are gone, or new and touch one that is in it."""
-    code = definitions(source)
-    now, used = digests(code), set(re.findall(r"\w+", " ".join(code[name] for name in code.keys() & record)))
-    new = [name for name in code.keys() - record if not name or name == "*" or name.partition(".")[0] in used]
+    """The definitions of a file that are not as in its record, or are gone, or new and may change one that is in it."""
+    found = definitions(source)
+    now, used = digests(found), set(re.findall(r"\w+", " ".join(found[name].code for name in found.keys() & record)))
+    new = [name for name in found.keys() - record if not name or found[name].acts or name.partition(".")[0] in used]
     return [name for name in record if now.get(name) != record[name]] + sorted(new)
 
 

@@ -64,6 +64,7 @@ def test_a_controller_takes_one_class_and_one_entry(copy):
     said = copy.run("train.py", "-task_json", "tiny.json", "-num_iters", 5).stdout
     assert "reference path on cpu" in said
     assert "RecurrentController" in said
+    assert "fused path on cpu" in copy.run("train.py", "-config", "m1d2", "-num_iters", 1).stdout  # of others, nothing
 
 
 def test_a_range_of_five_shifts_is_one_constant(copy):

@@ -74,20 +74,33 @@ def test_each_number_and_each_operator_counts(file):
     [
         ("def sharpen(weighting, sharpening):\n    return weighting", "sharpen"),
         ("sharpen = torch.relu", "sharpen"),
-        ("def softmax_of_all(x):\n    return x\n\n\ncontent_weighting.__code__ = softmax_of_all.__code__", None),
+        ("own, [*_, (sharpen)] = 1, (2, 3)", "sharpen"),
+        ("own = sharpen = 1", "sharpen"),
+        ("content_weighting.__code__ = blur.__code__", "content_weighting"),
+        ("own = torch\nown.softmax = own.sigmoid", "own"),
         ("torch.softmax = torch.sigmoid", "torch"),
         ("class Tensor:\n    pass", "Tensor"),
-        ("from ntm.mine import *", "*"),
+        ("from mine import *", "*"),
+        ("from torch import *", "*"),
+        ("import patches", "patches"),
+        ("from . import patches", "patches"),
         ("del blur", ""),
         ("if True:\n    LOG_EPSILON = 1", ""),
+        ("setattr(torch, 'softmax', torch.sigmoid)", ""),
+        ("own = setattr(torch, 'softmax', torch.sigmoid)", "own"),
+        ("CONTROLLERS = setattr(torch, 'softmax', torch.sigmoid)", "CONTROLLERS"),
+        ("@torch.own\ndef own():\n    return 0", "own"),
+        ("def own(x=setattr(torch, 'softmax', torch.sigmoid)):\n    return x", "own"),
+        ("class Own:\n    own = setattr(torch, 'softmax', torch.sigmoid)", "Own"),
+        ("class Own:\n    @torch.own\n    def own(self):\n        return 0", "Own.own"),
+        ("class Own:\n    own = (LOG_EPSILON := 1)", "Own"),
         ("LOG_EPSILON *= 2", "LOG_EPSILON"),
         ("sum = max", "sum"),
     ],
 )
 def test_what_is_written_below_and_changes_what_stands_above_is_named(text, name):
     names = edited_names(f"{SOURCES['addressing']}\n\n{text}\n", RECORDS["addressing"])
-    assert names
-    assert name is None or name in names
+    assert name in names
 
 
 @pytest.mark.parametrize("method", ["def __call__(self, *a):\n        return 0", "def step_twice(self):\n        pass"])
@@ -108,6 +121,7 @@ MINE = "class Mine(nn.Module):\n    def forward(self, x):\n        return x\n\n\
         [("CONTROLLERS = {", 'CONTROLLERS = {"mine": FeedForwardController, ')],
         [("import torch\n", "import math\nimport torch\n")],
         [("class LSTMController(", MINE + "class LSTMController(")],
+        [("class LSTMController(", "def mine(x: int = 3):\n    return torch.relu(x)\n\n\nclass LSTMController(")],
         [("CONTROLLERS = {", "OTHERS: dict = {}\n\nCONTROLLERS = {"), ("r}\n", 'r}\nCONTROLLERS["x"] = nn.Identity\n')],
     ],
 )
