@@ -51,7 +51,7 @@ def small_batch(
         size: T, B and N.
 
     Returns:
-        The logits; going back, also each gradient.
+        The logits; going back, also the loss and each gradient.
     """
     (steps, batch, rows), source = size, torch.Generator().manual_seed(0)
     model, like = deepcopy(model), next(model.parameters())
@@ -71,8 +71,8 @@ def small_batch(
                 return [model(inputs, model.initial_state(batch, rows)._replace(memory=memory), cell_mask=cell_mask)[0]]
         targets = torch.rand(steps, batch, model.output_proj.out_features, generator=source).round().to(like)
         mask = (torch.arange(steps * batch).view(steps, batch) % 3 > 0).to(like)
-        _, logits = model.forward_backward(inputs, targets, mask, memory, cell_mask, blur_cost)
-    return [logits, *(parameter.grad for parameter in model.parameters())]
+        loss, logits = model.forward_backward(inputs, targets, mask, memory, cell_mask, blur_cost)
+    return [logits, torch.tensor(loss), *(parameter.grad for parameter in model.parameters())]
 
 
 def compare(model: Machine, back: bool, size: tuple[int, int, int] = FEW) -> None:
@@ -85,7 +85,7 @@ def compare(model: Machine, back: bool, size: tuple[int, int, int] = FEW) -> Non
     if all((b - a).norm() <= DIFFERENCE / 2 * a.norm() for a, b in zip(reference, fused, strict=True)):
         return
     exact = small_batch(deepcopy(model).double(), Backend.REFERENCE, back, size)
-    names = ["other answers", *(f"another gradient of {name}" for name, _ in model.named_parameters())]
+    names = ["other answers", "another loss", *(f"another gradient of {name}" for name, _ in model.named_parameters())]
     for name, right, near, other in zip(names, exact, reference, fused, strict=False):
         if not (other - right).norm() <= max(DIFFERENCE * right.norm(), ROUNDING * (near - right).norm()):  # nor NaN
             raise InputError(
@@ -201,7 +201,7 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
     if blur_cost and model.overrides("step"):
         raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
     tried = stirred(model, 0).train()
-    trained, *gradients = small_batch(tried, Backend.REFERENCE, back=True, blur_cost=0.0)
+    trained, _, *gradients = small_batch(tried, Backend.REFERENCE, back=True, blur_cost=0.0)
     for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
         if not gradient.any():
             raise InputError(f"{name} gets no gradient, so that nothing trains it: make it a buffer, or leave it away")

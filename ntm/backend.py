@@ -1,6 +1,8 @@
 """Which code runs an unroll: the reference model, or the fused path, which computes the stock machine and no other."""
 
+import builtins
 import importlib
+import os
 from enum import Enum
 from functools import cache
 from operator import attrgetter
@@ -9,6 +11,8 @@ from types import CodeType, FunctionType, ModuleType
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+
+TORCH = os.path.dirname(torch.__file__)
 
 
 class Backend(Enum):
@@ -80,8 +84,18 @@ OPERATORS = [
 ]
 
 
+def is_torchs(value: object) -> bool:
+    """Whether what is found in PyTorch is its own: compiled, or a function that lies in its folder."""
+    if isinstance(value, FunctionType):
+        return value.__code__.co_filename.startswith(TORCH)
+    return type(value).__module__.partition(".")[0] in ("builtins", "torch")
+
+
+code_of = attrgetter("__code__")
+
+
 class Contents:
-    """What modules and their classes of `nn.Module` hold, and what their functions use of PyTorch.
+    """What modules and their classes hold, and what their functions use of PyTorch and of Python.
 
     It is there to see later whether something was replaced: an attribute, or the code of a function.
     """
@@ -93,29 +107,43 @@ class Contents:
         functions = [vars(owner)[name] for owner in own for name in held[owner]]
         self.functions = [function for function in functions if isinstance(function, FunctionType)]
         used = {name for function in (*self.functions, nn.Linear.forward) for name in names_in(function.__code__)}
-        for owner in (torch, nn.functional, Tensor):
+        theirs = torch, nn.functional, Tensor, nn.Linear, nn.Module
+        for owner in (torch, nn.functional, Tensor, builtins):
             held[owner] = [name for name in sorted(used) if hasattr(owner, name) and not name.startswith("__")]
         held[Tensor] += OPERATORS
-        held[nn.Linear], held[nn.Module] = ["forward"], ["__call__", "_wrapped_call_impl", "_call_impl"]
+        held[nn.Linear] = ["forward", "__call__"]
+        held[nn.Module] = ["__call__", "_wrapped_call_impl", "_call_impl", "__getattr__"]
+        found = ((owner, name) for owner in theirs for name in held[owner] if not is_torchs(getattr(owner, name)))
+        self.replaced_before = [f"{owner.__name__}.{name}" for owner, name in found]
+        held |= {kind: ["__new__"] for kind in kinds if issubclass(kind, tuple)}
+        self.modules, self.builtins = modules, held[builtins]
         held = {owner: ["__name__", *names] for owner, names in held.items() if names}
         self.held = [(owner, names, attrgetter(*names)) for owner, names in held.items()]
-        self.before, self.codes = self._now()
+        self.before = self._now()
 
-    def _now(self) -> tuple[list, list[CodeType]]:
-        return [get(owner) for owner, _, get in self.held], [function.__code__ for function in self.functions]
+    def _now(self) -> tuple[list, list[CodeType], list[bool]]:
+        shadows = [vars(module).keys().isdisjoint(self.builtins) for module in self.modules]
+        return [get(owner) for owner, _, get in self.held], list(map(code_of, self.functions)), shadows
 
     def changed(self) -> str | None:
         """Return a phrase that names what was replaced since, or None where nothing was."""
         try:
-            if self._now() == (self.before, self.codes):  # of what is the same object, nothing more is compared
+            if self._now() == self.before and not self.replaced_before:  # what is the same object is not compared
                 return None
         except Exception:  # of what an attribute that is missing, or one that cannot be compared, raises
             pass
-        for (owner, names, _), before in zip(self.held, self.before, strict=True):
+        if self.replaced_before:
+            return f"{self.replaced_before[0]} was replaced before ntm was imported"
+        attributes, codes, _ = self.before
+        for (owner, names, _), before in zip(self.held, attributes, strict=True):
             for name, value in zip(names, before, strict=True):
                 if is_other(getattr(owner, name, None), value):
                     return f"{owner.__name__}.{name} was replaced{self._not_in(owner, name, value)}"
-        pairs = zip(self.functions, self.codes, strict=True)
+        for module in self.modules:
+            for name in self.builtins:
+                if name in vars(module):
+                    return f"{module.__name__}.{name} was put in the place of Python's own"
+        pairs = zip(self.functions, codes, strict=True)
         other = [f"{f.__module__}.{f.__qualname__}" for f, code in pairs if f.__code__ is not code]
         return f"the code of {other[0]} was replaced" if other else None
 
@@ -173,10 +201,11 @@ def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> st
     for name in methods if kind is not stock or not own.keys().isdisjoint(methods) else ():
         if name in own or getattr(kind, name) is not vars(stock)[name]:
             return f"has its own {name}"
-    if kind.__call__ is not nn.Module.__call__:
-        return "has its own __call__"
+    for name in ("__call__", "__getattr__", "__getattribute__"):
+        if getattr(kind, name) is not getattr(nn.Module, name):
+            return f"has its own {name}"
     linear = getattr(module, map_name)
-    if type(linear) is not nn.Linear or "forward" in vars(linear):
+    if type(linear) is not nn.Linear or "forward" in vars(linear) or linear is not module._modules.get(map_name):
         return f"has its own {map_name}, a {type(linear).__name__}"
     for name, part in (("itself", module), (map_name, linear)):
         if has_hooks(part):

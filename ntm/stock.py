@@ -15,6 +15,7 @@ from typing import NamedTuple
 FOLDER = Path(__file__).resolve().parent
 RECORD = FOLDER / "fused" / "stock.json"
 FILES = "addressing", "memory", "heads", "controller", "loss", "ntm"  # whose equations ntm/fused/ has once more
+SHARED = "__init__", "backend", "baseline", "machine", "shards", "state"  # that both paths use: an edit is one of both
 DECORATORS = {"property", "staticmethod", "classmethod", "cache"}  # that do nothing to anything else
 LOOKED_AT = {"SHIFTS", "CONTROLLERS"}  # NTM.why_not_fused looks at the shifts and the controller that a model has
 
@@ -42,21 +43,20 @@ def acts(node: ast.stmt) -> bool:
     """Whether a statement may do more than give a name what it says: it calls something, or imports what may do so."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         names = [alias.name for alias in node.names]
-        modules = {
-            name.partition(".")[0] for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else names)
-        }
-        return "*" in names or not modules <= {"torch", *sys.stdlib_module_names}
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
+        known = {"torch", *sys.stdlib_module_names}
+        return "*" in names or not all(module.partition(".")[0] in known for module in modules)
     if isinstance(node, ast.ClassDef):
-        own = [*node.bases, *node.keywords, *(part for part in node.body if not isinstance(part, ast.FunctionDef))]
-        if any(isinstance(part, ast.FunctionDef) and acts(part) for part in node.body):
+        own = [*node.bases, *node.keywords]
+        if any(map(acts, node.body)):
             return True
     elif isinstance(node, ast.FunctionDef):
         own = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
     else:
         own = [node]
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
-        into = [target for target in targets if isinstance(target, ast.Attribute | ast.Subscript)]
-        if not {name for target in into for name in bound(target)} <= LOOKED_AT:
+        into = {ast.unparse(target) for target in targets if isinstance(target, ast.Attribute | ast.Subscript)}
+        if not all(re.match(r"CONTROLLERS\['\w+'\]$", target) for target in into):
             return True
     decorators = {ast.unparse(part) for part in getattr(node, "decorator_list", ())}
     inside = (part for each in own for part in ast.walk(each))
@@ -68,10 +68,12 @@ class Definition(NamedTuple):
 
     code: str = ""
     acts: bool = False
+    uses: frozenset[str] = frozenset()  # names
 
     def and_also(self, node: ast.stmt, code: str | None = None) -> "Definition":
         """The same with one more statement."""
-        return Definition(self.code + (code or ast.unparse(node)) + "\n", self.acts or acts(node))
+        uses = self.uses | {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+        return Definition(self.code + (code or ast.unparse(node)) + "\n", self.acts or acts(node), uses)
 
 
 def definitions(source: str) -> dict[str, Definition]:
@@ -111,12 +113,17 @@ def digests(found: dict[str, Definition]) -> dict[str, str]:
     return {name: hashlib.sha256(each.code.encode()).hexdigest()[:16] for name, each in found.items()}
 
 
-def edited_names(source: str, record: dict[str, str]) -> list[str]:
-    """The definitions of a file that are not as in its record, or are gone, or new and may change one that is in it."""
+def edited_names(source: str, record: dict[str, str], shared: bool = False) -> list[str]:
+    """The definitions of a file that are not as in its record, or are gone, or new and may change one that is in it.
+
+    Args:
+        shared: whether only those count that may change another file.
+    """
     found = definitions(source)
-    now, used = digests(found), set(re.findall(r"\w+", " ".join(found[name].code for name in found.keys() & record)))
+    now, used = digests(found), record.keys() | {each for name in found.keys() & record for each in found[name].uses}
     new = [name for name in found.keys() - record if not name or found[name].acts or name.partition(".")[0] in used]
-    return [name for name in record if now.get(name) != record[name]] + sorted(new)
+    names = [name for name in record if now.get(name) != record[name]] + sorted(new)
+    return [name for name in names if not shared or (name in found and found[name].acts)]
 
 
 @cache
@@ -124,11 +131,11 @@ def edited() -> str | None:
     """Say in one phrase what was edited in the files that the fused path has once more; None where nothing was."""
     try:
         record = json.loads(RECORD.read_text())
-        for file in FILES:
-            names = edited_names((FOLDER / f"{file}.py").read_text(), record[file])
+        for file in (*FILES, *SHARED):
+            names = edited_names((FOLDER / f"{file}.py").read_text(), record[file], file in SHARED)
             if names:
                 what = ", ".join(name or "a statement" for name in names)
-                return f"ntm/{file}.py was edited ({what}); once ntm/fused/ has the same edit: python ntm/stock.py"
+                return f"ntm/{file}.py was edited ({what}); once ntm/fused/ computes the same: python ntm/stock.py"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"what it is cannot be read ({error})"
     return None
@@ -137,12 +144,13 @@ def edited() -> str | None:
 def main() -> None:
     """Write the record of what the files hold now."""
     before = edited()
-    record = {file: digests(definitions((FOLDER / f"{file}.py").read_text())) for file in FILES}
+    record = {file: digests(definitions((FOLDER / f"{file}.py").read_text())) for file in (*FILES, *SHARED)}
     try:
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
     except OSError as error:
         sys.exit(f"{RECORD}: {error.strerror}")
-    print(f"{RECORD}: {'nothing was edited' if before is None else before.partition(';')[0]}")
+    said = "nothing was edited" if before is None else before.partition(";")[0]
+    print(f"{RECORD}: {said}" + "; from now on ntm/fused/ is taken to compute the same" * (before is not None))
 
 
 if __name__ == "__main__":

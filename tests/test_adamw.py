@@ -1,5 +1,6 @@
 """ntm/fused/adamw.py: its steps are PyTorch's."""
 
+import sys
 import types
 
 import pytest
@@ -66,6 +67,61 @@ def test_an_optimizer_edited_in_its_file_is_the_one_on_either_path(make, monkeyp
             optimizer.step()
         found.append(weights.detach())
     torch.testing.assert_close(*found)
+
+
+EDITS = {  # of what `make_optimizer` makes, or of PyTorch, and whether before the compiled one takes its place
+    "a hook before": (True, lambda o, w, _: o.register_step_pre_hook(lambda *_: (w.grad.mul_(0.5), None)[1])),
+    "a hook after": (True, lambda o, w, _: o.register_step_post_hook(lambda *_: w.data.mul_(0.5))),
+    "a hook before, later": (False, lambda o, w, _: o.register_step_pre_hook(lambda *_: (w.grad.mul_(0.5), None)[1])),
+    "a hook after, later": (False, lambda o, w, _: o.register_step_post_hook(lambda *_: w.data.mul_(0.5))),
+    "a step of its own": (True, lambda o, w, _: setattr(o, "step", lambda: w.data.mul_(0.5))),
+    "a step of its own, later": (False, lambda o, w, _: setattr(o, "step", lambda: w.data.mul_(0.5))),
+    "a state": (
+        True,
+        lambda o, w, _: o.state[w].update(step=torch.tensor(3.0), exp_avg=w.detach() + 1, exp_avg_sq=w.detach() + 2),
+    ),
+    "PyTorch's step": (
+        True,
+        lambda o, w, patch: patch.setattr(torch.optim.AdamW, "step", lambda self: w.data.mul_(0.5)),
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edited_step_is_the_one_on_either_path(edit, monkeypatch):
+    (before, make), kept, found = EDITS[edit], torch.optim.AdamW, []
+    for fused in (False, True):
+        weights = torch.nn.Parameter(torch.linspace(-1, 1, 50))
+        weights.grad = torch.linspace(3, -1, 50)
+        with monkeypatch.context() as patch:
+
+            def edited(*given, weights=weights, patch=patch, **named):
+                optimizer = kept(*given, **named)
+                if before:
+                    make(optimizer, weights, patch)
+                return optimizer
+
+            patch.setattr(training, "torch", types.SimpleNamespace(optim=types.SimpleNamespace(AdamW=edited)))
+            optimizer = make_optimizer(Recipe(lr=1e-2), weights, fused)
+            if not before:
+                make(optimizer, weights, patch)
+            for _ in range(3):
+                optimizer.step()
+        found.append(weights.detach())
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("register", ["register_optimizer_step_pre_hook", "register_optimizer_step_post_hook"])
+def test_hooks_on_all_optimizers_are_called(register):
+    weights, called = torch.nn.Parameter(torch.ones(3)), []
+    weights.grad = torch.ones(3)
+    optimizer = make_optimizer(Recipe(), weights, fused=True)
+    assert type(optimizer) is FusedAdamW
+    handle = getattr(sys.modules["torch.optim.optimizer"], register)(lambda *_: called.append(1))
+    optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert called == [1]
 
 
 def test_an_edit_of_the_compiled_steps_is_noticed(monkeypatch):

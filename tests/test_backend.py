@@ -1,5 +1,6 @@
 """Both backend.py, and experiment/machine_check.py: the fused path takes the stock machine alone, and says why."""
 
+import copy
 import math
 import os
 import subprocess
@@ -15,11 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 from experiment.backend import choose_device, start_backend
 from experiment.errors import InputError
-from ntm import NTM, Backend, BackendError, LSTMBaseline, addressing
+from ntm import NTM, Backend, BackendError, LSTMBaseline, NTMState, addressing
 from ntm import ntm as machine
 from ntm.backend import Contents
-from ntm.controller import LSTMController
-from ntm.heads import Heads
+from ntm.controller import LSTMController, LSTMState
+from ntm.heads import Controls, Heads
 from ntm.loss import cross_entropy
 from ntm.memory import INITIAL_VALUE
 
@@ -67,6 +68,24 @@ class OwnCall(LSTMController):
     def __call__(self, *arguments):
         output, state = super().__call__(*arguments)
         return output / 2, state
+
+
+class OwnAttributes(LSTMController):
+    def __getattr__(self, name):
+        value = super().__getattr__(name)
+        return value / 2 if name == "initial_hidden" else value
+
+
+class OwnMap(LSTMController):
+    @property
+    def gate_proj(self):
+        twin = copy.deepcopy(self._modules["gate_proj"])
+        twin.weight.data *= 2
+        return twin
+
+    @gate_proj.setter
+    def gate_proj(self, module):
+        self.register_module("gate_proj", module)
 
 
 class Doubled(nn.Module):
@@ -124,6 +143,14 @@ CHANGES = {
         lambda m: setattr(m.controller, "__class__", OwnCall),
         "controller has its own __call__",
     ),
+    "a controller's own attributes": (
+        lambda m: setattr(m.controller, "__class__", OwnAttributes),
+        "controller has its own __getattr__",
+    ),
+    "a map that is a property": (
+        lambda m: put(m, "controller", OwnMap(10, 6)),
+        "controller has its own gate_proj",
+    ),
     "heads of one's own": (lambda m: put(m, "heads", OwnHeads(6, 5, 1, 1)), "heads has its own controls"),
     "a step put in": (lambda m: put(m, "step", lambda *a: NTM.step(m, *a)), "NTM has its own step"),
     "a hook": (lambda m: m.heads.register_forward_hook(lambda *a: None), "heads has hooks on itself"),
@@ -163,12 +190,26 @@ def test_a_machine_that_is_not_stock_runs_on_the_reference_path_and_says_why(cha
             call()
 
 
+def new_with(kind, **changes):
+    """What makes tuples of a kind, some of their parts changed."""
+    kept = kind.__new__
+
+    def new(cls, *given, **named):
+        made = kept(cls, *given, **named)
+        return made._replace(**{name: change(getattr(made, name)) for name, change in changes.items()})
+
+    return new
+
+
 REPLACEMENTS = {
     "ntm.addressing.sharpen": lambda weighting, sharpening: weighting,
     "ntm.heads.address": lambda memory, previous, *controls: (previous, previous),
     "ntm.ntm.write": lambda memory, *controls: memory,
     "ntm.heads.Heads.bias_gates": lambda self, bias: None,
     "ntm.controller.LSTMController.forward": lambda self, x, state, cell_mask=None: (state.hidden, state),
+    "ntm.state.NTMState.__new__": new_with(NTMState, reads=lambda reads: reads / 2),
+    "ntm.controller.LSTMState.__new__": new_with(LSTMState, cell=lambda cell: cell / 2),
+    "ntm.heads.Controls.__new__": new_with(Controls, erase=lambda erase: erase / 2),
     "ntm.ntm.NTM.unroll": lambda self, inputs, *rest: (inputs[..., :3], None),
 }
 
@@ -191,7 +232,7 @@ def test_a_function_of_the_package_that_was_replaced_is_not_passed_over(name, mo
 @pytest.mark.parametrize(
     "name",
     [
-        *("Linear.forward", "Module.__call__", "functional.linear", "functional.softplus"),
+        *("Linear.forward", "Linear.__call__", "Module.__call__", "functional.linear", "functional.softplus"),
         *("functional.binary_cross_entropy_with_logits", "functional.normalize"),
     ],
 )
@@ -215,6 +256,32 @@ def test_an_operation_that_was_replaced_is_not_passed_over(name, monkeypatch):
         kept = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given, kept=kept, **named: kept(*given, **named))
     assert f"{name} was replaced" in model.why_not_fused()
+
+
+def test_a_name_of_python_that_a_module_gets_anew_is_not_passed_over(monkeypatch):
+    model, inputs = lively_model(), torch.rand(4, 2, 5).double()
+    monkeypatch.setattr(addressing, "sum", lambda terms: 2 * sum(terms), raising=False)
+    assert "ntm.addressing.sum was put in the place of Python's own" in model.why_not_fused()
+    answer = model(inputs)[0]
+    model.backend = Backend.REFERENCE
+    assert torch.equal(answer, model(inputs)[0])
+    monkeypatch.undo()
+    assert model.why_not_fused() is None
+
+
+@pytest.mark.parametrize(
+    "name", ["torch.softmax", "torch.nn.functional.linear", "torch.nn.Linear.forward", "torch.Tensor.__matmul__"]
+)
+def test_what_was_replaced_in_pytorch_before_the_package_was_imported_is_not_passed_over(name):
+    program = f"""
+import functools, torch
+kept = {name}
+{name} = functools.wraps(kept)(lambda *given, **named: 2 * kept(*given, **named))
+from ntm import NTM
+print(NTM(1, 1, 1, 1, 1).why_not_fused())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert f"{name.rpartition('.')[2]} was replaced before ntm was imported" in done.stdout, done.stderr
 
 
 def test_a_function_whose_code_was_replaced_is_not_passed_over(monkeypatch):
@@ -404,6 +471,27 @@ def test_paths_that_do_not_agree_are_noticed(edit, controller, training, monkeyp
     edit_file(monkeypatch, *EDITS[edit])
     with pytest.raises(InputError, match="no longer agree"):
         start_backend(model, training)
+
+
+def test_a_loss_and_answers_of_the_fused_path_are_compared_before_training(monkeypatch):
+    from ntm import fused
+
+    model, both, forward = NTM(5, 3, 20, 16, 8, 2), fused.forward_backward, fused.unroll
+
+    def twice(*arguments):
+        loss, logits = both(*arguments)
+        return 2 * loss, logits
+
+    def negative(*arguments):
+        logits, state = forward(*arguments)
+        return -logits, state
+
+    for name, edited, said in ("forward_backward", twice, "another loss"), ("unroll", negative, "other answers"):
+        with monkeypatch.context() as patch:
+            patch.setattr(fused, name, edited)
+            with pytest.raises(InputError, match=said):
+                start_backend(model, training=True)
+    start_backend(model, training=True)
 
 
 def test_an_edit_of_the_loss_where_no_step_counts_is_noticed(monkeypatch):

@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT, lively_model
 
 from ntm import Backend, BackendError, stock
-from ntm.stock import FILES, definitions, digests, edited_names
+from ntm.stock import FILES, SHARED, definitions, digests, edited_names
 
-SOURCES = {file: (ROOT / "ntm" / f"{file}.py").read_text() for file in FILES}
+SOURCES = {file: (ROOT / "ntm" / f"{file}.py").read_text() for file in (*FILES, *SHARED)}
 RECORDS = json.loads(stock.RECORD.read_text())
 
 
@@ -94,6 +94,9 @@ def test_each_number_and_each_operator_counts(file):
         ("class Own:\n    own = setattr(torch, 'softmax', torch.sigmoid)", "Own"),
         ("class Own:\n    @torch.own\n    def own(self):\n        return 0", "Own.own"),
         ("class Own:\n    own = (LOG_EPSILON := 1)", "Own"),
+        ("class Own:\n    torch.softmax = torch.sigmoid", "Own"),
+        ("CONTROLLERS['lstm'].forward = sharpen", "CONTROLLERS"),
+        ("CONTROLLERS[sharpen] = 0", "CONTROLLERS"),
         ("LOG_EPSILON *= 2", "LOG_EPSILON"),
         ("sum = max", "sum"),
     ],
@@ -119,7 +122,7 @@ MINE = "class Mine(nn.Module):\n    def forward(self, x):\n        return x\n\n\
         [("\n    def ", "\n    # A comment.\n\n    def ")],
         [("raise ValueError(f", 'raise ValueError("" f')],
         [("CONTROLLERS = {", 'CONTROLLERS = {"mine": FeedForwardController, ')],
-        [("import torch\n", "import math\nimport torch\n")],
+        [("import torch\n", "import math\nimport torch\n\n\ndef sigmoid(x):\n    return x\n")],
         [("class LSTMController(", MINE + "class LSTMController(")],
         [("class LSTMController(", "def mine(x: int = 3):\n    return torch.relu(x)\n\n\nclass LSTMController(")],
         [("CONTROLLERS = {", "OTHERS: dict = {}\n\nCONTROLLERS = {"), ("r}\n", 'r}\nCONTROLLERS["x"] = nn.Identity\n')],
@@ -127,6 +130,30 @@ MINE = "class Mine(nn.Module):\n    def forward(self, x):\n        return x\n\n\
 )
 def test_what_changes_no_number_is_no_edit(pairs):
     assert changed("controller", *pairs) == []
+
+
+def test_what_stands_above_an_import_of_the_same_name_counts():
+    assert "torch" in changed(
+        "addressing", ("import torch\n", "import torch\ntorch.softmax = torch.sigmoid\nimport torch\n")
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "edit"),
+    [
+        ("import patches", True),
+        ("from ntm import patches", True),
+        ("setattr(torch, 'softmax', torch.sigmoid)", True),
+        ("own = setattr(torch, 'softmax', torch.sigmoid)", True),
+        ("torch.softmax = torch.sigmoid", True),
+        ("OWN = 3\n\n\ndef own(x):\n    return torch.relu(x)", False),
+    ],
+)
+@pytest.mark.parametrize("file", SHARED)
+def test_a_file_that_both_paths_use_may_be_edited_but_not_change_another(file, text, edit):
+    """What it does when it is imported is done before `NTM.why_not_fused` knows what was there."""
+    assert bool(edited_names(f"{text}\n{SOURCES[file]}", RECORDS[file], shared=True)) == edit
+    assert not edited_names(SOURCES[file].replace(" + ", " - "), RECORDS[file], shared=True)
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ from typing import Self
 
 import numpy as np
 import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from ntm.backend import is_torchs
 from ntm.fused.jit import jit_entry
 from ntm.fused.mathlib import ONE
 
@@ -25,7 +27,7 @@ def adamw_step(weights, gradient, mean, square, decay_factor, rate, beta1, beta2
 
 
 class FusedAdamW(torch.optim.AdamW):
-    """PyTorch's AdamW, with the same state, for flat weights on the CPU. It calls no hooks.
+    """PyTorch's AdamW, with the same state, for flat weights on the CPU.
 
     What `flatten_parameters` gives always has a gradient, and other weights need one: none is passed over.
 
@@ -41,8 +43,14 @@ class FusedAdamW(torch.optim.AdamW):
 
     @classmethod
     def in_place_of(cls, optimizer: torch.optim.Optimizer) -> Self | None:
-        """The same as one of PyTorch's, before its first step; None where that is no AdamW, or has other options."""
+        """The same as one of PyTorch's, before its first step; None where that is no AdamW, or more than one.
+
+        More is: other options or groups, hooks, a state, a step of its own, or one that was replaced.
+        """
+        hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
         if type(optimizer) is not torch.optim.AdamW or len(optimizer.param_groups) > 1:
+            return None
+        if hooks or optimizer.state or "step" in vars(optimizer) or not is_torchs(torch.optim.AdamW.step):
             return None
         (group,) = optimizer.param_groups
         plain = torch.optim.AdamW([torch.zeros(())], fused=True).param_groups[0]
@@ -60,7 +68,14 @@ class FusedAdamW(torch.optim.AdamW):
                 raise ValueError("FusedAdamW takes what flatten_parameters gives: flat, of the CPU, float32 or float64")
 
     def step(self) -> None:
-        """Take a step; there is no closure that it could call."""
+        """Take a step, and call the hooks on it, where there are any; there is no closure that it could call."""
+        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
+        if hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+            torch.optim.Optimizer.profile_hook_step(FusedAdamW._step)(self)
+        else:
+            self._step()
+
+    def _step(self) -> None:
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for weights in group["params"]:

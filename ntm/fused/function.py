@@ -84,7 +84,7 @@ def make_unroll_args(
     if cell_mask is not None and not s.lstm:
         raise ValueError("a feed-forward controller has no cells that could forget: leave cell_mask away")
     if cell_mask is not None and cell_mask.dtype != torch.bool:
-        raise TypeError(f"cell_mask must be of type bool, not {cell_mask.dtype}")
+        raise TypeError(f"cell_mask must be of type bool, not {cell_mask.dtype}: others take the reference path")
     if cell_mask is not None and cell_mask.shape != (steps, batch, s.cells):
         raise ValueError(f"cell_mask must be {(steps, batch, s.cells)}, not {tuple(cell_mask.shape)}")
     return UnrollArgs(
