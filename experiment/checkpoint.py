@@ -4,8 +4,10 @@ import hashlib
 import io
 import os
 import sys
+import time
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from ntm.addressing import SHIFTS
 from ntm.machine import Machine
 
 FORMAT = 6
+ABANDONED = 3600  # seconds after which a part of a file is of a process that was killed, and no other that writes it
 OLDER_FORMATS = (4, 5)  # finished models of these are read too: blur cost was of w (4), dropout did not fall (5)
 
 
@@ -41,8 +44,10 @@ def write_atomically(path: Path, contents: bytes) -> None:
         raise OSError(error.errno, f"cannot be written ({error.strerror}); what was there stays", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
-    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed while it wrote
-        left.unlink(missing_ok=True)
+    for left in path.parent.glob(f".{path.name}.*"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
 
 
 def checksum(contents: Any, budget: int) -> str:

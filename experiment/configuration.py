@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from experiment.errors import InputError, did_you_mean
 from experiment.json_file import checked_keys, read_json
-from experiment.recipe import OPTIMIZER_SETTINGS, Recipe, make_recipe, refuse_useless
+from experiment.recipe import OPTIMIZER_SETTINGS, Recipe, make_recipe, useless
 from ntm import NTM, Backend, LSTMBaseline
 from ntm.controller import CONTROLLERS
 from ntm.heads import control_sizes
-from tasks import TASKS, Task, label
+from tasks import TASKS, Task
 from tasks.task import USUAL_LIMITS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -216,10 +216,8 @@ def _checked_recipe(
     if configuration.recipe.uneven and not configuration.task.can_be_uneven:
         raise InputError(f"{source}uneven: the task {configuration.data.name} has no uneven sequences; 0 is allowed")
     has = {"memory", "cells"} if for_any_machine else configuration.network.has
-    refuse_useless(given, configuration.recipe, has, configuration.name, source)
-    first, high = configuration.task.first, configuration.data.high
-    if given.get("curriculum") and not for_any_machine and all(a >= b for a, b in zip(first, high, strict=True)):
-        raise InputError(f"{source}curriculum: would do nothing, since it begins at {label(first)}; 0 is allowed")
+    for trouble in useless(given, configuration.recipe, has, configuration.name, source):
+        raise InputError(trouble)
     return configuration
 
 

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -176,6 +177,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         if getattr(sys, name) is None:  # closed before the start, as by 2>&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         getattr(sys, name).reconfigure(errors="backslashreplace")  # a path may be no text
+    warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)
     try:
         try:
             main()

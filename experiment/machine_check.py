@@ -59,11 +59,13 @@ def small_batch(
     if model.training:
         model.flatten_parameters()
     inputs = torch.randn(steps, batch, model.input_size, generator=source).to(like)
-    strength = torch.tensor([0, INITIAL_VALUE, 1e-3, 0.1, 1, 3])[torch.arange(rows) % 6].unsqueeze(1)
-    memory = (strength * torch.randn(batch, rows, model.heads.memory_unit_size, generator=source)).to(like)
-    cell_mask = None
-    if model.training and type(model.controller).forward is LSTMController.forward:  # others may have no such cells
-        cell_mask = (torch.rand(steps, batch, model.controller.output_size, generator=source) < 0.7).to(like.device)
+    memory = cell_mask = None
+    if isinstance(model, NTM):
+        strength = torch.tensor([0, INITIAL_VALUE, 1e-3, 0.1, 1, 3])[torch.arange(rows) % 6].unsqueeze(1)
+        memory = (strength * torch.randn(batch, rows, model.heads.memory_unit_size, generator=source)).to(like)
+        if model.training and type(model.controller).forward is LSTMController.forward:  # others may have no such cells
+            cells = model.controller.output_size
+            cell_mask = (torch.rand(steps, batch, cells, generator=source) < 0.7).to(like.device)
     with generators_kept(like):
         torch.manual_seed(0)
         if not back:
@@ -178,18 +180,12 @@ def check_step(model: NTM) -> None:
         )
 
 
-def check_trainable(model: Machine, blur_cost: float) -> None:
-    """Refuse a model of which training would not train all that it is.
+def check_override(model: NTM, blur_cost: float) -> None:
+    """Refuse a model that overrides what training does not call, or begins on another memory.
 
     Raises:
-        InputError: a parameter is frozen; it has a `forward` that does more than `forward_backward`, which does not
-            call it, or gets no gradient; it begins on another memory than training; or it has a `step` of its own, and
-            blur costs something.
+        InputError: it does.
     """
-    if model.frozen:
-        raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
-    if not isinstance(model, NTM):
-        return
     if model.own_forward():
         raise InputError(f"{OWN_FORWARD}: override `step_with_focus` instead")
     first = model.initial_state(1, 3).memory
@@ -200,11 +196,26 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
         )
     if blur_cost and model.overrides("step"):
         raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
+
+
+def check_trainable(model: Machine, blur_cost: float) -> None:
+    """Refuse a model of which training would not train all that it is.
+
+    Raises:
+        InputError: a parameter is frozen, or gets no gradient; it has a `forward` that does more than
+            `forward_backward`, which does not call it; or as of `check_override`.
+    """
+    if model.frozen:
+        raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
+    if isinstance(model, NTM):
+        check_override(model, blur_cost)
     tried = stirred(model, 0).train()
     trained, _, *gradients = small_batch(tried, Backend.REFERENCE, back=True, blur_cost=0.0)
     for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
         if not gradient.any():
             raise InputError(f"{name} gets no gradient, so that nothing trains it: make it a buffer, or leave it away")
+    if not isinstance(model, NTM):
+        return
     answers, again = (small_batch(tried, Backend.REFERENCE, back=False)[0] for _ in range(2))
     same = torch.allclose(answers, trained, DIFFERENCE, DIFFERENCE, equal_nan=True)
     if not same and torch.allclose(answers, again, 0, 0, equal_nan=True):  # else it draws from a generator of its own

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 from experiment.configuration import (
@@ -14,8 +15,9 @@ from experiment.configuration import (
     with_settings,
 )
 from experiment.errors import InputError, Parser, number
-from experiment.recipe import Recipe, bounds
+from experiment.recipe import Recipe, bounds, useless
 from ntm import Backend
+from tasks import label
 
 THREADS_HELP = "threads of the CPU (default: one a core; for an NTM on the reference path, one)"
 
@@ -95,5 +97,11 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
     else:
         configuration = load_task_json(options.task_json)
     if options.recipe:
-        configuration = with_settings(configuration, read_recipe(options.recipe), f"-recipe {options.recipe}: ", True)
+        settings, source = read_recipe(options.recipe), f"-recipe {options.recipe}: "
+        configuration = with_settings(configuration, settings, source, for_any_machine=True)
+        for idle in useless(settings, configuration.recipe, configuration.network.has, configuration.name, source):
+            print(idle, file=sys.stderr)
+    first, high = configuration.task.first, configuration.data.high
+    if given.get("curriculum") and all(begin >= end for begin, end in zip(first, high, strict=True)):
+        raise InputError(f"-curriculum: would do nothing, since it begins at {label(first)}; 0 is allowed")
     return options, with_settings(configuration, given)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,25 +117,25 @@ def settings_in_use(recipe: Recipe, has: set[str]) -> dict[str, Any]:
     }
 
 
-def refuse_useless(given: dict[str, Any], recipe: Recipe, has: set[str], name: str, source: str) -> None:
-    """Refuse a setting that would do nothing: one of another optimizer, or for want of a memory or of LSTM cells.
+def useless(given: dict[str, Any], recipe: Recipe, has: set[str], name: str, source: str) -> Iterator[str]:
+    """Name the settings that would do nothing: of another optimizer, or for want of a memory or of LSTM cells.
 
     Args:
         given: the settings that somebody gave.
         recipe: with them.
         has: what the machine has of "memory" and "cells".
         name: of the configuration.
-        source: what the message begins with.
+        source: what a message begins with.
 
-    Raises:
-        InputError: there is one.
+    Yields:
+        A message for each.
     """
     for field in dataclasses.fields(Recipe):
         owner, needs = field.metadata.get("optimizer", recipe.optimizer), field.metadata.get("needs")
         if field.name in given and owner != recipe.optimizer:
-            raise InputError(f"{source}{field.name}: is a setting of {owner}; this run uses {recipe.optimizer}")
+            yield f"{source}{field.name}: is a setting of {owner}; this run uses {recipe.optimizer}"
         if given.get(field.name) and needs and needs not in has:
             what = {"memory": "memory", "cells": "cells of an LSTM controller"}[needs]
-            raise InputError(f"{source}{field.name}: would do nothing, since {name} has no {what}")
+            yield f"{source}{field.name}: would do nothing, since {name} has no {what}"
     if "dirt" in given and recipe.dirty == 0:
-        raise InputError(f"{source}dirt: would do nothing, since dirty is 0")
+        yield f"{source}dirt: would do nothing, since dirty is 0"

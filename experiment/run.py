@@ -121,7 +121,7 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
         names = [name for name in names if re.fullmatch(rf"{re.escape(base)}(-\d+)?", name)]
         if not names:
             none = f"there is no interrupted run of {base} in {runs}"
-            raise InputError(f"-resume: {none}; leave -resume away to begin one")
+            raise InputError(f"-resume: {none}; leave it away to begin one, -init goes on from a model")
         names = [_run_to_resume(configuration, runs, names, options.init)]
     else:
         names = [base] if options.overwrite else (f"{base}-{n}" if n > 1 else base for n in itertools.count(1))
@@ -269,7 +269,10 @@ class TrainState:
             if stored["format"] != checkpoint.FORMAT or "replaces" not in stored:
                 raise ValueError("settings of the same name may mean something else")
             self.model.load_state_dict(stored["model"])
+            options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(stored["optimizer"])
+            for group, own in zip(self.optimizer.param_groups, options, strict=True):
+                group.update(own)  # which an edit may have changed, as all else that the run does
         except (ValueError, RuntimeError) as error:
             raise InputError(f"-resume: {self.path} is of an older train.py; delete it to start anew") from error
         self.clipper.log_typical, self.sums = stored["log_typical_norm"], stored["sums"]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from itertools import islice
 from multiprocessing import get_context, parent_process
@@ -64,7 +64,7 @@ def train(job: Job) -> Path:
     _running.append(process)
     error = process.communicate()[1]
     _running.remove(process)
-    if process.returncode:
+    if process.returncode and not saved.exists():
         raise InputError(f"{job.name}, seed {job.seed}: {error.strip()}")
     return saved
 
@@ -140,6 +140,9 @@ def run_all(
                 bar.update()
                 try:
                     results[i] = future.result()
+                except BrokenExecutor as error:
+                    killed = "a process of the sweep was killed, as for want of memory"
+                    raise InputError(f"{killed}; its train.py may still run: wait for it") from error
                 except InputError as error:  # of one run; the others go on
                     failures[i] = f"{jobs[i].variant} {error}".strip()
                     tqdm.write(f"failed: {failures[i]}")

@@ -159,7 +159,8 @@ class Machine(nn.Module):
             `load_state_dict(assign=True)`, which give the parameters other tensors. `forward_backward` refuses such,
             and parameters that were frozen since; a loop of one's own, by `backward()`, is not told. A change of it
             between forward and backward goes unnoticed on the reference path, where PyTorch would refuse one of a
-            parameter.
+            parameter. Weights and their gradients are then transposed views, on which `view(-1)` fails, as in
+            `torch.optim.LBFGS` of the parameters: give it this one tensor.
 
         Raises:
             ValueError: a parameter is frozen: an optimizer of one tensor would move it, if only by weight decay.

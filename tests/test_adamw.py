@@ -137,3 +137,19 @@ def test_an_edit_of_the_compiled_steps_is_noticed(monkeypatch):
 def test_options_that_it_has_not_are_refused(option):
     with pytest.raises(TypeError, match=option):
         FusedAdamW([torch.zeros(3)], 1e-3, (0.9, 0.999), 1e-8, 0.0, **{option: True})
+
+
+@pytest.mark.parametrize(
+    "option", [{"maximize": True}, {"amsgrad": True}, {"lr": torch.tensor(0.01)}, {"weight_decay": 0.5}]
+)
+def test_an_option_that_is_set_later_is_heeded(option):
+    found = []
+    for fused in (False, True):
+        weights = torch.nn.Parameter(torch.linspace(-1, 1, 50))
+        optimizer = make_optimizer(Recipe(lr=1e-2), weights, fused)
+        optimizer.param_groups[0].update(option)
+        for step in range(3):
+            weights.grad = torch.linspace(3, -1, 50) / (1 + step)
+            optimizer.step()
+        found.append(weights.detach())
+    torch.testing.assert_close(*found)

@@ -5,7 +5,9 @@ import oracle
 import pytest
 import torch
 
+from experiment.backend import start_backend
 from experiment.configuration import load_configuration
+from experiment.errors import InputError
 from ntm import LSTMBaseline
 from ntm.controller import LSTMState
 from ntm.loss import cross_entropy
@@ -16,6 +18,15 @@ def lively_baseline(layers=2):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
     return model
+
+
+def test_a_parameter_that_nothing_trains_is_refused():
+    model = lively_baseline().float()
+    start_backend(model, training=True)
+    model.temperature = torch.nn.Parameter(torch.ones(3))
+    start_backend(model)
+    with pytest.raises(InputError, match="temperature gets no gradient"):
+        start_backend(model, training=True)
 
 
 def test_layers_of_lstm_one_above_the_other():

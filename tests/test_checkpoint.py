@@ -1,6 +1,8 @@
 """experiment/checkpoint.py: what is saved, and what is refused."""
 
 import json
+import os
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from conftest import GOOD, ROOT
 
 from experiment import checkpoint
-from experiment.checkpoint import load, load_model, load_to_resume, save, weights_for
+from experiment.checkpoint import load, load_model, load_to_resume, save, weights_for, write_atomically
 from experiment.configuration import load_configuration, load_task_json
 from experiment.errors import InputError
 from experiment.runlog import commit
@@ -23,6 +25,25 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path):
         save(path, {"a": lambda: 0})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def write_often(path, text):
+    for _ in range(100):
+        write_atomically(path, text)
+
+
+def test_two_that_write_one_file_do_not_disturb_each_other_and_what_a_killed_one_left_goes(tmp_path):
+    path, left = tmp_path / "table.json", tmp_path / ".table.json.123"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    writers = [get_context("fork").Process(target=write_often, args=(path, text * 100_000)) for text in (b"a", b"b")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() in (b"a" * 100_000, b"b" * 100_000)
 
 
 def test_weights_that_do_not_fit_are_refused(repository, tiny, tmp_path):

@@ -10,6 +10,7 @@ from conftest import GOOD
 from experiment.configuration import (
     CONFIGS,
     MACHINES,
+    NAMES,
     NINE,
     PAPER,
     PAPER_TASKS,
@@ -217,3 +218,19 @@ def test_a_name_that_is_a_path_is_refused(name):
     with pytest.raises(InputError, match="here: 'name' must be letters, digits"):
         Configuration.from_dict(fields, "here")
     assert Configuration.from_dict(fields | {"name": "m1d1-2"}, "here").name == "m1d1-2"
+
+
+def test_what_does_nothing_in_a_recipe_for_any_machine_is_said(tmp_path, capsys):
+    path = tmp_path / "mine.json"
+    path.write_text('{"cell_dropout": 0.5, "gate_bias": 3, "dirty": 0}')
+    for name, said in ("m1d1", []), ("copy_ff", ["cell_dropout"]), ("l1d1", ["cell_dropout", "gate_bias"]):
+        parse_options("", ["-config", name, "-recipe", str(path)])
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == len(said)
+        for word in said:
+            assert any(
+                line.startswith(f"-recipe {path}: {word}: would do nothing, since {name} has no") for line in lines
+            )
+    for name in NAMES:
+        parse_options("", ["-config", name, "-recipe", "paper"])
+    assert not capsys.readouterr().err

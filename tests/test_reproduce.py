@@ -1,7 +1,9 @@
 """reproduce.py, with experiment/sweep.py and experiment/paper.py, run for real in a copy of the repository."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -101,6 +103,33 @@ def test_a_killed_sweep_ends_the_runs_that_it_started(repository, tmp_path):
     end = time.monotonic() + 30
     while any(map(is_running, runs)):
         assert time.monotonic() < end
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="/proc tells of a process's children")
+def test_a_worker_that_is_killed_is_one_line(repository, tmp_path):
+    flags = ["-configs", "m1d2", "-seeds", "0", "-jobs", "1", "-output", str(tmp_path), "-flags", "-num_iters 9000"]
+    command = [sys.executable, "reproduce.py", *flags]
+    sweep = subprocess.Popen(
+        command, cwd=repository.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    workers = Path(f"/proc/{sweep.pid}/task/{sweep.pid}/children")
+    run = None
+    while not run:
+        assert sweep.poll() is None
+        for worker in workers.read_text().split():
+            children = Path(f"/proc/{worker}/task/{worker}/children")
+            run = next(
+                (child for child in read(children).split() if b"train.py" in read(Path(f"/proc/{int(child)}/cmdline"))),
+                None,
+            )
+            if run:
+                os.kill(int(worker), signal.SIGKILL)
+                break
+    said = sweep.communicate()[1]
+    os.kill(int(run), signal.SIGKILL)
+    assert (sweep.returncode, "a process of the sweep was killed, as for want of memory" in said) == (2, True), said
+    assert "Traceback" not in said
 
 
 def read(path):

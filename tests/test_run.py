@@ -70,6 +70,25 @@ def test_a_run_is_resumed_by_what_it_began_with(tmp_path, monkeypatch, capsys):
     assert not is_same_init(a, Path(b))
 
 
+def test_an_edit_of_the_optimizer_is_at_work_in_a_resumed_run(tmp_path):
+    configuration = load_configuration("m1d2")
+
+    def state(decay):
+        model = configuration.make_model()
+        optimizer = make_optimizer(configuration.recipe, model.flatten_parameters(), fused=False)
+        optimizer.param_groups[0]["weight_decay"] = decay
+        return TrainState(configuration, model, optimizer, Clipper(configuration.recipe), tmp_path / "checkpoint.pt")
+
+    before = state(0.0)
+    before.optimizer.step()
+    before.save({})
+    after = state(0.3)
+    after.load(load(tmp_path / "checkpoint.pt"))
+    assert after.optimizer.param_groups[0]["weight_decay"] == 0.3
+    (moments,) = after.optimizer.state.values()
+    assert moments["step"] == 1
+
+
 def test_a_model_that_came_there_since_the_run_began_is_left_alone(tmp_path, capsys):
     path, configuration = tmp_path / "model.pt", load_configuration("m1d1")
 

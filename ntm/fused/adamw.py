@@ -26,6 +26,12 @@ def adamw_step(weights, gradient, mean, square, decay_factor, rate, beta1, beta2
         weights[i] = decay_factor * weights[i] - rate * mean[i] / (np.sqrt(square[i] * inverse_correction2) + eps)
 
 
+def is_other_adamw(group: dict) -> bool:
+    """Whether a group has options that `adamw_step` has not; they may be set after it was made."""
+    other = group["maximize"] or group["amsgrad"] or group["capturable"] or group["differentiable"]
+    return other or not group["decoupled_weight_decay"] or isinstance(group["lr"], torch.Tensor)
+
+
 class FusedAdamW(torch.optim.AdamW):
     """PyTorch's AdamW, with the same state, for flat weights on the CPU.
 
@@ -70,7 +76,9 @@ class FusedAdamW(torch.optim.AdamW):
     def step(self) -> None:
         """Take a step, and call the hooks on it, where there are any; there is no closure that it could call."""
         hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
-        if hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        if any(map(is_other_adamw, self.param_groups)):
+            super().step()
+        elif hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
             torch.optim.Optimizer.profile_hook_step(FusedAdamW._step)(self)
         else:
             self._step()
