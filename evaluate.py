@@ -228,10 +228,8 @@ def draw_memory_pictures(
     picture = options.output / "log" / f"{name}_mistake.png"
     picture.unlink(missing_ok=True)
     if mistakes:
-        shown, answers = (
-            trace(model, task, mistakes[0], options.memory_units),
-            plots.counted(int(mistakes[0].mask.sum()), "answer"),
-        )
+        shown = trace(model, task, mistakes[0], options.memory_units)
+        answers = plots.counted(int(shown.mask.sum()), "answer")
         title = f"{name}: a mistake among {answers}, with {plots.counted(rows, 'row')} of memory"
         plots.machine(shown, title, picture)
 

@@ -101,4 +101,6 @@ def write_page(model: NTM, configuration: Configuration, path: Path, rows: int |
     if reason := model.why_not_fused():
         raise InputError(f"-page: cannot compare its equations with those of ntm/: {reason}")
     write_atomically(path, page(model, configuration, rows).encode())
-    print(path)
+    configured = configuration.network.memory_units
+    most = f" (it shows up to {MOST_ROWS} rows of memory, and {configured} are configured)"
+    print(f"{path}{most if configured > MOST_ROWS else ''}")

@@ -1,5 +1,6 @@
 """experiment/page.py and page.html in a real browser: typed into, and compared with PyTorch."""
 
+import dataclasses
 import shutil
 from dataclasses import dataclass
 
@@ -266,6 +267,14 @@ def test_a_machine_that_the_page_does_not_know_is_refused(tmp_path):
     model.controller = torch.nn.RNNCell(2, 3)
     with pytest.raises(InputError, match=r"-page: cannot compare its equations .* controller is a RNNCell"):
         write_page(model, configuration, tmp_path / "page.html")
+
+
+def test_a_page_of_fewer_rows_than_configured_says_so(tmp_path, capsys):
+    model, configuration = feedforward()
+    for rows, said in (256, False), (257, True):
+        network = dataclasses.replace(configuration.network, memory_units=rows)
+        write_page(model, dataclasses.replace(configuration, network=network), tmp_path / "page.html")
+        assert ("it shows up to 256 rows of memory, and 257 are configured" in capsys.readouterr().out) == said
 
 
 def test_a_task_without_a_docstring_is_said_by_its_name():
