@@ -16,8 +16,17 @@ def check_task(configuration: Configuration) -> None:
     task, data = configuration.task, configuration.data
     if hasattr(task, "loss"):
         raise InputError(f"task {data.name}: has a loss of its own, and train.py trains on that of ntm/loss.py")
+    for size in task.tested:
+        for name, value in size._asdict().items():
+            low, high = task.limits_of(name)
+            if not low <= value <= high:
+                raise InputError(f"task {data.name}: tested has {name} {value}, and its limits are {low} to {high}")
     for size in dict.fromkeys((data.low, data.high, data.longer_low, data.longer_high, *task.tested)):
         require_sound(configuration, size)
+    ends = [task.sample(3, size, torch.Generator().manual_seed(0)) for size in (data.low, data.high)]
+    if data.low != data.high and all(map(torch.equal, *ends)):
+        sizes = f"{label(data.low)} and {label(data.high)}"
+        raise InputError(f"task {data.name}: sample gives the same at sizes {sizes}: it does not look at its size")
     trouble = trouble_of_chance(task, data.high)
     if trouble:
         raise InputError(f"task {data.name}, size {label(data.high)}: {trouble}")

@@ -137,6 +137,22 @@ def test_a_batch_that_goes_wrong_at_some_sizes_alone_stops_the_run(part, change,
         sample_sizes(configuration.task, [Copy.Size(7)], 2, torch.Generator())
 
 
+def test_a_sample_that_does_not_look_at_its_size_and_tests_beyond_the_limits_are_refused(monkeypatch):
+    sample, configuration = Copy.sample, load_configuration("copy")
+    with monkeypatch.context() as patch:
+        patch.setattr(Copy, "sample", lambda self, count, size, *rest: sample(self, count, Copy.Size(4), *rest))
+        with pytest.raises(InputError, match="task copy: sample gives the same at sizes 1 and 20: it does not look at"):
+            check_task(configuration)
+    for length, refused in (30, False), (31, True):
+        monkeypatch.setattr(Copy, "tested", (Copy.Size(length),))
+        monkeypatch.setattr(Copy, "limits", {"seq_len": (1, 30)})
+        if refused:
+            with pytest.raises(InputError, match="task copy: tested has seq_len 31, and its limits are 1 to 30"):
+                check_task(configuration)
+        else:
+            check_task(configuration)
+
+
 def test_what_is_shown_is_of_a_size_in_training():
     configuration = load_configuration("copy")
     low, high = Copy.Size(40), Copy.Size(48)
