@@ -26,6 +26,19 @@ ABANDONED = 3600  # seconds after which a part of a file is of a process that wa
 OLDER_FORMATS = (4, 5)  # finished models of these are read too: blur cost was of w (4), dropout did not fall (5)
 
 
+def is_dead(process: str) -> bool:
+    """Whether there is no process of this number, where the system can be asked without touching it."""
+    if os.name != "posix" or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def write_atomically(path: Path, contents: bytes) -> None:
     """Write a file so that `path` holds the old contents or the new, never a part, whenever the process dies.
 
@@ -46,7 +59,7 @@ def write_atomically(path: Path, contents: bytes) -> None:
         temporary.unlink(missing_ok=True)
     for left in path.parent.glob(f".{path.name}.*"):
         with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > ABANDONED:
+            if is_dead(left.suffix[1:]) or time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
 
 
