@@ -22,7 +22,7 @@ from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_tit
 from experiment.errors import InputError, Parser, number, run_script, sizes
 from experiment.options import THREADS_HELP
 from experiment.page import write_page
-from experiment.run import made_by, weights_mark
+from experiment.run import made_by
 from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, trace
 from experiment.table import print_table, show_mistake, write_table
 from experiment.task_check import require_sound, shown_size
@@ -166,7 +166,7 @@ def answer_file(path: Path, options: argparse.Namespace) -> None:
         batch = task.batch(bits).to(model.device)
         logits, _ = model(batch.inputs, memory_units=rows)
         wrong = int(task.wrong_bits(logits, batch))
-        bits_wrong = f"{wrong or 'no'} wrong bit{'s' * (wrong != 1)}"
+        bits_wrong = plots.counted(wrong or "no", "wrong bit")
         memory = f"{plots.counted(rows, 'row')} of memory" if rows else "no memory"
         print(f"sequence {i}: {len(bits)} vector(s), {memory}, {bits_wrong}; its answer ({configuration.data.name}):")
         if rows and len(bits) > rows:
@@ -190,7 +190,10 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
         print(f"the largest size needs {needed} rows of memory: -memory_units {needed + SPARE_ROWS} would hold it")
     for mistake in mistakes:
         print(show_mistake(model, mistake, options.memory_units))
-    table, about = options.output / "log" / f"{name}_scores.json", {"name": name, "weights": weights_mark(model)}
+    table, about = (
+        options.output / "log" / f"{name}_scores.json",
+        {"name": name, "weights": checkpoint.weights_mark(model)},
+    )
     about |= {"seed": options.seed, "dirt": options.dirt}
     other = ", in place of another" if write_table(table, about, scores, optima, rows) else ""
     picture = options.output / "log" / f"{name}_accuracy.png"

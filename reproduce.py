@@ -23,7 +23,7 @@ import torch
 
 from experiment import paper
 from experiment.backend import start_backend
-from experiment.checkpoint import load_model, write_atomically
+from experiment.checkpoint import load_model, weights_mark, write_atomically
 from experiment.configuration import (
     CONFIGS,
     NAMES,
@@ -38,7 +38,6 @@ from experiment.configuration import (
 )
 from experiment.errors import InputError, Parser, number, numbers, run_script
 from experiment.processes import Processes
-from experiment.run import weights_mark
 from experiment.runlog import commit
 from experiment.scoring import EVALUATION, LONG_LENGTH, LONG_ROWS, SCORING_SEED, generator, sample_sizes, score, trace
 from experiment.sweep import Job, run_all, train
@@ -105,8 +104,8 @@ def train_and_score(job: Job) -> dict:
         scored = json.loads(result.read_text())
         if which.items() <= scored.items():
             if scored["commit"] != commit():
-                said = f"{job.variant} {configuration.name} seed {job.seed}".strip()
-                print(f"{said}: scored before, at commit {scored['commit']}; this is {commit()}", file=sys.stderr)
+                before = f"scored before, at commit {scored['commit']}"
+                print(f"{job.title}: {before}; this is {commit()}", file=sys.stderr)
             return scored
     torch.set_num_threads(1)
     start_backend(model)

@@ -21,7 +21,7 @@ from experiment.configuration import ROOT
 from experiment.errors import InputError, run_script
 from experiment.options import parse_options
 from experiment.processes import Processes
-from experiment.run import InterruptFlag, TrainState, claim_run, final_test, shown_path, weights_mark
+from experiment.run import InterruptFlag, TrainState, claim_run, final_test, shown_path
 from experiment.runlog import RunLog, commit
 from experiment.scoring import TRAINING, HeldOut, draw_held_out, generator, score, seed_torch, sequence_bits, trace
 from experiment.task_check import check_task
@@ -100,7 +100,7 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, options: argparse.
     saved_model = state.free_path(saved_model)
     checkpoint.save(saved_model, contents)
     outcome, took = final_test(state), f"finished after {trained['seconds']:.1f} s"
-    log.line(f"{took}: {saved_model.name}, weights {weights_mark(state.model)}\n{outcome}")
+    log.line(f"{took}: {saved_model.name}, weights {checkpoint.weights_mark(state.model)}\n{outcome}")
     log.close()
     state.path.unlink()
     print(f"{took}: {shown_path(saved_model)}\n{outcome}")

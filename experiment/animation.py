@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from experiment.checkpoint import write_atomically
 from experiment.errors import InputError
-from experiment.plots import COLOURS, STYLE, input_limits, rows_label, visited_window
+from experiment.plots import COLOURS, STYLE, counted, input_limits, rows_label, visited_window
 from experiment.runlog import logged_values
 from experiment.scoring import Trace
 
@@ -69,7 +69,7 @@ def steps(shown: Trace, title: str, path: Path) -> None:
             answered = int((answering & done[:, 0]).sum())
             state = f"{answered} vectors of {bits} bits answered" if answered else "reading"
             if answered and shown.wrong_bits == shown.wrong.sum():  # else the task counts them in a way of its own
-                state += f", {wrong} wrong bits"
+                state += f", {counted(wrong, 'wrong bit')}"
             figure.suptitle(f"{title}\nstep {t + 1} of {len(shown.mask)}: {state}")
             frames.append(_picture(figure))
         plt.close(figure)

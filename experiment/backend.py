@@ -100,7 +100,8 @@ def telling_of_compilation(training: bool) -> Iterator[None]:
         with install_listener("numba:compile", Tell()):
             yield
     finally:
-        gc.enable()
+        if told:
+            gc.enable()
         if child:
             child.wait()
 

@@ -22,8 +22,10 @@ from ntm.addressing import SHIFTS
 from ntm.machine import Machine
 
 FORMAT = 6
-ABANDONED = 3600  # seconds after which a part of a file is of a process that was killed, and no other that writes it
 OLDER_FORMATS = (4, 5)  # finished models of these are read too: blur cost was of w (4), dropout did not fall (5)
+
+
+ABANDONED = 3600  # seconds after which a part of a file is of a process that was killed, whatever system that was on
 
 
 def is_dead(process: str) -> bool:
@@ -95,6 +97,11 @@ def checksum(contents: Any, budget: int) -> str:
         else:
             digest.update(f"{type(part).__name__} {part!r} ".encode())
     return digest.hexdigest()
+
+
+def weights_mark(model: Machine) -> str:
+    """What the log of a run calls the weights that it ended with: the beginning of their checksum."""
+    return checksum(model.state_dict(), budget=1 << 62)[:12]
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:

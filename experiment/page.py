@@ -31,9 +31,9 @@ def asks(task: Task) -> str:
     return sentence
 
 
-def samples(configuration: Configuration) -> list[dict[str, list]]:
+def samples(task: Task, size: tuple) -> list[dict[str, list]]:
     """Some sequences of a task: inputs and targets by step, null where no answer counts."""
-    task, source, drawn, size = configuration.task, generator(0, EVALUATION), [], shown_size(configuration, SHOWN_SIZE)
+    source, drawn = generator(0, EVALUATION), []
     for _ in range(SAMPLES):
         batch = task.sample(1, size, source)
         inputs, targets, mask = (part[:, 0].tolist() for part in batch)
@@ -64,6 +64,7 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
     weights = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
     network, data, task = configuration.network, configuration.data, configuration.task
     typed = type(task) in (Reverse, Copy)  # whose sequences are vectors, and can be typed
+    size = None if typed else shown_size(configuration, SHOWN_SIZE)
     spec = {
         "name": configuration.name,
         "task": data.name.replace("_", " "),
@@ -72,13 +73,13 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
         "outputs": task.output_size,
         "marks": list(getattr(task, "marks", ())),
         "reversed": type(task) is Reverse,
-        "samples": None if typed else samples(configuration),
+        "samples": None if typed else samples(task, size),
         "trained": [label(data.low), label(data.high)],
         "longest": data.high[0],
         "rows": rows or (FIRST_ROWS if typed else min(max(network.memory_units, FEWEST_ROWS), MOST_ROWS)),
         "fewest_rows": FEWEST_ROWS,
         "most_rows": MOST_ROWS,
-        "needed": None if typed else task.rows_needed(shown_size(configuration, SHOWN_SIZE)),
+        "needed": None if typed else task.rows_needed(size),
         "shifts": list(addressing.SHIFTS),
         "width": network.memory_unit_size,
         "cells": network.controller_size,

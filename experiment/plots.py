@@ -94,8 +94,8 @@ def accuracy_by_size(
         save_figure(figure, path)
 
 
-def counted(number: int, what: str) -> str:
-    """Say how many there are."""
+def counted(number: int | str, what: str) -> str:
+    """Say how many there are, by a number or "no"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
@@ -211,7 +211,7 @@ def memory_over_time(traces: dict[str, Trace], title: str, path: Path) -> None:
             for axes, values, when in (
                 (axes_of[0], at_first, name),
                 (axes_of[1], before_answering, "before the first answer"),
-                (axes_of[2], at_last, f"when all is answered, {wrong or 'no'} wrong bit{'s' * (wrong != 1)}"),
+                (axes_of[2], at_last, f"when all is answered, {counted(wrong or 'no', 'wrong bit')}"),
             ):
                 image = axes.imshow(values[order], aspect="auto", vmin=-limit, vmax=limit, cmap="PuOr", origin="lower")
                 axes.set_title(when, loc="left", fontsize=8.5)

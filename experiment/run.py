@@ -269,10 +269,10 @@ class TrainState:
             if stored["format"] != checkpoint.FORMAT or "replaces" not in stored:
                 raise ValueError("settings of the same name may mean something else")
             self.model.load_state_dict(stored["model"])
-            options = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(stored["optimizer"])
-            for group, own in zip(self.optimizer.param_groups, options, strict=True):
-                group.update(own)  # which an edit may have changed, as all else that the run does
+            before, groups = stored["optimizer"], self.optimizer.state_dict()["param_groups"]
+            groups = zip(groups, before["param_groups"], strict=True)  # of its options, an edit of the code counts
+            groups = [own | {"params": old["params"]} for own, old in groups]
+            self.optimizer.load_state_dict({"state": before["state"], "param_groups": groups})
         except (ValueError, RuntimeError) as error:
             raise InputError(f"-resume: {self.path} is of an older train.py; delete it to start anew") from error
         self.clipper.log_typical, self.sums = stored["log_typical_norm"], stored["sums"]
@@ -306,15 +306,10 @@ class TrainState:
             raise InputError(f"{what} ({self.where(self.step)}); {stopped}")
 
 
-def weights_mark(model: Machine) -> str:
-    """What the log of a run calls the weights that it ended with: the beginning of their checksum."""
-    return checkpoint.checksum(model.state_dict(), budget=1 << 62)[:12]
-
-
 def made_by(model: Machine, log: Path) -> bool:
     """Whether the run of a log ended with a model's weights; true where the log does not say."""
     marks = re.findall(r", weights (\w{12})$", log.read_text(encoding="utf-8"), re.M) if log.exists() else []
-    return not marks or marks[-1] == weights_mark(model)
+    return not marks or marks[-1] == checkpoint.weights_mark(model)
 
 
 def final_test(state: TrainState) -> str:

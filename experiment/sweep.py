@@ -36,6 +36,11 @@ class Job(NamedTuple):
     flags: list[str]
     sequences: int
 
+    @property
+    def title(self) -> str:
+        """What is said of it begins with this."""
+        return f"{self.variant} {Path(self.name).stem} seed {self.seed}".strip()
+
 
 def train(job: Job) -> Path:
     """Train a job's model, unless that is done; returns its file."""
@@ -47,9 +52,9 @@ def train(job: Job) -> Path:
         contents = load(saved)
         if contents["configuration"] != wanted.as_dict():
             raise InputError(f"{saved}: made by another recipe; delete {job.folder}, or choose another -output")
-        said, before = f"{job.variant} {wanted.name} seed {job.seed}".strip(), contents["trained"]["commit"]
+        before = contents["trained"]["commit"]
         now = "" if before == commit() else f"; this is {commit()}"
-        print(f"{said}: trained before, at commit {before}{now}", file=sys.stderr)
+        print(f"{job.title}: trained before, at commit {before}{now}", file=sys.stderr)
         return saved
     output = os.path.relpath(job.folder, ROOT)  # what the run's log repeats should not name this computer's folders
     command = [sys.executable, "train.py", *flags, "-output", output]
@@ -64,7 +69,9 @@ def train(job: Job) -> Path:
     _running.append(process)
     error = process.communicate()[1]
     _running.remove(process)
-    if process.returncode and not saved.exists():
+    if process.returncode and saved.exists():  # by the train.py of a worker that was killed
+        return train(job)
+    if process.returncode:
         raise InputError(f"{job.name}, seed {job.seed}: {error.strip()}")
     return saved
 
@@ -147,6 +154,4 @@ def run_all(
                     failures[i] = f"{jobs[i].variant} {error}".strip()
                     tqdm.write(f"failed: {failures[i]}")
                     continue
-                tqdm.write(
-                    f"{jobs[i].variant} {results[i]['name']} seed {jobs[i].seed}: {in_short(results[i])}".strip()
-                )
+                tqdm.write(f"{jobs[i].title}: {in_short(results[i])}")

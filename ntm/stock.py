@@ -137,7 +137,7 @@ def edited() -> str | None:
                 what = ", ".join(name or "a statement" for name in names)
                 return f"ntm/{file}.py was edited ({what}); once ntm/fused/ computes the same: python ntm/stock.py"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"what it is cannot be read ({error})"
+        return f"what it is cannot be read from ntm/fused/{RECORD.name} ({error})"
     return None
 
 

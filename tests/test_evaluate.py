@@ -9,8 +9,7 @@ from PIL import Image
 
 import evaluate
 from experiment import plots
-from experiment.checkpoint import load_model
-from experiment.run import weights_mark
+from experiment.checkpoint import load_model, weights_mark
 
 FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); runpy.run_path(sys.argv[0], None, '__main__')"
 SOME = ("m2d2", "m3d3", "f1d1")  # with m1d1, which sweeps train: each network and data set
