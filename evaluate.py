@@ -250,7 +250,7 @@ def animate(path: Path, options: argparse.Namespace) -> None:
     if not curves.exists():
         print(f"no film of the training: its curves are not in {curves}")
     elif not made_by(model, run_log):
-        print(f"no film of the training: the run in {run_log} and {curves} made another model")
+        print(f"no film of the training: the run in {run_log} and {curves} made another model, or has not ended")
     else:
         animation.training(curves, name, log / f"{name}_training.gif")
         print(f"{log / f'{name}_training.gif'}")
@@ -267,9 +267,11 @@ def model_path(name: str, output: Path) -> Path:
     if not (own.exists() or other.exists()):
         raise InputError(f"{own}: is not there; train it with train.py, or name a model's file by -saved_model")
     unfinished = output / "runs" / name / "checkpoint.pt"
+    also = f"; -saved_model {unfinished} is the run that is not finished" if unfinished.exists() else ""
     if not own.exists():
-        also = f"; -saved_model {unfinished} is the run that is not finished" if unfinished.exists() else ""
         print(f"{own} is not there: this is {other}{also}")
+    elif also:
+        print(f"{own} is from before the last run of {name}{also}")
     return own if own.exists() else other
 
 

@@ -19,6 +19,7 @@ from experiment import checkpoint, plots
 from experiment.backend import choose_device, start_backend
 from experiment.configuration import ROOT
 from experiment.errors import InputError, run_script
+from experiment.machine_check import answers_alike, check_remade
 from experiment.options import parse_options
 from experiment.processes import Processes
 from experiment.run import InterruptFlag, TrainState, claim_run, final_test, shown_path
@@ -97,9 +98,12 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, options: argparse.
     trained = {"iterations": state.step, "seconds": state.seconds(), "commit": commit()}
     configuration = state.configuration
     contents = {"configuration": configuration.as_dict(), "model": state.model.state_dict(), "trained": trained}
+    contents["code"] = checkpoint.code_record(configuration)
     saved_model = state.free_path(saved_model)
     checkpoint.save(saved_model, contents)
     outcome, took = final_test(state), f"finished after {trained['seconds']:.1f} s"
+    if not answers_alike(state.model, checkpoint.load_model(saved_model)[0].to(state.model.device)):
+        outcome += "\nthe file makes another machine than was trained: a hook or a replaced part of it is in no file"
     log.line(f"{took}: {saved_model.name}, weights {checkpoint.weights_mark(state.model)}\n{outcome}")
     log.close()
     state.path.unlink()
@@ -120,6 +124,7 @@ def run(processes: Processes) -> None:
     processes.require_shareable(model, configuration.recipe.batch_size)
     device = choose_device(options.device, model, processes.local_rank)
     model = model.to(device)
+    check_remade(model, configuration)
     if options.init and not options.resume:
         model.load_state_dict(processes.share(lambda: checkpoint.weights_for(model, configuration, options.init)))
     wanted_name = configuration.name

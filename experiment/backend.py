@@ -31,11 +31,11 @@ def choose_device(name: str, model: Machine | None = None, index: int = 0) -> to
     Raises:
         InputError: there is no such device, or the model asks for the fused path, and it cannot be had.
     """
-    if model and model.backend is not Backend.REFERENCE:
+    if model is not None and model.backend is not Backend.REFERENCE:
         use_widest_vectors()
     try:
         if name == "auto":
-            name = "cuda" if torch.cuda.is_available() and not (model and model.use_fused()) else "cpu"
+            name = "cuda" if torch.cuda.is_available() and not (model is not None and model.use_fused()) else "cpu"
         device = torch.device(name)
         device = torch.device(device.type, index) if device.type == "cuda" and device.index is None else device
         torch.zeros((), device=device).item()  # an error, too, where it computes no numbers: meta

@@ -8,23 +8,26 @@ import time
 import warnings
 import zipfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiment.configuration import Configuration
+from experiment.configuration import ROOT, Configuration
 from experiment.errors import InputError
 from experiment.runlog import commit
 from ntm import Backend
 from ntm.addressing import SHIFTS
 from ntm.machine import Machine
+from ntm.stock import FILES, definitions, digests, edited_names
 
 FORMAT = 6
 OLDER_FORMATS = (4, 5)  # finished models of these are read too: blur cost was of w (4), dropout did not fall (5)
 
 
+CODE = *FILES, "baseline"  # of ntm/: what makes answers of weights
 ABANDONED = 3600  # seconds after which a part of a file is of a process that was killed, whatever system that was on
 
 
@@ -174,14 +177,44 @@ def maker(path: Path) -> str | None:
         return None
 
 
+def code_files(configuration: Configuration) -> dict[str, Path]:
+    """The files whose code makes answers and scores of a model's weights: of the machine, and of its task."""
+    kinds = [kind.__module__ for kind in type(configuration.task).__mro__ if kind.__module__ != "builtins"]
+    task_files = [file for name in kinds if (file := getattr(sys.modules.get(name), "__file__", None))]
+    own = [Path(file) for file in task_files if Path(file).is_relative_to(ROOT)]
+    return {file.relative_to(ROOT).as_posix(): file for file in (*own, *(ROOT / "ntm" / f"{name}.py" for name in CODE))}
+
+
+@cache
+def code_record(configuration: Configuration) -> dict[str, dict[str, str]]:
+    """A digest of each definition in `code_files`, as they are when a process asks first; kept with a model."""
+    files = code_files(configuration).items()
+    return {name: digests(definitions(file.read_text(encoding="utf-8"))) for name, file in files}
+
+
+def edits_since(record: dict[str, dict[str, str]], configuration: Configuration) -> str | None:
+    """Name what was edited since a `code_record`, in one phrase; None where nothing was."""
+    files, edits = code_files(configuration), []
+    for name, before in record.items():
+        source = files[name].read_text(encoding="utf-8") if name in files else ""
+        if names := edited_names(source, before):
+            edits.append(f"{name} ({', '.join(each or 'a statement' for each in names)})")
+    return "; ".join(edits) or None
+
+
 def load_model(path: Path | str, backend: Backend = Backend.AUTO) -> tuple[Machine, Configuration]:
     """Load a trained model, on the CPU and in eval mode, with the configuration that it was trained by.
+
+    Says so where the code that makes answers of its weights was edited since.
 
     Raises:
         InputError: the file cannot be used.
     """
     contents = load(path := Path(path))
     configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
+    edits = edits_since(contents.get("code", {}), configuration)
+    if edits:
+        print(f"{path}: was trained by other code than this; edited since: {edits}", file=sys.stderr)
     model = configuration.make_model(backend)
     try:
         model.load_state_dict(contents["model"])
@@ -204,7 +237,7 @@ def weights_for(model: Machine, configuration: Configuration, path: Path) -> dic
         InputError: the file cannot be used, or its weights are of other sizes.
     """
     trained, its_configuration = load_model(path)
-    weights, task, its_task = trained.state_dict(), configuration.data.name, its_configuration.data.name
+    weights = trained.state_dict()
     for name, own in model.state_dict().items():
         there = weights.get(name)
         if there is None or there.shape != own.shape:
@@ -214,6 +247,10 @@ def weights_for(model: Machine, configuration: Configuration, path: Path) -> dic
             raise InputError(f"{path}: is of another machine: {name} is {what} there, and {here} here")
     if len(weights) > len(model.state_dict()):
         raise InputError(f"{path}: is of another machine: it has more weights than this one")
-    if its_task != task:
-        print(f"-init: {path} was trained on {its_task}; this run trains it on {task}")
+    for what, before, now in (
+        ("task", its_configuration.data.name, configuration.data.name),
+        ("controller", *(getattr(each.network, "controller", None) for each in (its_configuration, configuration))),
+    ):
+        if before != now:
+            print(f"-init: {path} was trained with the {what} {before}; this run goes on with the {what} {now}")
     return weights

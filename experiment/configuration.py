@@ -271,22 +271,25 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     Raises:
         InputError: a key is missing, unknown, of a wrong type, or impossible.
     """
-    task = fields.get("task", "")
-    if isinstance(task, str) and task not in TASKS:
-        raise InputError(f"{source}: 'task' is {task!r}; allowed are {', '.join(TASKS)}")
+    if "task" not in fields:
+        raise InputError(f"{source}: key 'task' is missing; allowed are {', '.join(TASKS)}")
+    task = fields["task"]
+    if not isinstance(task, str) or task not in TASKS:
+        raise InputError(f"{source}: 'task' is {json.dumps(task, default=str)[:40]}; allowed are {', '.join(TASKS)}")
     kind = BaselineNetwork if fields.keys() & _types(BaselineNetwork).keys() else Network
-    data_types = Data.types(task if isinstance(task, str) else "reverse")  # no string: `checked_keys` says so
-    defaults = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    data_types = Data.types(task)
+    declared = *dataclasses.fields(kind), *dataclasses.fields(TASKS[task])
+    defaults = {field.name: field.default for field in declared if field.default is not dataclasses.MISSING}
     fields = checked_keys(defaults | fields, _types(kind) | data_types, source)
     if fields.get("controller", "lstm") not in CONTROLLERS:
         raise InputError(f"{source}: 'controller' is {fields['controller']!r}; allowed are {', '.join(CONTROLLERS)}")
-    parameters = _types(TASKS[fields["task"]])
+    parameters = _types(TASKS[task])
     for key, value in fields.items():
         of = key if key in parameters else END.sub("", key)
-        low, high = TASKS[fields["task"]].limits_of(of) if key in data_types else USUAL_LIMITS
+        low, high = TASKS[task].limits_of(of) if key in data_types else USUAL_LIMITS
         if isinstance(value, int) and not low <= value <= high:
             raise InputError(f"{source}: {key!r} is {value}; allowed is {low} to {high}")
-    for of in TASKS[fields["task"]].Size._fields:
+    for of in TASKS[task].Size._fields:
         for low, high in ("min", "max"), ("longer_min", "longer_max"), ("max", "longer_max"):
             low, high = f"{low}_{of}", f"{high}_{of}"
             if fields[low] > fields[high]:

@@ -7,6 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
+from experiment.configuration import Configuration
 from experiment.errors import InputError
 from ntm import NTM, Backend
 from ntm.controller import LSTMController
@@ -222,6 +223,34 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
         raise InputError(
             "NTM.forward gives other answers than NTM.forward_backward, by which train.py trains: what is done to "
             "inputs or answers belongs in `step_with_focus`, which both call"
+        )
+
+
+def answers_alike(model: Machine, other: Machine) -> bool:
+    """Whether two machines give the same answers to a small batch, to a thousandth."""
+    answers, others = (small_batch(deepcopy(each).eval(), Backend.REFERENCE, back=False)[0] for each in (model, other))
+    return answers.dtype == others.dtype and bool((answers - others).norm() <= 1e-3 * answers.norm())
+
+
+def check_remade(model: Machine, configuration: Configuration) -> None:
+    """Refuse a model that its configuration and its weights do not make again: evaluate.py would score another.
+
+    Raises:
+        InputError: they do not.
+    """
+    with generators_kept(next(model.parameters())):
+        made = configuration.make_model(Backend.REFERENCE).to(model.device)
+    try:
+        made.load_state_dict(model.state_dict())
+        alike = answers_alike(stirred(model, 0), stirred(made, 0))
+    except RuntimeError:  # weights of other names or shapes, or that cannot be copied, as those that pruning makes
+        alike = False
+    except Exception:  # of a machine that cannot run at all: `check_machine` says so
+        return
+    if not alike:
+        raise InputError(
+            "the model is another than its configuration and weights make: what was done to it is in no file, and "
+            "evaluate.py would score a machine without it; do it in its class, in ntm/"
         )
 
 

@@ -235,6 +235,7 @@ class TrainState:
         contents = {
             "configuration": self.configuration.as_dict(),
             "commit": commit(),
+            "code": checkpoint.code_record(self.configuration),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "log_typical_norm": self.clipper.log_typical,
@@ -256,7 +257,7 @@ class TrainState:
         before = Configuration.from_dict(stored["configuration"], str(self.path))
         if before != self.configuration:
             parts = before.as_dict(), self.configuration.as_dict()
-            old, new = ({**each["network"], **each["data"], **each["recipe"]} for each in parts)
+            old, new = ({"name": each["name"], **each["network"], **each["data"], **each["recipe"]} for each in parts)
             differ = "; ".join(f"{k} was {v} and is {new.get(k)} now" for k, v in old.items() if v != new.get(k))
             raise InputError(f"-resume: {self.path} is of a run with other flags: {differ}")
         if not is_same_init(stored.get("init"), self.init):
@@ -307,9 +308,9 @@ class TrainState:
 
 
 def made_by(model: Machine, log: Path) -> bool:
-    """Whether the run of a log ended with a model's weights; true where the log does not say."""
-    marks = re.findall(r", weights (\w{12})$", log.read_text(encoding="utf-8"), re.M) if log.exists() else []
-    return not marks or marks[-1] == checkpoint.weights_mark(model)
+    """Whether the run of a log ended with a model's weights; false where it has not ended, or the log is not there."""
+    ends = re.findall(r"^finished after .*$", log.read_text(encoding="utf-8"), re.M) if log.exists() else []
+    return bool(ends) and ends[-1].endswith(f", weights {checkpoint.weights_mark(model)}")
 
 
 def final_test(state: TrainState) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from experiment.configuration import Configuration, Data, Network, Recipe
+from experiment.errors import InputError
 from experiment.machine_check import compare_optimizers
 from experiment.scoring import dirty_memory
 from experiment.task_check import sound
@@ -44,15 +45,30 @@ def make_optimizer(recipe: Recipe, weights: Tensor, fused: bool) -> torch.optim.
     return torch.optim.RMSprop([weights], recipe.lr, recipe.alpha, eps=1e-4, momentum=recipe.momentum, centered=True)
 
 
-def set_learning_rate(recipe: Recipe, cells: int, step: int, optimizer: torch.optim.Optimizer) -> float:
-    """Set the rate of an iteration, and return it: constant, or half a cosine down to 0; lower with more cells.
+def learning_rate(recipe: Recipe, cells: int, step: int) -> float:
+    """The rate of an iteration: constant, or half a cosine down to 0; lower with more cells.
 
     Adam moves each weight by about the rate; so the more weights a cell sums up, the more that changes.
     """
     lr = recipe.lr * (math.sqrt(recipe.lr_cells / cells) if recipe.lr_cells else 1)
     if recipe.lr_schedule == "cosine":
         lr *= 0.5 * (1 + math.cos(math.pi * step / recipe.num_iters))
+    return lr
+
+
+def set_learning_rate(recipe: Recipe, cells: int, step: int, optimizer: torch.optim.Optimizer) -> float:
+    """Set the rate of an iteration, and return it.
+
+    Raises:
+        InputError: another one has been set since the last, by a scheduler or for a group, and this would undo it.
+    """
+    lr, last = learning_rate(recipe, cells, step), learning_rate(recipe, cells, step - 1)
     for group in optimizer.param_groups:
+        if group["lr"] not in (last, recipe.lr):  # that of the recipe: from `make_optimizer`
+            raise InputError(
+                f"a learning rate of {group['lr']:g} was set on the optimizer, and each iteration sets that of "
+                "`learning_rate` in experiment/training.py: change it there"
+            )
         group["lr"] = lr
     return lr
 
@@ -114,9 +130,9 @@ def draw_memory(recipe: Recipe, rows: int, width: int, source: torch.Generator) 
     docs/recipe.md.
     """
     dirty = (torch.rand(recipe.batch_size, generator=source) < recipe.dirty).nonzero().squeeze(1)
-    memory = torch.empty(recipe.batch_size, width, rows).transpose(1, 2)  # as `dirty_memory` lies
-    memory.copy_(initial_memory(recipe.batch_size, rows, width, like=memory))
     deviation = recipe.dirt * torch.rand(len(dirty), generator=source)
+    blank = initial_memory(recipe.batch_size, rows, width, like=deviation).transpose(1, 2)
+    memory = blank.contiguous().transpose(1, 2)  # as `dirty_memory` lies
     return memory.index_copy_(0, dirty, dirty_memory(deviation, rows, width, source))
 
 

@@ -180,6 +180,10 @@ def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+CALL_AND_LOOKUP = "__call__", "__getattr__", "__getattribute__"
+call_and_lookup = attrgetter(*CALL_AND_LOOKUP)
+
+
 @cache
 def methods_of(stock: type[nn.Module]) -> list[str]:
     """The methods that a class itself defines, in its order, but for `__init__`."""
@@ -201,9 +205,9 @@ def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> st
     for name in methods if kind is not stock or not own.keys().isdisjoint(methods) else ():
         if name in own or getattr(kind, name) is not vars(stock)[name]:
             return f"has its own {name}"
-    for name in ("__call__", "__getattr__", "__getattribute__"):
-        if getattr(kind, name) is not getattr(nn.Module, name):
-            return f"has its own {name}"
+    if call_and_lookup(kind) != call_and_lookup(nn.Module):
+        other = (name for name in CALL_AND_LOOKUP if getattr(kind, name) is not getattr(nn.Module, name))
+        return f"has its own {next(other)}"
     linear = getattr(module, map_name)
     if type(linear) is not nn.Linear or "forward" in vars(linear) or linear is not module._modules.get(map_name):
         return f"has its own {map_name}, a {type(linear).__name__}"

@@ -1,6 +1,5 @@
 """The memory matrix M_t: N rows of width M, read and written as a whole (Graves et al. 2014, sections 3.1 and 3.2)."""
 
-import torch
 from torch import Tensor
 
 # Every element of a blank memory. A small constant, so that no parameter depends on N (Collier & Beel 2018).
@@ -9,8 +8,7 @@ INITIAL_VALUE = 1e-6
 
 def initial_memory(batch_size: int, memory_units: int, memory_unit_size: int, like: Tensor) -> Tensor:
     """Make M_0, every element at `INITIAL_VALUE`: (B, N, M), of the dtype and on the device of `like`."""
-    value = torch.tensor(INITIAL_VALUE, dtype=like.dtype, device=like.device)
-    return value.expand(batch_size, memory_units, memory_unit_size)
+    return like.new_full((1, 1, 1), INITIAL_VALUE).expand(batch_size, memory_units, memory_unit_size)
 
 
 def read(memory: Tensor, weighting: Tensor) -> Tensor:

@@ -313,7 +313,7 @@ class NTM(Machine):
         was replaced, or edited in its file.
         """
         parameter = self.initial_reads
-        if parameter.device.type != "cpu":
+        if not parameter.is_cpu:
             return f"the fused path runs on the CPU, not on {parameter.device}"
         if parameter.dtype not in (torch.float32, torch.float64):
             return f"the fused path computes in float32 or float64, not {parameter.dtype}"

@@ -15,11 +15,13 @@ from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
 
 from experiment.backend import choose_device, start_backend
+from experiment.configuration import load_configuration
 from experiment.errors import InputError
+from experiment.machine_check import answers_alike, check_remade
 from ntm import NTM, Backend, BackendError, LSTMBaseline, NTMState, addressing
 from ntm import ntm as machine
 from ntm.backend import Contents
-from ntm.controller import LSTMController, LSTMState
+from ntm.controller import FeedForwardController, LSTMController, LSTMState
 from ntm.heads import Controls, Heads
 from ntm.loss import cross_entropy
 from ntm.memory import INITIAL_VALUE
@@ -601,6 +603,46 @@ def test_a_parameter_that_training_would_not_move_is_refused():
     model.register_parameter("temperature", torch.nn.Parameter(torch.ones(())))
     with pytest.raises(InputError, match="temperature gets no gradient"):
         start_backend(model, training=True)
+
+
+def hook(part):
+    return lambda model: model.get_submodule(part).register_forward_hook(lambda module, inputs, output: -output)
+
+
+DONE_TO_IT = {  # what no file keeps
+    "a hook": hook("output_proj"),
+    "a hook on the controller": lambda model: model.controller.register_forward_hook(lambda m, i, o: (-o[0], o[1])),
+    "pruning": lambda model: prune.l1_unstructured(model.heads.control_proj, "weight", 0.5),
+    "a parametrization": lambda model: nn.utils.parametrizations.spectral_norm(model.output_proj),
+    "another part": lambda model: setattr(model, "output_proj", nn.Sequential(model.output_proj)),
+    "another type": lambda model: model.double(),
+    "one more weight": lambda model: model.register_parameter("more", nn.Parameter(torch.zeros(1))),
+    "another controller": lambda model: setattr(model, "controller", FeedForwardController(28, 100)),
+}
+
+
+@pytest.mark.parametrize("done", DONE_TO_IT)
+def test_a_model_that_its_file_would_not_make_again_is_refused(done):
+    configuration = load_configuration("m1d1")
+    model = configuration.make_model()
+    check_remade(model, configuration)
+    DONE_TO_IT[done](model)
+    with pytest.raises(InputError, match="another than its configuration and weights make"):
+        check_remade(model, configuration)
+
+
+def test_a_hook_that_only_looks_other_weights_and_noise_in_training_are_kept():
+    configuration = load_configuration("m1d1")
+    model = configuration.make_model()
+    model.output_proj.register_forward_hook(lambda module, inputs, output: None)
+    model.output_proj.register_forward_pre_hook(lambda m, x: (x[0] + torch.randn_like(x[0]),) if m.training else None)
+    nn.init.zeros_(model.output_proj.bias)
+    check_remade(model, configuration)
+    same = load_configuration("m1d1").make_model()
+    same.load_state_dict(model.state_dict())
+    assert answers_alike(model, same)
+    hook("output_proj")(model)
+    assert not answers_alike(model, same)
 
 
 class Gives(LSTMController):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -10,11 +11,21 @@ import torch
 from conftest import GOOD, ROOT
 
 from experiment import checkpoint
-from experiment.checkpoint import load, load_model, load_to_resume, save, weights_for, write_atomically
+from experiment.checkpoint import (
+    code_record,
+    edits_since,
+    load,
+    load_model,
+    load_to_resume,
+    save,
+    weights_for,
+    write_atomically,
+)
 from experiment.configuration import load_configuration, load_task_json
 from experiment.errors import InputError
 from experiment.runlog import commit
 from ntm import Backend
+from ntm.controller import CONTROLLERS, LSTMController
 
 
 def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path):
@@ -66,8 +77,47 @@ def test_weights_of_another_task_are_taken_and_it_is_said(repository, tiny, tmp_
     model = configuration.make_model(Backend.REFERENCE)
     weights = weights_for(model, configuration, repository.folder / "saved_model" / "reverse_tiny.pt")
     assert weights.keys() == model.state_dict().keys()
-    told = "was trained on reverse; this run trains it on copy" in capsys.readouterr().out
+    told = "was trained with the task reverse; this run goes on with the task copy" in capsys.readouterr().out
     assert told == (task == "copy")
+
+
+class Other(LSTMController):
+    """With the same weights, another machine."""
+
+
+def test_weights_of_another_controller_are_taken_and_it_is_said(repository, tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(CONTROLLERS, "other", Other)
+    (tmp_path / "of.json").write_text(json.dumps({**GOOD, "controller": "other"}))
+    configuration = load_task_json(tmp_path / "of.json")
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    weights_for(configuration.make_model(Backend.REFERENCE), configuration, saved)
+    assert "with the controller lstm; this run goes on with the controller other" in capsys.readouterr().out
+
+
+def test_what_was_edited_since_a_model_was_trained_is_named(repository, tiny, tmp_path, capsys, monkeypatch):
+    contents = load(repository.folder / "saved_model" / "reverse_tiny.pt")
+    record, configuration = contents["code"], load_configuration("m1d1")
+    assert record == code_record(configuration)
+    assert {"ntm/heads.py", "ntm/baseline.py", "tasks/reverse.py", "tasks/vectors.py", "tasks/task.py"} < record.keys()
+    assert edits_since(record, configuration) is None
+    files = {name: tmp_path / name for name in record}
+    for name, path in files.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text((ROOT / name).read_text())
+    monkeypatch.setattr(checkpoint, "code_files", lambda _: files)
+    controller, heads, task = (files[name] for name in ("ntm/controller.py", "ntm/heads.py", "tasks/reverse.py"))
+    controller.write_text(controller.read_text() + "\n\nclass Mine(nn.Module):\n    pass\n")
+    heads.write_text(heads.read_text() + "# a comment\n")
+    assert edits_since(record, configuration) is None
+    heads.write_text(heads.read_text().replace("softplus", "relu"))
+    task.write_text(task.read_text().replace("flip", "clone"))
+    assert edits_since(record, configuration) == "tasks/reverse.py (Reverse.answer); ntm/heads.py (Heads.controls)"
+    path = tmp_path / "model.pt"
+    save(path, contents)
+    load_model(path)
+    assert f"{path}: was trained by other code than this; edited since: tasks/reverse.py" in capsys.readouterr().err
+    del files["tasks/reverse.py"]
+    assert re.match(r"tasks/reverse\.py \(.*Reverse\.answer", edits_since(record, configuration))
 
 
 def test_a_tensor_under_two_names_is_saved_and_read(tmp_path):

@@ -25,6 +25,7 @@ from experiment.errors import InputError
 from experiment.options import parse_options
 from experiment.recipe import settings_in_use
 from tasks import TASKS
+from tasks.copy import Copy
 from tasks.repeat_copy import LengthAndRepeats
 
 
@@ -38,6 +39,23 @@ def test_the_nine():
         assert tuple(vars(network).values()) == (*sizes[name[:2]], "lstm")
         assert tuple(data.as_dict().values()) == ("reverse", 8, *ranges[name[2:]])
         assert Configuration.from_dict(configuration.as_dict(), "here") == configuration
+
+
+def test_a_parameter_of_a_task_with_a_default_may_be_left_away(tmp_path, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Narrow(Copy):
+        seq_width: int = 3
+
+    monkeypatch.setitem(TASKS, "copy", Narrow)
+    path = tmp_path / "tiny.json"
+    for width in ({}, {"seq_width": 5}):
+        path.write_text(json.dumps({k: v for k, v in GOOD.items() if k != "seq_width"} | {"task": "copy"} | width))
+        configuration = load_task_json(path)
+        assert configuration.task.seq_width == width.get("seq_width", 3)
+        assert Configuration.from_dict(configuration.as_dict(), "here") == configuration
+    path.write_text(json.dumps({k: v for k, v in GOOD.items() if k != "task"}))
+    with pytest.raises(InputError, match=r"tiny\.json: key 'task' is missing; allowed are reverse, copy"):
+        load_task_json(path)
 
 
 @pytest.mark.parametrize("name", ["m4d1", "m1", "", "m1d1d1", "../m1d1", "M1D1"])

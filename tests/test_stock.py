@@ -29,7 +29,7 @@ def changed(file, *pairs):
 EDITS = {
     "a constant": ("addressing", ("2.0**-20", "2.0**-30"), "NORM_EPSILON"),
     "an operation": ("addressing", ("torch.softmax(", "torch.softmax(0.5 * "), "content_weighting"),
-    "an argument": ("memory", ("value", "val"), "initial_memory"),
+    "an argument": ("memory", ("like.new_full", "torch.full"), "initial_memory"),
     "a method": ("controller", ("cell = cell * cell_mask", "cell = cell * 1"), "LSTMController.forward"),
     "a base": ("heads", ("class Heads(nn.Module)", "class Heads(nn.ModuleDict)"), "Heads"),
     "a default": ("ntm", ("blur_cost: float = 0.0", "blur_cost: float = 1.0"), "NTM.forward_backward"),

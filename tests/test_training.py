@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from experiment.configuration import NINE, PAPER, Recipe, load_configuration
+from experiment.errors import InputError
 from experiment.scoring import generator
 from experiment.training import (
     Clipper,
@@ -15,6 +16,7 @@ from experiment.training import (
     draw_mask,
     draw_memory,
     largest_size,
+    learning_rate,
     make_optimizer,
     set_learning_rate,
 )
@@ -55,16 +57,51 @@ def test_the_curriculum_grows_from_short_to_the_whole_range():
 
 def test_learning_rate_falls_or_stays():
     recipe = Recipe(num_iters=100, lr=1e-2)
-    model = configured("m1d1", recipe).make_model()
-    optimizer = make_optimizer(recipe, model.flatten_parameters(), fused=False)
     for step, left in ((0, 1.0), (50, 0.5), (100, 0.0)):
-        assert set_learning_rate(recipe, 100, step, optimizer) == pytest.approx(1e-2 * left)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 * left)
+        assert learning_rate(recipe, 100, step) == pytest.approx(1e-2 * left)
     constant = Recipe(num_iters=100, lr=1e-2, lr_schedule="constant")
-    assert set_learning_rate(constant, 100, 99, optimizer) == 1e-2
-    assert set_learning_rate(constant, 400, 99, optimizer) == 5e-3  # four times the cells, half the rate
+    assert learning_rate(constant, 100, 99) == 1e-2
+    assert learning_rate(constant, 400, 99) == 5e-3  # four times the cells, half the rate
     always = Recipe(num_iters=100, lr=1e-2, lr_schedule="constant", lr_cells=0)
-    assert set_learning_rate(always, 400, 99, optimizer) == 1e-2
+    assert learning_rate(always, 400, 99) == 1e-2
+
+
+def of_two_groups(weights):
+    return torch.optim.AdamW([{"params": [weights]}, {"params": [torch.zeros(1)], "lr": 1e-20}], lr=1e-2)
+
+
+SCHEDULERS = {
+    "none": None,
+    "that falls": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+    "that warms up": torch.optim.lr_scheduler.LinearLR,
+}
+
+
+@pytest.mark.parametrize("lr_schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_learning_rate_that_the_next_iteration_would_undo_is_refused(scheduler, lr_schedule):
+    recipe, make = Recipe(num_iters=9, lr=1e-2, lr_schedule=lr_schedule), SCHEDULERS[scheduler]
+    optimizer = make_optimizer(recipe, configured("m1d1", recipe).make_model().flatten_parameters(), fused=False)
+    other = make and make(optimizer)
+
+    def iterate():
+        for step in range(9):
+            rate = set_learning_rate(recipe, 100, step, optimizer)
+            assert optimizer.param_groups[0]["lr"] == rate == learning_rate(recipe, 100, step)
+            optimizer.step()
+            if other:
+                other.step()
+
+    if make is None:
+        iterate()
+        return
+    with pytest.raises(InputError, match=r"`learning_rate` in experiment/training\.py"):
+        iterate()
+
+
+def test_a_learning_rate_of_a_group_is_refused():
+    with pytest.raises(InputError, match="a learning rate of 1e-20 was set"):
+        set_learning_rate(Recipe(lr=1e-2), 100, 0, of_two_groups(torch.zeros(2)))
 
 
 def test_the_blur_cost_grows_from_nothing():

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ntm.addressing import initial_weighting
 from ntm.controller import LSTMState
-from ntm.fused.layout import Sizes, State, state_cells, transpose_weights, workspace_size
+from ntm.fused.layout import Sizes, State, reads_width, state_cells, transpose_weights, workspace_size
 from ntm.fused.loss import LossArgs
 from ntm.fused.runtime import Workspace, run_parallel
 from ntm.fused.unroll import UnrollArgs, groups_backward, groups_forward, groups_forward_backward
@@ -35,6 +34,22 @@ def _flat(tensor: Tensor) -> np.ndarray:
 def state_arrays(state: NTMState) -> State:
     """A state's arrays, its memory [M][N]."""
     return State(*(_flat(part.detach()) for part in swap_memory_axes(flat_state(state))))
+
+
+def initial_state(weights: np.ndarray, s: Sizes, memory: np.ndarray) -> State:
+    """The state before the first step, as `NTM.initial_state`, in NumPy, which takes a fifth of the time to start on.
+
+    Args:
+        weights: all parameters, packed: the learned initial state is their end.
+        s: the machine's sizes.
+        memory: M_0, (B, M, N), or (1, M, N) for all sequences.
+    """
+    weighting = np.zeros((1, 2 * s.num_read_heads, memory.shape[2]), weights.dtype)
+    weighting[..., 0] = 1
+    cell_at = weights.size - state_cells(s)
+    hidden_at = cell_at - state_cells(s)
+    reads = weights[hidden_at - reads_width(s) : hidden_at].reshape(1, s.num_read_heads, s.width)
+    return State(memory, weighting, reads, weights[None, hidden_at:cell_at], weights[None, cell_at:])
 
 
 def packed_weights(parameters: list[Tensor], flat: Tensor | None) -> np.ndarray:
@@ -262,14 +277,11 @@ def forward_backward(
         raise RuntimeError("forward_backward gives inputs and memory no gradient: take backward() of a loss")
     weights = (pack_parameters(parameters) if flat is None else flat.detach()).numpy()
     sizes = make_sizes(parameters)
-    memory = memory.detach().swapaxes(1, 2)
-    weighting = initial_weighting(1, 2 * sizes.num_read_heads, memory.shape[2], like=memory)
-    learned = parameters[6:] if sizes.lstm else [*parameters[6:], *[memory.new_empty(0)] * 2]
-    initial = State(_flat(memory), weighting.numpy(), *(_flat(part.detach())[None] for part in learned))
+    initial = initial_state(weights, sizes, np.ascontiguousarray(memory.numpy().swapaxes(1, 2)))
     args = make_unroll_args(weights, sizes, inputs, initial, cell_mask, blur_cost)
     loss_args = make_loss_args(args, targets, mask)
     shard_ranges, sequences = part.shards(inputs.shape[1]), part.sequences(inputs.shape[1])
-    logits = torch.from_numpy(args.logits)[:, sequences]
+    logits = torch.from_numpy(args.logits[:, sequences])
     if flat is not None:
         return loss_and_gradients(args, loss_args, flat.grad.numpy(), shard_ranges), logits
     gradients = np.zeros_like(args.weights)

@@ -1,4 +1,4 @@
-"""One time step of a group of sequences: controller and memory, each forward and backward.
+"""One time step of a group of sequences: controller and memory, each forward and backward, and the step whole.
 
 There is a write head for each read head; heads are numbered read heads first. A gradient carries the name of its
 variable with a `d_` in front. State has a slot `before` the step and one `after` it; what backward needs of the step
@@ -24,9 +24,9 @@ from ntm.fused.addressing import (
 from ntm.fused.blas import matmul
 from ntm.fused.controller import feedforward, feedforward_backward, lstm, lstm_backward
 from ntm.fused.controls import apply_activations, apply_activations_backward, split_controls
-from ntm.fused.jit import jit, jit_inline
+from ntm.fused.jit import jit
 from ntm.fused.layout import input_offsets, reads_width
-from ntm.fused.mathlib import ONE, broadcast_row
+from ntm.fused.mathlib import ONE, broadcast_row, copy_matrix
 from ntm.fused.memory import memory_backward, read, read_write_backward, write
 
 
@@ -68,7 +68,7 @@ def controller_units_backward(first, sizes, cell_mask, saved, t, d_state):
             feedforward_backward(d_gates, d_hidden)
 
 
-@jit_inline
+@jit
 def controller_step(first, args, weights, saved, t, before, after, slot):
     """The controller, each sequence of the group: fills the gates, and its output in slot `after` of its input."""
     gates, (_, hidden_offset) = saved.gates[slot], input_offsets(args.sizes)
@@ -80,7 +80,7 @@ def controller_step(first, args, weights, saved, t, before, after, slot):
     controller_units(first, args.sizes, args.cell_mask, saved, t, before, after, slot)
 
 
-@jit_inline
+@jit
 def controller_step_backward(first, args, weights_transposed, saved, t, d_state):
     """Gradient of `controller_step`: `d_state.reads_and_hidden` comes in as that of step t, leaves as that of t - 1."""
     reads_offset, _ = input_offsets(args.sizes)
@@ -169,3 +169,35 @@ def memory_step_backward(blur_weight, saved, t, d_state, scratch):
             scratch.key_norm_grad, d_memory, d_controls.key,
         )  # fmt: skip
         apply_activations_backward(controls, d_controls)
+
+
+@jit
+def step(first, args, weights, saved, t, gated):
+    """One step of the machine (`NTM.step`), each sequence of the group from `first` on: overwrites its logits.
+
+    `gated` (H, N) is scratch.
+    """
+    (slots, group, _), (reads_offset, hidden_offset) = saved.gates.shape, input_offsets(args.sizes)
+    before, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
+    copy_matrix(args.inputs[t, first : first + group], saved.controller_input[before])
+    controller_step(first, args, weights, saved, t, before, after, slot)
+    matmul(saved.controller_input[after, :, hidden_offset:], weights.control_proj, 0, saved.controls[slot])
+    memory_step(args.sizes, saved, before, after, slot, gated)
+    logits = args.logits[t, first : first + group]
+    matmul(saved.controller_input[after, :, reads_offset:], weights.output_proj, 0, logits)
+
+
+@jit
+def step_backward(first, args, weights_transposed, saved, t, d_state, d_inputs, scratch):
+    """Gradient of `step`: `d_state` comes in as that of step t's state, and leaves as that of step t - 1's.
+
+    Overwrites `saved.d_controls[t]`, and the group's part of `d_inputs[t]`, where that is not empty.
+    """
+    group, (reads_offset, _) = saved.d_logits.shape[1], input_offsets(args.sizes)
+    matmul(saved.d_logits[t], weights_transposed.output_proj[:, :-1], 1, d_state.reads_and_hidden)
+    memory_step_backward(args.blur_weight, saved, t, d_state, scratch)
+    d_hidden = d_state.reads_and_hidden[:, reads_width(args.sizes) :]
+    matmul(saved.d_controls[t], weights_transposed.control_proj[:, :-1], 1, d_hidden)
+    controller_step_backward(first, args, weights_transposed, saved, t, d_state)
+    if d_inputs.shape[0]:
+        matmul(saved.d_gates[t], weights_transposed.gate_proj[:, :reads_offset], 0, d_inputs[t, first : first + group])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ntm.fused.blas import matmul, matmul_tn
+from ntm.fused.blas import matmul_tn
 from ntm.fused.jit import jit, jit_entry, jit_inline, jit_refcounted
 from ntm.fused.layout import (
     Sizes,
@@ -23,7 +23,7 @@ from ntm.fused.layout import (
 )
 from ntm.fused.loss import group_blur, group_loss
 from ntm.fused.mathlib import ONE, accumulate_rows, copy, copy_matrix
-from ntm.fused.step import Scratch, controller_step, controller_step_backward, memory_step, memory_step_backward
+from ntm.fused.step import Scratch, step, step_backward
 from ntm.shards import GROUP
 
 
@@ -74,18 +74,33 @@ def store_state(first, sizes, slot, saved, final):
 @jit_inline
 def forward_group(first, args, weights, saved):
     """Run a group, the batch's sequences from `first` on; returns the slot of its final state."""
-    (slots, group, _), (reads_offset, hidden_offset) = saved.gates.shape, input_offsets(args.sizes)
     load_state(first, args.sizes, args.initial_state, saved)
     gated = np.empty(saved.weighting.shape[2:], saved.memory.dtype)
     for t in range(args.inputs.shape[0]):
-        before, after, slot = t % (slots + 1), (t + 1) % (slots + 1), t % slots
-        copy_matrix(args.inputs[t, first : first + group], saved.controller_input[before])
-        controller_step(first, args, weights, saved, t, before, after, slot)
-        matmul(saved.controller_input[after, :, hidden_offset:], weights.control_proj, 0, saved.controls[slot])
-        memory_step(args.sizes, saved, before, after, slot, gated)
-        logits = args.logits[t, first : first + group]
-        matmul(saved.controller_input[after, :, reads_offset:], weights.output_proj, 0, logits)
-    return args.inputs.shape[0] % (slots + 1)
+        step(first, args, weights, saved, t, gated)
+    return args.inputs.shape[0] % (saved.gates.shape[0] + 1)
+
+
+@jit
+def accumulate_map_gradients(sizes, saved, accumulate, d_weights):
+    """The gradients of the three maps, over all steps of all sequences at once; as `backward_group` says."""
+    (steps, group, _), (reads_offset, hidden_offset) = saved.d_logits.shape, input_offsets(sizes)
+    input_width = saved.controller_input.shape[2]
+    steps_and_group = steps * group
+    controller_inputs_before = saved.controller_input[:steps].reshape(steps_and_group, input_width)
+    controller_inputs_after = saved.controller_input[1:].reshape(steps_and_group, input_width)
+    d_gates = saved.d_gates.reshape(steps_and_group, d_weights.gate_proj.shape[1])
+    if sizes.lstm:
+        matmul_tn(controller_inputs_before, d_gates, accumulate, d_weights.gate_proj)
+    else:  # which does not take its own last output; see `Weights`
+        matmul_tn(controller_inputs_before[:, :hidden_offset], d_gates, accumulate, d_weights.gate_proj[:-1])
+        if not accumulate:
+            d_weights.gate_proj[-1] = 0
+        accumulate_rows(d_gates, d_weights.gate_proj[-1])
+    d_controls = saved.d_controls.reshape(steps_and_group, d_weights.control_proj.shape[1])
+    d_logits = saved.d_logits.reshape(steps_and_group, d_weights.output_proj.shape[1])
+    matmul_tn(controller_inputs_after[:, hidden_offset:], d_controls, accumulate, d_weights.control_proj)
+    matmul_tn(controller_inputs_after[:, reads_offset:], d_logits, accumulate, d_weights.output_proj)
 
 
 @jit_inline
@@ -97,10 +112,8 @@ def backward_group(first, args, weights_transposed, saved, d_state, d_inputs, ac
     `saved.d_controls`, and the group's part of `d_inputs`, which may be empty. The maps' gradients in `d_weights` are
     added to what is there if `accumulate`, else overwritten.
     """
-    (steps, group, _), dtype = saved.d_logits.shape, saved.d_logits.dtype
+    heads, dtype = saved.weighting.shape[2], saved.d_logits.dtype
     _, _, width, rows = saved.memory.shape
-    heads, input_width = saved.weighting.shape[2], saved.controller_input.shape[2]
-    reads_offset, hidden_offset = input_offsets(args.sizes)
     scratch = Scratch(
         gated=np.empty(rows, dtype),
         d_content=np.empty(rows, dtype),
@@ -111,31 +124,9 @@ def backward_group(first, args, weights_transposed, saved, d_state, d_inputs, ac
         key_norm_grad=np.empty(heads, dtype),
         memory_before_erase=np.empty((width, rows), dtype),
     )
-    for t in range(steps - 1, -1, -1):
-        matmul(saved.d_logits[t], weights_transposed.output_proj[:, :-1], 1, d_state.reads_and_hidden)
-        memory_step_backward(args.blur_weight, saved, t, d_state, scratch)
-        d_hidden = d_state.reads_and_hidden[:, reads_width(args.sizes) :]
-        matmul(saved.d_controls[t], weights_transposed.control_proj[:, :-1], 1, d_hidden)
-        controller_step_backward(first, args, weights_transposed, saved, t, d_state)
-        if d_inputs.shape[0]:
-            matmul(
-                saved.d_gates[t], weights_transposed.gate_proj[:, :reads_offset], 0, d_inputs[t, first : first + group]
-            )
-    steps_and_group = steps * group  # the products for the maps' gradients are over all steps of all sequences
-    controller_inputs_before = saved.controller_input[:steps].reshape(steps_and_group, input_width)
-    controller_inputs_after = saved.controller_input[1:].reshape(steps_and_group, input_width)
-    d_gates = saved.d_gates.reshape(steps_and_group, d_weights.gate_proj.shape[1])
-    if args.sizes.lstm:
-        matmul_tn(controller_inputs_before, d_gates, accumulate, d_weights.gate_proj)
-    else:  # which does not take its own last output; see `Weights`
-        matmul_tn(controller_inputs_before[:, :hidden_offset], d_gates, accumulate, d_weights.gate_proj[:-1])
-        if not accumulate:
-            d_weights.gate_proj[-1] = 0
-        accumulate_rows(d_gates, d_weights.gate_proj[-1])
-    d_controls = saved.d_controls.reshape(steps_and_group, d_weights.control_proj.shape[1])
-    d_logits = saved.d_logits.reshape(steps_and_group, d_weights.output_proj.shape[1])
-    matmul_tn(controller_inputs_after[:, hidden_offset:], d_controls, accumulate, d_weights.control_proj)
-    matmul_tn(controller_inputs_after[:, reads_offset:], d_logits, accumulate, d_weights.output_proj)
+    for t in range(saved.d_logits.shape[0] - 1, -1, -1):
+        step_backward(first, args, weights_transposed, saved, t, d_state, d_inputs, scratch)
+    accumulate_map_gradients(args.sizes, saved, accumulate, d_weights)
 
 
 @jit_refcounted
