@@ -70,8 +70,12 @@ def small_batch(
     with generators_kept(like):
         torch.manual_seed(0)
         if not back:
+            state = model.initial_state(batch, rows)
+            if isinstance(model, NTM):
+                state = state._replace(memory=memory)
+            masks = {} if cell_mask is None else {"cell_mask": cell_mask}
             with torch.no_grad():
-                return [model(inputs, model.initial_state(batch, rows)._replace(memory=memory), cell_mask=cell_mask)[0]]
+                return [model(inputs, state, **masks)[0]]
         targets = torch.rand(steps, batch, model.output_proj.out_features, generator=source).round().to(like)
         mask = (torch.arange(steps * batch).view(steps, batch) % 3 > 0).to(like)
         loss, logits = model.forward_backward(inputs, targets, mask, memory, cell_mask, blur_cost)

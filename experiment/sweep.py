@@ -48,7 +48,8 @@ def train(job: Job) -> Path:
     flags = [*which, "-seed", str(job.seed), *job.flags]
     _, wanted = parse_options("", flags)
     saved = job.folder / "saved_model" / f"{wanted.title}.pt"
-    if saved.exists():
+    unfinished = (job.folder / "runs" / wanted.name / "checkpoint.pt").exists()
+    if saved.exists() and not unfinished:
         contents = load(saved)
         if contents["configuration"] != wanted.as_dict():
             raise InputError(f"{saved}: made by another recipe; delete {job.folder}, or choose another -output")
@@ -58,7 +59,7 @@ def train(job: Job) -> Path:
         return saved
     output = os.path.relpath(job.folder, ROOT)  # what the run's log repeats should not name this computer's folders
     command = [sys.executable, "train.py", *flags, "-output", output]
-    if (job.folder / "runs" / wanted.name / "checkpoint.pt").exists():
+    if unfinished:
         command.append("-resume")
     else:
         command.append("-overwrite")  # of what a run left that was killed before its first checkpoint

@@ -621,6 +621,15 @@ DONE_TO_IT = {  # what no file keeps
 }
 
 
+def test_what_is_done_to_an_lstm_alone_is_in_no_file_either():
+    configuration = load_configuration("copy_lstm")
+    model = configuration.make_model()
+    check_remade(model, configuration)
+    hook("output_proj")(model)
+    with pytest.raises(InputError, match="another than its configuration and weights make"):
+        check_remade(model, configuration)
+
+
 @pytest.mark.parametrize("done", DONE_TO_IT)
 def test_a_model_that_its_file_would_not_make_again_is_refused(done):
     configuration = load_configuration("m1d1")

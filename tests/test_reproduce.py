@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import GOOD
 
 from experiment.checkpoint import load, save
 from experiment.configuration import ROOT
 from experiment.errors import InputError
+from experiment.sweep import Job, train
 from reproduce import parse_options, print_table
 
 
@@ -85,6 +87,23 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_after_it_wrote_its_model_is_finished(repository, tiny, tmp_path):
+    (tmp_path / "tiny.json").write_text(json.dumps(GOOD))
+    begun = ["-backend", "reference", "-num_iters", "4", "-batch_size", "2", "-checkpoint_every", "3"]
+    job = Job("", str(tmp_path / "tiny.json"), 0, tmp_path, begun, 0)
+    checkpoint = tmp_path / "runs" / "tiny" / "checkpoint.pt"
+    program = "import os, sys; from experiment.runlog import RunLog; RunLog.close = lambda log: os._exit(9); "
+    program += "import train; sys.argv[:1] = ['train.py']; train.run_script(train.main)"
+    flags = "-task_json", job.name, "-seed", 0, *begun, "-output", tmp_path
+    repository.run("-c", program, *flags, code=9)  # after the model, and before the checkpoint goes
+    (saved,) = (tmp_path / "saved_model").glob("*.pt")
+    assert checkpoint.exists()
+    assert train(job) == saved
+    assert not checkpoint.exists()
+    assert len(re.findall(r"^finished after", (tmp_path / "log" / "tiny.log").read_text(), re.MULTILINE)) == 1
 
 
 @pytest.mark.slow
