@@ -129,11 +129,11 @@ def draw_memory(recipe: Recipe, rows: int, width: int, source: torch.Generator) 
     Dirt is normal, of a standard deviation that each sequence draws evenly from (0, `dirt`). What it is for:
     docs/recipe.md.
     """
-    dirty = (torch.rand(recipe.batch_size, generator=source) < recipe.dirty).nonzero().squeeze(1)
+    dirty = np.flatnonzero(torch.rand(recipe.batch_size, generator=source).numpy() < recipe.dirty)
     deviation = recipe.dirt * torch.rand(len(dirty), generator=source)
     blank = initial_memory(recipe.batch_size, rows, width, like=deviation).transpose(1, 2)
     memory = blank.contiguous().transpose(1, 2)  # as `dirty_memory` lies
-    return memory.index_copy_(0, dirty, dirty_memory(deviation, rows, width, source))
+    return memory.index_copy_(0, torch.from_numpy(dirty), dirty_memory(deviation, rows, width, source))
 
 
 def draw_mask(probability: float, shape: tuple[int, ...], source: torch.Generator) -> Tensor:

@@ -166,16 +166,15 @@ def unpack_transposed(flat, s):
 
 @jit
 def transpose(a, out):
-    """Transpose `a` into `out`, eight columns at a time: each fills a cache line of `out` further."""
+    """Transpose `a` into `out`, eight rows at a time, which are read side by side: eight numbers of `out` at once."""
     rows, columns = a.shape
-    for j in range(0, columns - 7, 8):
-        for i in range(rows):
-            x = a[i, j : j + 8]
-            x0, x1, x2, x3, x4, x5, x6, x7 = x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7]
-            out[j, i], out[j + 1, i], out[j + 2, i], out[j + 3, i] = x0, x1, x2, x3
-            out[j + 4, i], out[j + 5, i], out[j + 6, i], out[j + 7, i] = x4, x5, x6, x7
-    for j in range(columns - columns % 8, columns):
-        for i in range(rows):
+    for first in range(0, rows - 7, 8):
+        for j in range(columns):
+            eight = out[j, first : first + 8]
+            for i in range(8):
+                eight[i] = a[first + i, j]
+    for i in range(rows - rows % 8, rows):
+        for j in range(columns):
             out[j, i] = a[i, j]
 
 
