@@ -21,7 +21,7 @@ from experiment.runlog import commit
 from ntm import Backend
 from ntm.addressing import SHIFTS
 from ntm.machine import Machine
-from ntm.stock import FILES, definitions, digests, edited_names
+from ntm.stock import FILES, definitions, digests, edited, edited_names
 
 FORMAT = 6
 OLDER_FORMATS = (4, 5)  # finished models of these are read too: blur cost was of w (4), dropout did not fall (5)
@@ -198,7 +198,7 @@ def edits_since(record: dict[str, dict[str, str]], configuration: Configuration)
     for name, before in record.items():
         source = files[name].read_text(encoding="utf-8") if name in files else ""
         if names := edited_names(source, before):
-            edits.append(f"{name} ({', '.join(each or 'a statement' for each in names)})")
+            edits.append(f"{name} was edited ({', '.join(each or 'a statement' for each in names)})")
     return "; ".join(edits) or None
 
 
@@ -212,9 +212,10 @@ def load_model(path: Path | str, backend: Backend = Backend.AUTO) -> tuple[Machi
     """
     contents = load(path := Path(path))
     configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
-    edits = edits_since(contents.get("code", {}), configuration)
+    record = contents.get("code")
+    edits = edited() if record is None else edits_since(record, configuration)  # those that are shipped have none
     if edits:
-        print(f"{path}: was trained by other code than this; edited since: {edits}", file=sys.stderr)
+        print(f"{path}: was trained by other code than this: {edits.partition('; once')[0]}", file=sys.stderr)
     model = configuration.make_model(backend)
     try:
         model.load_state_dict(contents["model"])
