@@ -22,7 +22,6 @@ from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_tit
 from experiment.errors import InputError, Parser, number, run_script, sizes
 from experiment.options import THREADS_HELP
 from experiment.page import write_page
-from experiment.run import made_by
 from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, trace
 from experiment.table import print_table, show_mistake, write_table
 from experiment.task_check import require_sound, shown_size
@@ -249,7 +248,7 @@ def animate(path: Path, options: argparse.Namespace) -> None:
     curves, run_log = folder / "runs" / name, folder / "log" / f"{name}.log"
     if not curves.exists():
         print(f"no film of the training: its curves are not in {curves}")
-    elif not made_by(model, run_log):
+    elif not checkpoint.made_by(model, run_log):
         print(f"no film of the training: the run in {run_log} and {curves} made another model, or has not ended")
     else:
         animation.training(curves, name, log / f"{name}_training.gif")
@@ -271,7 +270,7 @@ def model_path(name: str, output: Path) -> Path:
     if not own.exists():
         print(f"{own} is not there: this is {other}{also}")
     elif also:
-        print(f"{own} is from before the last run of {name}{also}")
+        print(f"{own} may be from before the last run of {name}{also}")
     return own if own.exists() else other
 
 

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from experiment import checkpoint, plots
 from experiment.backend import choose_device, start_backend
+from experiment.code_record import code_record
 from experiment.configuration import ROOT
 from experiment.errors import InputError, run_script
-from experiment.machine_check import answers_alike, check_remade
+from experiment.machine_check import check_remade
 from experiment.options import parse_options
 from experiment.processes import Processes
 from experiment.run import InterruptFlag, TrainState, claim_run, final_test, shown_path
@@ -98,12 +99,12 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, options: argparse.
     trained = {"iterations": state.step, "seconds": state.seconds(), "commit": commit()}
     configuration = state.configuration
     contents = {"configuration": configuration.as_dict(), "model": state.model.state_dict(), "trained": trained}
-    contents["code"] = checkpoint.code_record(configuration)
+    contents["code"] = code_record(configuration)
     saved_model = state.free_path(saved_model)
     checkpoint.save(saved_model, contents)
     outcome, took = final_test(state), f"finished after {trained['seconds']:.1f} s"
-    if not answers_alike(state.model, checkpoint.load_model(saved_model)[0].to(state.model.device)):
-        outcome += "\nthe file makes another machine than was trained: a hook or a replaced part of it is in no file"
+    if not checkpoint.makes_again(saved_model, configuration, state.model):
+        outcome += "\nthe file makes another machine than was trained: what was done to it is in no file"
     log.line(f"{took}: {saved_model.name}, weights {checkpoint.weights_mark(state.model)}\n{outcome}")
     log.close()
     state.path.unlink()

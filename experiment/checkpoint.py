@@ -3,31 +3,31 @@
 import hashlib
 import io
 import os
+import re
 import sys
 import time
 import warnings
 import zipfile
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from experiment.configuration import ROOT, Configuration
+from experiment.code_record import say_what_was_edited
+from experiment.configuration import Configuration
 from experiment.errors import InputError
+from experiment.machine_check import answers_alike
 from experiment.runlog import commit
 from ntm import Backend
 from ntm.addressing import SHIFTS
 from ntm.machine import Machine
-from ntm.stock import FILES, definitions, digests, edited, edited_names
 
 FORMAT = 6
 OLDER_FORMATS = (4, 5)  # finished models of these are read too: blur cost was of w (4), dropout did not fall (5)
 
 
-CODE = *FILES, "baseline"  # of ntm/: what makes answers of weights
 ABANDONED = 3600  # seconds after which a part of a file is of a process that was killed, whatever system that was on
 
 
@@ -107,6 +107,15 @@ def weights_mark(model: Machine) -> str:
     return checksum(model.state_dict(), budget=1 << 62)[:12]
 
 
+def made_by(model: Machine, log: Path) -> bool:
+    """Whether the run of a log ended with a model's weights; false where it has not ended, or there is no log.
+
+    True where it has, and the log does not say with which, as older ones.
+    """
+    ends = re.findall(r"^finished after .*$", log.read_text(encoding="utf-8"), re.M) if log.exists() else []
+    return bool(ends) and (", weights " not in ends[-1] or ends[-1].endswith(weights_mark(model)))
+
+
 def save(path: Path, contents: dict[str, Any]) -> None:
     """Write tensors and plain containers atomically, with the number of this format, the shifts, and a checksum.
 
@@ -177,31 +186,6 @@ def maker(path: Path) -> str | None:
         return None
 
 
-def code_files(configuration: Configuration) -> dict[str, Path]:
-    """The files whose code makes answers and scores of a model's weights: of the machine, and of its task."""
-    kinds = [kind.__module__ for kind in type(configuration.task).__mro__ if kind.__module__ != "builtins"]
-    task_files = [file for name in kinds if (file := getattr(sys.modules.get(name), "__file__", None))]
-    own = [Path(file) for file in task_files if Path(file).is_relative_to(ROOT)]
-    return {file.relative_to(ROOT).as_posix(): file for file in (*own, *(ROOT / "ntm" / f"{name}.py" for name in CODE))}
-
-
-@cache
-def code_record(configuration: Configuration) -> dict[str, dict[str, str]]:
-    """A digest of each definition in `code_files`, as they are when a process asks first; kept with a model."""
-    files = code_files(configuration).items()
-    return {name: digests(definitions(file.read_text(encoding="utf-8"))) for name, file in files}
-
-
-def edits_since(record: dict[str, dict[str, str]], configuration: Configuration) -> str | None:
-    """Name what was edited since a `code_record`, in one phrase; None where nothing was."""
-    files, edits = code_files(configuration), []
-    for name, before in record.items():
-        source = files[name].read_text(encoding="utf-8") if name in files else ""
-        if names := edited_names(source, before):
-            edits.append(f"{name} was edited ({', '.join(each or 'a statement' for each in names)})")
-    return "; ".join(edits) or None
-
-
 def load_model(path: Path | str, backend: Backend = Backend.AUTO) -> tuple[Machine, Configuration]:
     """Load a trained model, on the CPU and in eval mode, with the configuration that it was trained by.
 
@@ -212,10 +196,11 @@ def load_model(path: Path | str, backend: Backend = Backend.AUTO) -> tuple[Machi
     """
     contents = load(path := Path(path))
     configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
-    record = contents.get("code")
-    edits = edited() if record is None else edits_since(record, configuration)  # those that are shipped have none
-    if edits:
-        print(f"{path}: was trained by other code than this: {edits.partition('; once')[0]}", file=sys.stderr)
+    say_what_was_edited(contents.get("code"), configuration, path)
+    return _model_of(contents, configuration, path, backend), configuration
+
+
+def _model_of(contents: dict[str, Any], configuration: Configuration, path: Path, backend: Backend) -> Machine:
     model = configuration.make_model(backend)
     try:
         model.load_state_dict(contents["model"])
@@ -223,11 +208,30 @@ def load_model(path: Path | str, backend: Backend = Backend.AUTO) -> tuple[Machi
         raise InputError(f"{path}: its weights do not fit its configuration") from error
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise InputError(f"{path}: has weights that are not finite numbers")
-    return model.eval(), configuration
+    return model.eval()
+
+
+def holds(path: Path, configuration: Configuration, model: Machine) -> bool:
+    """Whether a file is a model's own already: of this configuration, with these weights."""
+    try:
+        contents = load(path)
+    except InputError:
+        return False
+    weights = checksum(contents["model"], budget=1 << 62), checksum(model.state_dict(), budget=1 << 62)
+    return contents["configuration"] == configuration.as_dict() and weights[0] == weights[1]
+
+
+def makes_again(path: Path, configuration: Configuration, model: Machine) -> bool:
+    """Whether a model's file makes a machine that answers as the one that it was saved from."""
+    try:
+        made = _model_of(load(path), configuration, path, Backend.REFERENCE)
+        return answers_alike(model, made.to(model.device))
+    except (InputError, RuntimeError):  # RuntimeError: what was done to it cannot be copied, as pruning
+        return False
 
 
 def weights_for(model: Machine, configuration: Configuration, path: Path) -> dict[str, Tensor]:
-    """The weights of a trained model, for another of the same sizes; says so where that was of another task.
+    """The weights of a trained model, for another of the same sizes; says so where its task or controller is another.
 
     Args:
         model: the other.

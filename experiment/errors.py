@@ -125,7 +125,7 @@ def number(kind: type, low: float = 0, high: float = math.inf, above: bool = Fal
 
     def parse(text: str) -> float:
         try:
-            value = kind(text)
+            value = math.nan if "_" in text else kind(text)  # which Python passes over in a number
         except ValueError:
             value = math.nan
         if not bounds.hold(value):

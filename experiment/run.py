@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from experiment import checkpoint
+from experiment.code_record import code_record
 from experiment.configuration import Configuration
 from experiment.errors import InputError
 from experiment.runlog import commit
@@ -235,7 +236,7 @@ class TrainState:
         contents = {
             "configuration": self.configuration.as_dict(),
             "commit": commit(),
-            "code": checkpoint.code_record(self.configuration),
+            "code": code_record(self.configuration),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "log_typical_norm": self.clipper.log_typical,
@@ -283,8 +284,8 @@ class TrainState:
 
     def free_path(self, path: Path) -> Path:
         """The model's path; or one beside it, and a line, where another model has come there since the run began."""
-        if model_there(path) in (None, self.replaces):
-            return path
+        if model_there(path) in (None, self.replaces) or checkpoint.holds(path, self.configuration, self.model):
+            return path  # its own, where it was killed after it had been written
         beside = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
         free = next(other for other in beside if not other.exists())
         print(f"{path}: another model has come there since this run began; this one is {free.name}")
@@ -305,12 +306,6 @@ class TrainState:
             what = f"iteration {self.step + 1}: loss {loss} or gradient norm {norm} is not finite"
             stopped = f"stopped before a model was spoiled; {self.path} is from before"
             raise InputError(f"{what} ({self.where(self.step)}); {stopped}")
-
-
-def made_by(model: Machine, log: Path) -> bool:
-    """Whether the run of a log ended with a model's weights; false where it has not ended, or the log is not there."""
-    ends = re.findall(r"^finished after .*$", log.read_text(encoding="utf-8"), re.M) if log.exists() else []
-    return bool(ends) and ends[-1].endswith(f", weights {checkpoint.weights_mark(model)}")
 
 
 def final_test(state: TrainState) -> str:

@@ -46,7 +46,11 @@ def commit() -> str:
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT:
             return f"unknown-{code_mark()}"
-        return git("describe", "--always", f"--dirty=-dirty-{code_mark()}", "--abbrev=12", "--exclude=*")
+        dirty = f"-dirty-{code_mark()}"
+        found = git("describe", "--always", f"--dirty={dirty}", "--abbrev=12", "--exclude=*")
+        code = "ntm/*.py", "tasks/*.py", "experiment/*.py"
+        new = git("ls-files", "--others", "--exclude-standard", "--", *code)  # files that are not counted there
+        return found + dirty if new and not found.endswith(dirty) else found
     except (OSError, subprocess.CalledProcessError):
         return f"unknown-{code_mark()}"
 
@@ -174,7 +178,9 @@ class RunLog:
         self._log.flush()
 
     def scalars(self, curve: str, step: int, **values: float) -> None:
-        """Add a point to curves, one tag a value."""
+        """Add a point to curves, one tag a value; a ValueError where the curve is none of `CURVES`."""
+        if curve not in self._curves:
+            raise ValueError(f"curve {curve!r}: a run has {', '.join(CURVES)}, and any tag in each")
         for tag, value in values.items():
             self._curves[curve].add(summary.scalar(tag, value), step)
 

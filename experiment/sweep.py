@@ -48,8 +48,8 @@ def train(job: Job) -> Path:
     flags = [*which, "-seed", str(job.seed), *job.flags]
     _, wanted = parse_options("", flags)
     saved = job.folder / "saved_model" / f"{wanted.title}.pt"
-    unfinished = (job.folder / "runs" / wanted.name / "checkpoint.pt").exists()
-    if saved.exists() and not unfinished:
+    checkpoint = job.folder / "runs" / wanted.name / "checkpoint.pt"
+    if saved.exists() and not checkpoint.exists():
         contents = load(saved)
         if contents["configuration"] != wanted.as_dict():
             raise InputError(f"{saved}: made by another recipe; delete {job.folder}, or choose another -output")
@@ -59,7 +59,7 @@ def train(job: Job) -> Path:
         return saved
     output = os.path.relpath(job.folder, ROOT)  # what the run's log repeats should not name this computer's folders
     command = [sys.executable, "train.py", *flags, "-output", output]
-    if unfinished:
+    if checkpoint.exists():
         command.append("-resume")
     else:
         command.append("-overwrite")  # of what a run left that was killed before its first checkpoint
@@ -70,7 +70,7 @@ def train(job: Job) -> Path:
     _running.append(process)
     error = process.communicate()[1]
     _running.remove(process)
-    if process.returncode and saved.exists():  # by the train.py of a worker that was killed
+    if process.returncode and saved.exists() and not checkpoint.exists():  # by the train.py of a worker that was killed
         return train(job)
     if process.returncode:
         raise InputError(f"{job.name}, seed {job.seed}: {error.strip()}")

@@ -62,14 +62,14 @@ def set_learning_rate(recipe: Recipe, cells: int, step: int, optimizer: torch.op
     Raises:
         InputError: another one has been set since the last, by a scheduler or for a group, and this would undo it.
     """
-    lr, last = learning_rate(recipe, cells, step), learning_rate(recipe, cells, step - 1)
+    lr = learning_rate(recipe, cells, step)
     for group in optimizer.param_groups:
-        if group["lr"] not in (last, recipe.lr):  # that of the recipe: from `make_optimizer`
+        if group["lr"] != group.get("lr_set_here", recipe.lr):
             raise InputError(
                 f"a learning rate of {group['lr']:g} was set on the optimizer, and each iteration sets that of "
                 "`learning_rate` in experiment/training.py: change it there"
             )
-        group["lr"] = lr
+        group["lr"] = group["lr_set_here"] = lr
     return lr
 
 

@@ -120,7 +120,7 @@ class Contents:
             held[owner] = [name for name in sorted(used) if hasattr(owner, name) and not name.startswith("__")]
         held[Tensor] += OPERATORS
         held[nn.Linear] = ["forward", "__call__"]
-        held[nn.Module] = ["__call__", "_wrapped_call_impl", "_call_impl", "__getattr__"]
+        held[nn.Module] = ["__call__", "_wrapped_call_impl", "_call_impl", "__getattr__", "__getattribute__"]
         found = ((owner, name) for owner in theirs for name in held[owner] if not is_torchs(getattr(owner, name)))
         self.replaced_before = [f"{owner.__name__}.{name}" for owner, name in found]
         held |= {kind: ["__new__"] for kind in kinds if issubclass(kind, tuple)}
@@ -193,7 +193,6 @@ def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
 
 CALL_AND_LOOKUP = "__call__", "__getattr__", "__getattribute__"
 call_and_lookup = attrgetter(*CALL_AND_LOOKUP)
-MODULES_OWN = call_and_lookup(nn.Module)
 
 
 @cache
@@ -217,7 +216,7 @@ def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> st
     for name in methods if kind is not stock or not own.keys().isdisjoint(methods) else ():
         if name in own or getattr(kind, name) is not vars(stock)[name]:
             return f"has its own {name}"
-    if call_and_lookup(kind) != MODULES_OWN:
+    if call_and_lookup(kind) != call_and_lookup(nn.Module):
         other = (name for name in CALL_AND_LOOKUP if getattr(kind, name) is not getattr(nn.Module, name))
         return f"has its own {next(other)}"
     linear = getattr(module, map_name)

@@ -1,6 +1,7 @@
 """Both backend.py, and experiment/machine_check.py: the fused path takes the stock machine alone, and says why."""
 
 import copy
+import dataclasses
 import math
 import os
 import subprocess
@@ -15,13 +16,14 @@ from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
 
 from experiment.backend import choose_device, start_backend
+from experiment.checkpoint import makes_again, save
 from experiment.configuration import load_configuration
 from experiment.errors import InputError
 from experiment.machine_check import answers_alike, check_remade
 from ntm import NTM, Backend, BackendError, LSTMBaseline, NTMState, addressing
 from ntm import ntm as machine
 from ntm.backend import Contents
-from ntm.controller import FeedForwardController, LSTMController, LSTMState
+from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController, LSTMState
 from ntm.heads import Controls, Heads
 from ntm.loss import cross_entropy
 from ntm.memory import INITIAL_VALUE
@@ -235,7 +237,7 @@ def test_a_function_of_the_package_that_was_replaced_is_not_passed_over(name, mo
     "name",
     [
         *("Linear.forward", "Linear.__call__", "Module.__call__", "functional.linear", "functional.softplus"),
-        *("functional.binary_cross_entropy_with_logits", "functional.normalize"),
+        *("functional.binary_cross_entropy_with_logits", "functional.normalize", "Module.__getattribute__"),
     ],
 )
 def test_what_was_replaced_in_pytorch_is_not_passed_over(name, monkeypatch):
@@ -652,6 +654,43 @@ def test_a_hook_that_only_looks_other_weights_and_noise_in_training_are_kept():
     assert answers_alike(model, same)
     hook("output_proj")(model)
     assert not answers_alike(model, same)
+
+
+class OfItsOwnGenerator(LSTMController):
+    source = torch.Generator()
+
+    def forward(self, x, state):
+        return super().forward(x + torch.randn(x.shape, generator=self.source), state)
+
+
+class OfNaN(LSTMController):
+    def forward(self, x, state):
+        output, state = super().forward(x, state)
+        return torch.where(output > 0.9, math.nan, output), state
+
+
+class OfAnotherWidth(LSTMController):
+    def forward(self, x, state):
+        return super().forward(x[:, 1:], state)
+
+
+@pytest.mark.parametrize("kind", [OfItsOwnGenerator, OfNaN, OfAnotherWidth])
+def test_a_controller_that_is_made_again_is_left_to_what_looks_at_it(kind, monkeypatch):
+    monkeypatch.setitem(CONTROLLERS, "mine", kind)
+    m1d1 = load_configuration("m1d1")
+    configuration = dataclasses.replace(m1d1, network=dataclasses.replace(m1d1.network, controller="mine"))
+    check_remade(configuration.make_model(), configuration)
+
+
+@pytest.mark.parametrize("done", ["a hook", "pruning", "one more weight"])
+def test_whether_a_file_makes_again_what_was_trained(done, tmp_path):
+    configuration = load_configuration("m1d1")
+    model = configuration.make_model()
+    save(tmp_path / "model.pt", {"configuration": configuration.as_dict(), "model": model.state_dict()})
+    assert makes_again(tmp_path / "model.pt", configuration, model)
+    DONE_TO_IT[done](model)
+    save(tmp_path / "model.pt", {"configuration": configuration.as_dict(), "model": model.state_dict()})
+    assert not makes_again(tmp_path / "model.pt", configuration, model)
 
 
 class Gives(LSTMController):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from conftest import GOOD, ROOT
 
 from experiment import checkpoint
 from experiment.checkpoint import (
-    code_record,
-    edits_since,
     load,
     load_model,
     load_to_resume,
@@ -92,41 +89,6 @@ def test_weights_of_another_controller_are_taken_and_it_is_said(repository, tiny
     saved = repository.folder / "saved_model" / "reverse_tiny.pt"
     weights_for(configuration.make_model(Backend.REFERENCE), configuration, saved)
     assert "with the controller lstm; this run goes on with the controller other" in capsys.readouterr().out
-
-
-def test_what_was_edited_since_a_model_was_trained_is_named(repository, tiny, tmp_path, capsys, monkeypatch):
-    contents = load(repository.folder / "saved_model" / "reverse_tiny.pt")
-    record, configuration = contents["code"], load_configuration("m1d1")
-    assert record == code_record(configuration)
-    assert {"ntm/heads.py", "ntm/baseline.py", "tasks/reverse.py", "tasks/vectors.py", "tasks/task.py"} < record.keys()
-    assert edits_since(record, configuration) is None
-    files = {name: tmp_path / name for name in record}
-    for name, path in files.items():
-        path.parent.mkdir(exist_ok=True)
-        path.write_text((ROOT / name).read_text())
-    monkeypatch.setattr(checkpoint, "code_files", lambda _: files)
-    controller, heads, task = (files[name] for name in ("ntm/controller.py", "ntm/heads.py", "tasks/reverse.py"))
-    controller.write_text(controller.read_text() + "\n\nclass Mine(nn.Module):\n    pass\n")
-    heads.write_text(heads.read_text() + "# a comment\n")
-    assert edits_since(record, configuration) is None
-    heads.write_text(heads.read_text().replace("softplus", "relu"))
-    task.write_text(task.read_text().replace("flip", "clone"))
-    said = "tasks/reverse.py was edited (Reverse.answer); ntm/heads.py was edited (Heads.controls)"
-    assert edits_since(record, configuration) == said
-    path = tmp_path / "model.pt"
-    save(path, contents)
-    load_model(path)
-    assert f"{path}: was trained by other code than this: {said}\n" in capsys.readouterr().err
-    del files["tasks/reverse.py"]
-    assert re.match(r"tasks/reverse\.py was edited \(.*Reverse\.answer", edits_since(record, configuration))
-    del contents["code"]  # as of those that are shipped
-    save(path, contents)
-    load_model(path)
-    assert not capsys.readouterr().err
-    said = "ntm/heads.py was edited (Heads.controls)"
-    monkeypatch.setattr(checkpoint, "edited", lambda: f"{said}; once ntm/fused/ computes the same: python ntm/stock.py")
-    load_model(path)
-    assert capsys.readouterr().err == f"{path}: was trained by other code than this: {said}\n"
 
 
 def test_a_tensor_under_two_names_is_saved_and_read(tmp_path):

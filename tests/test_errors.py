@@ -43,6 +43,7 @@ WRONG = {
         "the page shows 4 to 256 rows",
     ),
     "no iterations": ("train.py -num_iters 0", "-num_iters"),
+    "a number with a line in it": ("train.py -seed 1_0", "'1_0' is not a whole number"),
     "text for a number": ("train.py -lr fast", "'fast' is not a number of at least 1e-30"),
     "a rate beyond floats": ("train.py -task_json huge.json", "huge.json: lr is"),
     "cells beyond counting": (

@@ -103,6 +103,7 @@ def test_a_run_that_was_killed_after_it_wrote_its_model_is_finished(repository, 
     assert checkpoint.exists()
     assert train(job) == saved
     assert not checkpoint.exists()
+    assert [saved] == list((tmp_path / "saved_model").glob("*.pt"))  # and not one more beside it
     assert len(re.findall(r"^finished after", (tmp_path / "log" / "tiny.log").read_text(), re.MULTILINE)) == 1
 
 

@@ -32,3 +32,8 @@ def test_a_log_names_its_own_commit_and_whether_files_were_changed(tmp_path, mon
     (copy / "train.py").write_text("2\n")
     assert mark() != before
     assert commit() == f"{head}-dirty-{mark()}"
+    git(copy, "checkout", "-q", ".")
+    assert commit() == head
+    (copy / "tasks").mkdir(exist_ok=True)
+    (copy / "tasks" / "helper.py").write_text("1\n")  # of no commit, and not asked for by `git describe`
+    assert commit() == f"{head}-dirty-{mark()}"

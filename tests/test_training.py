@@ -99,6 +99,16 @@ def test_a_learning_rate_that_the_next_iteration_would_undo_is_refused(scheduler
         iterate()
 
 
+def test_a_learning_rate_that_was_set_back_is_refused():
+    recipe = Recipe(num_iters=9, lr=1e-2)
+    optimizer = make_optimizer(recipe, configured("m1d1", recipe).make_model().flatten_parameters(), fused=True)
+    for step in range(3):
+        set_learning_rate(recipe, 100, step, optimizer)
+    optimizer.param_groups[0]["lr"] = recipe.lr
+    with pytest.raises(InputError, match=r"a learning rate of 0\.01 was set"):
+        set_learning_rate(recipe, 100, 3, optimizer)
+
+
 def test_a_learning_rate_of_a_group_is_refused():
     with pytest.raises(InputError, match="a learning rate of 1e-20 was set"):
         set_learning_rate(Recipe(lr=1e-2), 100, 0, of_two_groups(torch.zeros(2)))
