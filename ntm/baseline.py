@@ -88,7 +88,7 @@ class LSTMBaseline(Machine):
         if memory is not None or cell_mask is not None:
             raise ValueError("an LSTM alone has no memory and no cell dropout: leave memory and cell_mask away")
         self.require_batch(inputs, targets, mask, None, None)
-        self.require_flat(self.packed_parameters())
+        self.require_flat(self.packed_parameters().values())
         here = part.sequences(inputs.shape[1])
         logits, _ = self(inputs[:, here])
         loss = cross_entropy(logits, targets[:, here], mask[:, here], mask.sum())

@@ -1,6 +1,6 @@
 """What the NTM and its baseline share: parameters that lie in one tensor, and the choice of the path."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -35,7 +35,7 @@ def unpack_parameters(flat: Tensor, parameters: list[Tensor], transposed: tuple[
     ]
 
 
-def lie_in_flat(tensors: list[Tensor], flat: Tensor) -> bool:
+def lie_in_flat(tensors: Iterable[Tensor], flat: Tensor) -> bool:
     """Whether tensors lie one after the other from the beginning of a flat one, as `flatten_parameters` lays them."""
     at = flat.data_ptr()
     for tensor in tensors:
@@ -142,11 +142,11 @@ class Machine(nn.Module):
         if memory is not None and not memory.shape[1]:
             raise ValueError(f"memory of shape {tuple(memory.shape)}: a memory has at least one row")
 
-    def packed_parameters(self) -> list[nn.Parameter]:
-        """All parameters in the order in which they lie in `flat_parameters`, whatever order they were made in."""
+    def packed_parameters(self) -> dict[str, nn.Parameter]:
+        """All parameters by name, in the order of `flat_parameters`, whatever order they were made in."""
         parameters = parameters_by_name(self)
-        first = [parameters.pop(name) for name in self.first_names if name in parameters]
-        return first + list(parameters.values())
+        first = {name: parameters.pop(name) for name in self.first_names if name in parameters}
+        return first | parameters
 
     def flatten_parameters(self) -> Tensor:
         """Pack all parameters into one tensor, `flat_parameters`, and their gradients into another, as views of these.
@@ -167,7 +167,7 @@ class Machine(nn.Module):
         """
         if self.frozen:
             raise ValueError(f"{self.frozen[0]} is frozen, and an optimizer of all parameters as one would move it")
-        parameters = self.packed_parameters()
+        parameters = list(self.packed_parameters().values())
         packed = pack_parameters(parameters, self.transposed)
         self.flat_parameters = flat = packed.as_subclass(FlatParameters).requires_grad_()
         flat.grad = torch.zeros_like(flat)
@@ -179,11 +179,11 @@ class Machine(nn.Module):
         flat.gradients = list(zip(parameters, gradients, strict=True))
         return flat
 
-    def require_flat(self, parameters: list[nn.Parameter]) -> None:
+    def require_flat(self, parameters: Iterable[nn.Parameter]) -> None:
         """Refuse parameters that an optimizer of `flat_parameters` would not move, or move though they are frozen.
 
         Args:
-            parameters: `packed_parameters`.
+            parameters: those of `packed_parameters`.
 
         Raises:
             RuntimeError: one was replaced or frozen since `flatten_parameters`; or there are hooks on the flat tensor,
@@ -204,20 +204,28 @@ class Machine(nn.Module):
         if flat._backward_hooks or flat._post_accumulate_grad_hooks:
             raise RuntimeError("hooks on what flatten_parameters gave are never called: put them on the parameters")
 
-    def why_not_fused(self) -> str | None:
-        """Say in one phrase why this model cannot run on the fused path; None where it can."""
+    def why_not_fused(self, parameters: dict[str, nn.Parameter] | None = None) -> str | None:
+        """Say in one phrase why this model cannot run on the fused path; None where it can.
+
+        Args:
+            parameters: `packed_parameters`, where they were asked for just now.
+        """
         return f"the fused path knows the NTM, and no {type(self).__name__}"
 
-    def use_fused(self, *tensors: Tensor | None) -> bool:
+    def use_fused(self, *tensors: Tensor | None, parameters: dict[str, nn.Parameter] | None = None) -> bool:
         """Choose the path, by `backend`, by what the model is, and by the tensors that it is called with.
+
+        Args:
+            tensors: what it is called with.
+            parameters: as of `why_not_fused`.
 
         Raises:
             BackendError: `backend` is FUSED and it cannot be had.
         """
-        backend = Backend(self.backend)  # an error where it is none
+        backend = self.backend if type(self.backend) is Backend else Backend(self.backend)  # an error where it is none
         if backend is Backend.REFERENCE:
             return False
-        reason = self.why_not_fused()
+        reason = self.why_not_fused(parameters)
         if reason is None and any(map(is_special, tensors)):
             reason = "the fused path takes tensors for numbers, and one is of a class with operations of its own"
         if reason and backend is Backend.FUSED:

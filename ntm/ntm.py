@@ -191,7 +191,8 @@ class NTM(Machine):
             raise ValueError(f"memory_units is {memory_units}, and the state has {state.memory.shape[1]} rows")
         if state is not None and not state.memory.shape[1]:
             raise ValueError("the state has no rows; a memory has at least one row")
-        use_fused, batch = self.use_fused(inputs, *tensors_of(state), cell_mask), inputs.shape[1]
+        parameters, batch = self.packed_parameters(), inputs.shape[1]
+        use_fused = self.use_fused(inputs, *tensors_of(state), cell_mask, parameters=parameters)
         rows = memory_units if state is None else state.memory.shape[1]
         own = self.initial_state(1 if use_fused and state is None else batch, rows)  # 1: that path takes one for all
         shapes, wanted = ([tuple(part.shape) for part in tensors_of(each)] for each in (state, own))
@@ -201,7 +202,7 @@ class NTM(Machine):
         if use_fused:
             from ntm import fused  # here, so that the reference path does without Numba
 
-            return fused.unroll(self.packed_parameters(), self.flat_parameters, inputs, state, cell_mask)
+            return fused.unroll(list(parameters.values()), self.flat_parameters, inputs, state, cell_mask)
         return self.unroll(inputs, state, cell_mask)
 
     def forward_backward(
@@ -244,13 +245,14 @@ class NTM(Machine):
         """
         self.require_batch(inputs, targets, mask, memory, cell_mask)
         parameters, flat = self.packed_parameters(), self.flat_parameters
-        self.require_flat(parameters)
-        if self.use_fused(inputs, targets, mask, memory, cell_mask):
+        self.require_flat(parameters.values())
+        if self.use_fused(inputs, targets, mask, memory, cell_mask, parameters=parameters):
             from ntm import fused
 
             if memory is None:
                 memory = initial_memory(1, self.memory_units, self.heads.memory_unit_size, like=self.initial_reads)
-            return fused.forward_backward(parameters, flat, inputs, targets, mask, memory, cell_mask, blur_cost, part)
+            packed = list(parameters.values()), flat
+            return fused.forward_backward(*packed, inputs, targets, mask, memory, cell_mask, blur_cost, part)
         if self.own_forward():
             raise ValueError(f"{OWN_FORWARD}: override `step_with_focus`, or take `backward()` of a loss")
         batch, here = inputs.shape[1], part.sequences(inputs.shape[1])
@@ -305,14 +307,15 @@ class NTM(Machine):
             outputs.append(logits)
         return torch.stack(outputs), state
 
-    def why_not_fused(self) -> str | None:
-        """Say in one phrase why this model cannot run on the fused path; None where it can.
+    def why_not_fused(self, parameters: dict[str, nn.Parameter] | None = None) -> str | None:
+        """Say in one phrase why this model cannot run on the fused path; None where it can; as `Machine` has it.
 
         That path has the equations of this package written down once more. So it declines a model of which a class,
         method, map, parameter or hook is not this package's, and any model where a function or method of the package
         was replaced, or edited in its file.
         """
-        parameter = self.initial_reads
+        parameters = self.packed_parameters() if parameters is None else parameters
+        parameter = next(iter(parameters.values()))
         if not parameter.is_cpu:
             return f"the fused path runs on the CPU, not on {parameter.device}"
         if parameter.dtype not in (torch.float32, torch.float64):
@@ -338,7 +341,7 @@ class NTM(Machine):
         shapes = stock_shapes(*sizes, heads.num_read, heads.memory_unit_size, kind is LSTMController)
         if SHIFTS != (-1, 0, 1):
             return f"the fused path knows the three shifts -1, 0 and 1, not {', '.join(map(str, SHIFTS))}"
-        change = changed_parameter(self, shapes)
+        change = changed_parameter(parameters, shapes)
         return f"the fused path computes the stock machine, and this one {change}" if change else None
 
 

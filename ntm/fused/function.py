@@ -45,7 +45,7 @@ def initial_state(weights: np.ndarray, s: Sizes, memory: np.ndarray) -> State:
         memory: M_0, (B, M, N), or (1, M, N) for all sequences.
     """
     weighting = np.zeros((1, 2 * s.num_read_heads, memory.shape[2]), weights.dtype)
-    weighting[..., 0] = 1
+    weighting[:, :, 0] = 1
     cell_at = weights.size - state_cells(s)
     hidden_at = cell_at - state_cells(s)
     reads = weights[hidden_at - reads_width(s) : hidden_at].reshape(1, s.num_read_heads, s.width)
@@ -134,7 +134,7 @@ def make_loss_args(args: UnrollArgs, targets: Tensor, mask: Tensor) -> LossArgs:
         raise TypeError(f"the fused path needs targets and mask in {dtype}, as the weights are")
     if [array.shape for array in arrays] != [shape, shape[:2]]:
         raise ValueError(f"targets and mask must be {shape} and {shape[:2]}")
-    steps = arrays[1].sum()
+    steps = np.add.reduce(arrays[1], axis=None)  # as `sum`, which takes longer to start
     if steps == 0:
         raise ValueError("no step counts: the mask is 0 everywhere")
     return LossArgs(*arrays, dtype.type(1 / (steps * shape[2])))
