@@ -234,17 +234,10 @@ def parse_options() -> argparse.Namespace:
         InputError: flags do not go together, or name what there is not.
     """
     parser = Parser(__doc__)
-    parser.add(
-        "configs",
-        metavar="NAME,...",
-        help="which, as f1d1 (default: the nine of m1, m2 and m3; with -paper: all fifteen)",
-    )
-    parser.add(
-        "seeds",
-        type=numbers(0, 2**31),
-        metavar="N,...",
-        help=f"which seeds (default: {SEEDS}; with -beyond or -paper: {SOME_SEEDS})",
-    )
+    nine = "which, as f1d1 (default: the nine of m1, m2 and m3; with -paper: all fifteen)"
+    parser.add("configs", metavar="NAME,...", help=nine)
+    which = f"which seeds (default: {SEEDS}; with -beyond or -paper: {SOME_SEEDS})"
+    parser.add("seeds", type=numbers(0, 2**31), metavar="N,...", help=which)
     parser.add("ablations", action="store_true", help="leave out one part of the recipe at a time")
     parser.add("variants", metavar="NAME,...", help="of -ablations, which (default: all)")
     parser.add("beyond", action="store_true", help="train the configurations in configs/beyond/ instead of the nine")

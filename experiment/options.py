@@ -68,12 +68,8 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
     parser.add(
         "overwrite", action="store_true", help="replace the run of this name, instead of calling this one <config>-2"
     )
-    parser.add(
-        "init",
-        type=Path,
-        metavar="PATH",
-        help="begin with the weights of this model, as they are: gate_bias changes none",
-    )
+    init = "begin with the weights of this model, as they are: gate_bias changes none"
+    parser.add("init", type=Path, metavar="PATH", help=init)
     parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: what is faster")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     parser.add("threads", type=number(int, 1, 1024), help=THREADS_HELP)

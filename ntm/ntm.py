@@ -202,7 +202,7 @@ class NTM(Machine):
         if use_fused:
             from ntm import fused  # here, so that the reference path does without Numba
 
-            return fused.unroll(list(parameters.values()), self.flat_parameters, inputs, state, cell_mask)
+            return fused.unroll(parameters, self.flat_parameters, inputs, state, cell_mask)
         return self.unroll(inputs, state, cell_mask)
 
     def forward_backward(
@@ -218,8 +218,7 @@ class NTM(Machine):
         """Run over whole sequences and go back: adds to each parameter's `grad`, as `backward()` of the loss does.
 
         The loss is the mean binary cross-entropy of the bits of the steps that count, and `blur_cost` times the mean
-        blur of all heads at all steps. On the fused path a few sequences at a time go forward and
-        back, while what they leave behind is in cache: faster than `forward` and `backward()`.
+        blur of all heads at all steps. The fused path takes a few sequences at a time there and back, while in cache.
 
         Args:
             inputs: (T, B, input_size).
@@ -251,11 +250,10 @@ class NTM(Machine):
 
             if memory is None:
                 memory = initial_memory(1, self.memory_units, self.heads.memory_unit_size, like=self.initial_reads)
-            packed = list(parameters.values()), flat
-            return fused.forward_backward(*packed, inputs, targets, mask, memory, cell_mask, blur_cost, part)
+            return fused.forward_backward(parameters, flat, inputs, targets, mask, memory, cell_mask, blur_cost, part)
         if self.own_forward():
             raise ValueError(f"{OWN_FORWARD}: override `step_with_focus`, or take `backward()` of a loss")
-        batch, here = inputs.shape[1], part.sequences(inputs.shape[1])
+        here = part.sequences(batch := inputs.shape[1])
         state = self.initial_state(here.stop - here.start, None if memory is None else memory.shape[1])
         if memory is not None:
             state = state._replace(memory=memory if len(memory) == 1 else memory[here])

@@ -414,7 +414,7 @@ def test_each_part_of_a_state_may_be_one_for_all():
         parts[i] = part[:1].expand_as(part)
         expanded = nested(parts)
         theirs = outputs_and_gradients(model, inputs, expanded, Backend.REFERENCE)
-        unroll = partial(fused.unroll, list(model.packed_parameters().values()), None)
+        unroll = partial(fused.unroll, model.packed_parameters(), None)
         ours = outputs_and_gradients(model, inputs, state, Backend.FUSED, unroll=unroll)
         for their, our in zip(theirs, ours, strict=True):
             assert_close(their.sum(0) if our.shape[0] == 1 < their.shape[0] else their, our, 1e-9)

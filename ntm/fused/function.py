@@ -204,12 +204,12 @@ class Unroll(torch.autograd.Function):
 
 
 def unroll(
-    parameters: list[Tensor], flat: Tensor | None, inputs: Tensor, state: NTMState, cell_mask: Tensor | None = None
+    named: dict[str, Tensor], flat: Tensor | None, inputs: Tensor, state: NTMState, cell_mask: Tensor | None = None
 ) -> tuple[Tensor, NTMState]:
     """Compute what `NTM.unroll` computes, faster. Not twice differentiable.
 
     Args:
-        parameters: `packed_parameters`.
+        named: `packed_parameters`.
         flat: the tensor that they are views of; None, or any other, if they are not.
         inputs, cell_mask: as there.
         state: as there; each part may be one for all sequences.
@@ -217,6 +217,7 @@ def unroll(
     Raises:
         TypeError, ValueError: as `make_unroll_args`.
     """
+    parameters = list(named.values())
     save_for_backward = torch.is_grad_enabled() and any(
         x.requires_grad for x in (inputs, *flat_state(state), *parameters)
     )
@@ -251,7 +252,7 @@ def loss_and_gradients(
 
 
 def forward_backward(
-    parameters: list[Tensor],
+    named: dict[str, Tensor],
     flat: Tensor | None,
     inputs: Tensor,
     targets: Tensor,
@@ -264,7 +265,7 @@ def forward_backward(
     """Compute what `NTM.forward_backward` computes, faster.
 
     Args:
-        parameters: `packed_parameters`.
+        named: `packed_parameters`.
         flat: the tensor that they are views of, none of them frozen; None, if they are not.
         inputs, targets, mask, cell_mask, blur_cost, part: as there.
         memory: M_0, (B, N, M), or (1, N, M) for all sequences.
@@ -275,6 +276,7 @@ def forward_backward(
     """
     if inputs.requires_grad or memory.requires_grad:
         raise RuntimeError("forward_backward gives inputs and memory no gradient: take backward() of a loss")
+    parameters = list(named.values())
     weights = (pack_parameters(parameters) if flat is None else flat.detach()).numpy()
     sizes = make_sizes(parameters)
     initial = initial_state(weights, sizes, np.ascontiguousarray(memory.numpy().swapaxes(1, 2)))
