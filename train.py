@@ -69,7 +69,7 @@ def train(
     while state.step < recipe.num_iters and not stop:
         lr = set_learning_rate(recipe, configuration.network.controller_size, state.step, optimizer)
         source = generator(recipe.seed, TRAINING, state.step)  # all that is random follows from seed and iteration
-        seed_torch(source.initial_seed() ^ 1)
+        seed_torch(source.initial_seed() ^ 1)  # what an edited model draws, as dropout: from another stream
         batch, memory, cell_mask = draw_iteration(configuration, state.step, source).to(model.device)
         weights.grad.zero_()
         loss, logits = model.forward_backward(*batch, memory, cell_mask, blur_cost(recipe, state.step), part)
@@ -138,8 +138,8 @@ def run(processes: Processes) -> None:
     runs_on += f", {processes.count} processes" * (processes.count > 1)
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())
-    begins = folder / "checkpoint.pt", replaces, options.init
-    state = TrainState(configuration, model, optimizer, Clipper(recipe), *begins)
+    path, init = folder / "checkpoint.pt", options.init
+    state = TrainState(configuration, model, optimizer, Clipper(recipe), path, replaces=replaces, init=init)
     held_out = draw_held_out(configuration)
 
     # From the beginning, or from the last checkpoint on.

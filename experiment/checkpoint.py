@@ -136,7 +136,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         size = path.stat().st_size
-        if path.exists() and not path.is_file():
+        if not path.is_file():
             raise InputError(f"{path}: is no file")
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size for entry in archive.infolist()):

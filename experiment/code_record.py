@@ -8,6 +8,7 @@ writes saved_model/code.json, the record of the models that are shipped, once th
 import ast
 import json
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
@@ -46,11 +47,7 @@ def imported(module: ModuleType, source: str) -> list[ModuleType]:
 
 
 def code_files(configuration: Configuration) -> dict[str, Path]:
-    """The files of this repository that define a configuration's machine and its task, and what these import.
-
-    Raises:
-        OSError, SyntaxError, ValueError: one of them cannot be read.
-    """
+    """The files of this repository that define a configuration's machine and its task, and what these import."""
     machine = "ntm.ntm" if isinstance(configuration.network, Network) else "ntm.baseline"
     pending, files = [sys.modules[machine], sys.modules[type(configuration.task).__module__]], {}
     while pending:
@@ -59,7 +56,8 @@ def code_files(configuration: Configuration) -> dict[str, Path]:
         name = file and file.relative_to(ROOT).as_posix()
         if name and name not in files and name not in PASSED_OVER and not name.startswith("ntm/fused/"):
             files[name] = file
-            pending += imported(module, file.read_text(encoding="utf-8"))
+            with suppress(OSError, SyntaxError, ValueError):  # of one that cannot be read: it stands for itself
+                pending += imported(module, file.read_text(encoding="utf-8"))
     return files
 
 
@@ -80,9 +78,8 @@ def edits_since(record: Record) -> str | None:
     for name, before in record.items():
         try:
             path = (ROOT / name).resolve()
-            if not (path.is_relative_to(ROOT) and path.suffix == ".py"):
-                raise ValueError("no file that a record is of")
-            names = edited_names(path.read_text(encoding="utf-8"), before)
+            source = path.read_text(encoding="utf-8") if path.is_relative_to(ROOT) and path.suffix == ".py" else None
+            names = ["it is not there"] if source is None else edited_names(source, before)
         except (OSError, SyntaxError, ValueError):  # ValueError: as of bytes that are no text
             names = ["it cannot be read"]
         if names:
@@ -104,14 +101,16 @@ def say_what_was_edited(record: Record | None, configuration: Configuration, pat
         path: of the model's file.
 
     Raises:
-        InputError: the record is none.
+        InputError: what is there is no record, or cannot be read.
     """
     if record is None and (beside := path.parent / BESIDE).exists():
         try:
-            record = json.loads(beside.read_text(encoding="utf-8"))
-            record = {name: record[name] for name in code_files(configuration) if name in record}
-        except (OSError, SyntaxError, ValueError, TypeError) as error:
+            shipped = json.loads(beside.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise InputError(f"{beside}: cannot be read ({error})") from error
+        if not is_record(shipped):
+            raise InputError(f"{beside}: is no record of code; write it by python -m experiment.code_record")
+        record = {name: shipped[name] for name in code_files(configuration) if name in shipped}
     record = {} if record is None else record
     if not is_record(record):
         raise InputError(f"{path}: not a model file of this program, or damaged")

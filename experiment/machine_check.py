@@ -132,8 +132,8 @@ def check_fused(model: NTM, training: bool) -> None:
     """Refuse a model on which the fused path has other numbers than the reference path.
 
     Args:
-        training: whether to compare what training does, too; it first: `telling_of_compilation` has what answers need
-            compiled meanwhile.
+        training: whether to compare what training does, too. That comes first: meanwhile another process compiles what
+            answers need (`telling_of_compilation` in experiment/backend.py).
 
     Raises:
         InputError: it has.

@@ -88,7 +88,7 @@ OPERATORS = [
 def is_torchs(value: object) -> bool:
     """Whether what is found in PyTorch is its own: compiled, or a function that lies in its folder."""
     if isinstance(value, FunctionType):
-        return value.__code__.co_filename.startswith(TORCH)
+        return value.__code__.co_filename.startswith(TORCH + os.sep)
     return type(value).__module__.partition(".")[0] in ("builtins", "torch")
 
 
@@ -130,8 +130,8 @@ class Contents:
         self.before = self._now()
 
     def _now(self) -> tuple[list, list[CodeType], list[int]]:
-        names = [len(vars(module)) for module in self.modules]  # with one more, it may hide one of Python's own
-        return [get() for *_, get in self.held], list(map(code_of, self.functions)), names
+        counts = [len(vars(module)) for module in self.modules]  # with one more, it may hide one of Python's own
+        return [get() for *_, get in self.held], list(map(code_of, self.functions)), counts
 
     def changed(self) -> str | None:
         """Return a phrase that names what was replaced since, or None where nothing was."""

@@ -1,6 +1,6 @@
 """What the NTM and its baseline share: parameters that lie in one tensor, and the choice of the path."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -35,7 +35,7 @@ def unpack_parameters(flat: Tensor, parameters: list[Tensor], transposed: tuple[
     ]
 
 
-def lie_in_flat(tensors: Iterable[Tensor], flat: Tensor) -> bool:
+def lie_in_flat(tensors: Collection[Tensor], flat: Tensor) -> bool:
     """Whether tensors lie one after the other from the beginning of a flat one, as `flatten_parameters` lays them."""
     at = flat.data_ptr()
     for tensor in tensors:
@@ -179,7 +179,7 @@ class Machine(nn.Module):
         flat.gradients = list(zip(parameters, gradients, strict=True))
         return flat
 
-    def require_flat(self, parameters: Iterable[nn.Parameter]) -> None:
+    def require_flat(self, parameters: Collection[nn.Parameter]) -> None:
         """Refuse parameters that an optimizer of `flat_parameters` would not move, or move though they are frozen.
 
         Args:
@@ -221,6 +221,7 @@ class Machine(nn.Module):
 
         Raises:
             BackendError: `backend` is FUSED and it cannot be had.
+            ValueError: `backend` is none.
         """
         backend = self.backend if type(self.backend) is Backend else Backend(self.backend)  # an error where it is none
         if backend is Backend.REFERENCE:

@@ -3,6 +3,10 @@
 There is a write head for each read head; heads are numbered read heads first. A gradient carries the name of its
 variable with a `d_` in front. State has a slot `before` the step and one `after` it; what backward needs of the step
 itself is in `slot`. On the way back, where each step has a slot of its own, these are t, t + 1 and t.
+
+Letters and kinds are those of layout.py: `weights` is `Weights`, `weights_transposed` is `TransposedWeights`, `saved`
+is `SavedForBackward`, `d_state` is `StateGrads`; `args` is the `UnrollArgs` of unroll.py. The controller's output,
+(G, C), is h_t; of an LSTM it is the hidden state that goes on to the next step, too.
 """
 
 from typing import NamedTuple
@@ -129,8 +133,9 @@ def memory_step(sizes, saved, before, after, slot, gated):
 def memory_step_backward(blur_weight, saved, t, d_state, scratch):
     """Gradient of `memory_step`, and of the cost of blur (`UnrollArgs.blur_weight`).
 
-    `d_state` comes in as the gradient of step t's state, and leaves as that of step t - 1's, but for what the
-    controller adds. Overwrites `saved.d_controls[t]`, with the gradients of the controls' sums.
+    `d_state.memory` and `d_state.weighting` come in as the gradients of step t's state, and leave as those of step
+    t - 1's; its reads are used, and its cell is the controller's. Overwrites `saved.d_controls[t]`, with the gradients
+    of the controls' sums.
     """
     heads, width = saved.weighting.shape[2], saved.memory.shape[2]
     num_read_heads = heads // 2

@@ -2,6 +2,7 @@
 
 A group is `GROUP` sequences that go through the matrix products together. A shard is whole groups, or one smaller
 rest (ntm/shards.py): so all groups of a shard have equally many sequences. `first` is the first sequence of a group.
+Letters and kinds are those of layout.py, as step.py says.
 """
 
 from functools import partial
@@ -59,21 +60,21 @@ def load_state(first, sizes, initial, saved):
 
 
 @jit
-def store_state(first, sizes, slot, saved, final):
-    """Copy a group's final state from its slot to its rows of `final`, the batch's."""
+def store_state(first, sizes, after, saved, final):
+    """Copy a group's final state from the slot after its last step to its rows of `final`, the batch's."""
     reads_offset, hidden_offset = input_offsets(sizes)
     for g in range(saved.controller_input.shape[1]):
-        sequence, row = first + g, saved.controller_input[slot, g]
-        copy_matrix(saved.memory[slot, g], final.memory[sequence])
-        copy_matrix(saved.weighting[slot, g], final.weighting[sequence])
-        copy(saved.cell[slot, g], final.cell[sequence])
+        sequence, row = first + g, saved.controller_input[after, g]
+        copy_matrix(saved.memory[after, g], final.memory[sequence])
+        copy_matrix(saved.weighting[after, g], final.weighting[sequence])
+        copy(saved.cell[after, g], final.cell[sequence])
         copy(row[hidden_offset : hidden_offset + final.hidden.shape[1]], final.hidden[sequence])
         copy(row[reads_offset:hidden_offset], final.reads[sequence].reshape(reads_width(sizes)))
 
 
 @jit_inline
 def forward_group(first, args, weights, saved):
-    """Run a group, the batch's sequences from `first` on; returns the slot of its final state."""
+    """Run a group, the batch's sequences from `first` on: overwrites logits, returns the slot after its last step."""
     load_state(first, args.sizes, args.initial_state, saved)
     gated = np.empty(saved.weighting.shape[2:], saved.memory.dtype)
     for t in range(args.inputs.shape[0]):
@@ -150,8 +151,8 @@ def groups_forward(shard_first, shard_stop, args, buffers, save_for_backward, fi
     for i, first in enumerate(range(shard_first, shard_stop, group)):
         slots = steps if save_for_backward else 1
         saved, _ = carve_saved(buffers[i % len(buffers)], slots, group, rows, args.sizes, retain_activations=True)
-        slot = forward_group(first, args, weights, saved)
-        store_state(first, args.sizes, slot, saved, final)
+        after = forward_group(first, args, weights, saved)
+        store_state(first, args.sizes, after, saved, final)
 
 
 @partial(jit_entry, refcounted=True)
