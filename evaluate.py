@@ -199,6 +199,9 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
     plots.accuracy_by_size({name: scores}, {name: configuration.data}, picture, memory=tested_memory(options))
     if isinstance(model, NTM):
         draw_memory_pictures(model, configuration, mistakes, options)
+    else:  # those of a machine of this name that was here before
+        for what in ("machine", "controls", "memory", "mistake"):
+            (options.output / "log" / f"{name}_{what}.png").unlink(missing_ok=True)
     print(f"table: {table}{other}; pictures beside it")
     return configuration, scores
 

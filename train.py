@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from experiment import checkpoint, plots
 from experiment.backend import choose_device, start_backend
-from experiment.code_record import code_record
+from experiment.code_record import record_of
 from experiment.configuration import ROOT
 from experiment.errors import InputError, run_script
 from experiment.machine_check import check_remade
@@ -99,7 +99,7 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, options: argparse.
     trained = {"iterations": state.step, "seconds": state.seconds(), "commit": commit()}
     configuration = state.configuration
     contents = {"configuration": configuration.as_dict(), "model": state.model.state_dict(), "trained": trained}
-    contents["code"] = code_record(configuration)
+    contents |= record_of(state.model, configuration)
     saved_model = state.free_path(saved_model)
     checkpoint.save(saved_model, contents)
     outcome, took = final_test(state), f"finished after {trained['seconds']:.1f} s"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiment.code_record import say_what_was_edited
+from experiment.code_record import edits_since, is_record, say_what_is_other, sequences_mark
 from experiment.configuration import Configuration
 from experiment.errors import InputError
 from experiment.machine_check import answers_alike
@@ -170,11 +170,21 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def load_to_resume(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to go on from; says so where it is of other code: settings alone do not tell."""
+    """Read a checkpoint to go on from; says so where it is of other code: settings alone do not tell.
+
+    Raises:
+        InputError: as of `load`; or its task made other sequences.
+    """
     stored = load(path)
     before, now = stored.get("commit"), commit()
     if before not in (None, now):
         print(f"-resume: {path} is of commit {before}, and this is {now}", file=sys.stderr)
+    code = stored.get("code", {})
+    if is_record(code) and (edits := edits_since(code)):
+        print(f"-resume: since {path} was written, {edits}", file=sys.stderr)
+    task = Configuration.from_dict(stored["configuration"], str(path))
+    if stored.get("sequences") not in (None, sequences_mark(task)):
+        raise InputError(f"-resume: {path} is of a run on other sequences: the task {task.data.name} was edited since")
     return stored
 
 
@@ -196,8 +206,9 @@ def load_model(path: Path | str, backend: Backend = Backend.AUTO) -> tuple[Machi
     """
     contents = load(path := Path(path))
     configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
-    say_what_was_edited(contents.get("code"), configuration, path)
-    return _model_of(contents, configuration, path, backend), configuration
+    model = _model_of(contents, configuration, path, backend)
+    say_what_is_other(contents, configuration, path, model)
+    return model, configuration
 
 
 def _model_of(contents: dict[str, Any], configuration: Configuration, path: Path, backend: Backend) -> Machine:

@@ -1,21 +1,34 @@
 """Which code makes answers of a model's weights: a record is kept with the model, and compared when that is loaded.
 
+It has digests of the definitions in files, which name an edit, and what the process that trained did on small examples,
+which tells of any other way to change it.
+
     python -m experiment.code_record
 
 writes saved_model/code.json, the record of the models that are shipped, once they are right with the code as it is.
 """
 
 import ast
+import hashlib
 import json
+import re
 import sys
 from contextlib import suppress
+from copy import deepcopy
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from experiment.configuration import NAMES, ROOT, Configuration, Network, load_configuration
+import torch
+from torch import Tensor
+
+from experiment.configuration import NAMES, ROOT, Configuration, Network
 from experiment.errors import InputError
+from experiment.machine_check import alike, answers_alike, small_batch
+from ntm import Backend
+from ntm.machine import Machine
 from ntm.stock import definitions, digests, edited_names
 
 Record = dict[str, dict[str, str]]  # by file, the digest of each definition
@@ -93,38 +106,93 @@ def is_record(found: object) -> bool:
     return all(isinstance(part, dict) and all(isinstance(name, str) for name in part) for part in parts)
 
 
-def say_what_was_edited(record: Record | None, configuration: Configuration, path: Path) -> None:
-    """Say so where a model's answers are made by other code than its own.
+@cache
+def sequences_mark(configuration: Configuration) -> str:
+    """A digest of sequences that a task makes, and of the wrong bits that it counts in some answers to them.
+
+    It tells of what a process does, whatever files say.
+    """
+    data, source, digest = configuration.data, torch.Generator().manual_seed(0), hashlib.sha256()
+    try:
+        for size in (data.low, data.high):
+            batch = configuration.task.sample(3, size, source)
+            answers = torch.randn(batch.targets.shape, generator=source)
+            for part in (*batch, configuration.task.wrong_bits(answers, batch)):
+                digest.update(part.numpy().tobytes())
+    except Exception as error:  # of whatever kind a mistake in it makes: `require_sound` says so
+        return f"none, but {type(error).__name__}"
+    return digest.hexdigest()[:16]
+
+
+def answers_to_keep(model: Machine) -> Tensor | None:
+    """What a model answers to a small batch (T, B, output_size); None where it does not give the same again."""
+    if not answers_alike(model, model):  # it draws from a generator of its own
+        return None
+    return small_batch(deepcopy(model).eval(), Backend.REFERENCE, back=False)[0].cpu()
+
+
+def record_of(model: Machine, configuration: Configuration) -> dict[str, Any]:
+    """All that is kept with a trained model to tell later whether the code is as it was."""
+    kept = {"code": code_record(configuration), "sequences": sequences_mark(configuration)}
+    answers = answers_to_keep(model)
+    return kept if answers is None else {**kept, "answers": answers}
+
+
+def record_beside(path: Path, configuration: Configuration) -> dict[str, Any]:
+    """The record in the folder of a model that has none in itself; empty where there is none.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    if not (beside := path.parent / BESIDE).exists():
+        return {}
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+        code = {name: found["code"][name] for name in code_files(configuration) if name in found["code"]}
+        kept = found["models"].get(path.name, {})
+        return {**kept, "code": code} | ({"answers": torch.tensor(kept["answers"])} if "answers" in kept else {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{beside}: cannot be read ({error}); python -m experiment.code_record writes it") from error
+
+
+def say_what_is_other(contents: dict[str, Any], configuration: Configuration, path: Path, model: Machine) -> None:
+    """Say so where a trained model's answers are made, or scored, by other code than its own.
 
     Args:
-        record: that in the model's file; None where there is none: then that beside it counts, if there is one.
-        path: of the model's file.
+        contents: of its file; that may have `record_of` the model among the rest.
+        path: of the file.
+        model: as the code that is loaded makes it.
 
     Raises:
         InputError: what is there is no record, or cannot be read.
     """
-    if record is None and (beside := path.parent / BESIDE).exists():
-        try:
-            shipped = json.loads(beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{beside}: cannot be read ({error})") from error
-        if not is_record(shipped):
-            raise InputError(f"{beside}: is no record of code; write it by python -m experiment.code_record")
-        record = {name: shipped[name] for name in code_files(configuration) if name in shipped}
-    record = {} if record is None else record
-    if not is_record(record):
+    record = contents if "code" in contents else record_beside(path, configuration)
+    answers, code = record.get("answers"), record.get("code", {})
+    if not (is_record(code) and isinstance(answers, Tensor | None) and isinstance(record.get("sequences", ""), str)):
         raise InputError(f"{path}: not a model file of this program, or damaged")
-    edits = edits_since(record)
-    if edits:
-        print(f"{path}: was trained by other code than this: {edits}", file=sys.stderr)
+    found = [edits_since(code)]
+    if answers is not None and not alike(answers, small_batch(model, Backend.REFERENCE, back=False)[0]):
+        found.append("its answers are others")
+    if record.get("sequences") not in (None, sequences_mark(configuration)):
+        found.append(f"the task {configuration.data.name} makes other sequences, or counts their wrong bits otherwise")
+    if any(found):
+        print(f"{path}: was trained by other code than this: {'; '.join(filter(None, found))}", file=sys.stderr)
 
 
 def main() -> None:
     """Write the record of the models that are shipped."""
-    record = {}
-    for name in NAMES:
-        record |= code_record(load_configuration(name))
-    (ROOT / "saved_model" / BESIDE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    from experiment.checkpoint import load_model  # here: it imports this
+
+    (beside := ROOT / "saved_model" / BESIDE).unlink(missing_ok=True)
+    code, models = {}, {}
+    for path in sorted(beside.parent.glob("*.pt")):
+        model, configuration = load_model(path, Backend.REFERENCE)
+        if configuration.name in NAMES:
+            code |= code_record(configuration)
+            answers = [[[round(x, 5) for x in row] for row in step] for step in answers_to_keep(model).tolist()]
+            models[path.name] = {"sequences": sequences_mark(configuration), "answers": answers}
+    text = json.dumps({"code": code, "models": models}, sort_keys=True)
+    beside.write_text(re.sub(r'("[\w./]+": [{\[]+)', r"\n\1", text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -232,9 +232,14 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
 
 def answers_alike(model: Machine, other: Machine) -> bool:
     """Whether two machines give the same answers to a small batch, to a thousandth."""
-    answers, others = (small_batch(deepcopy(each).eval(), Backend.REFERENCE, back=False)[0] for each in (model, other))
+    return alike(*(small_batch(deepcopy(each).eval(), Backend.REFERENCE, back=False)[0] for each in (model, other)))
+
+
+def alike(answers: Tensor, others: Tensor) -> bool:
+    """Whether answers are the same to a thousandth of their size."""
     within = 1e-3 * answers[answers.isfinite()].abs().mean().item()
-    return answers.dtype == others.dtype and torch.allclose(answers, others, 1e-3, within, equal_nan=True)
+    fit = answers.shape == others.shape and answers.dtype == others.dtype
+    return fit and torch.allclose(answers, others.to(answers.device), 1e-3, within, equal_nan=True)
 
 
 def check_remade(model: Machine, configuration: Configuration) -> None:

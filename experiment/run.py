@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from experiment import checkpoint
-from experiment.code_record import code_record
+from experiment.code_record import code_record, sequences_mark
 from experiment.configuration import Configuration
 from experiment.errors import InputError
 from experiment.runlog import commit
@@ -237,6 +237,7 @@ class TrainState:
             "configuration": self.configuration.as_dict(),
             "commit": commit(),
             "code": code_record(self.configuration),
+            "sequences": sequences_mark(self.configuration),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "log_typical_norm": self.clipper.log_typical,

@@ -6,13 +6,24 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from conftest import ROOT
 
 from experiment import code_record
-from experiment.checkpoint import load_model
-from experiment.code_record import BESIDE, code_files, edits_since, say_what_was_edited
-from experiment.configuration import NAMES, load_configuration
+from experiment.checkpoint import load, load_model, load_to_resume, save
+from experiment.code_record import (
+    BESIDE,
+    answers_to_keep,
+    code_files,
+    edits_since,
+    record_of,
+    say_what_is_other,
+    sequences_mark,
+)
+from experiment.configuration import load_configuration
 from experiment.errors import InputError
+from experiment.runlog import commit
+from ntm.controller import CONTROLLERS, LSTMController
 
 M1D1 = load_configuration("m1d1")
 
@@ -78,27 +89,93 @@ def test_an_edit_of_what_a_task_imports_is_named(copy, imports):
 
 
 def test_a_model_without_a_record_has_that_beside_it(copy, capsys):
-    model = copy / "saved_model" / "model.pt"
-    say_what_was_edited(None, M1D1, model)
-    model.parent.mkdir()
-    (model.parent / BESIDE).write_text(json.dumps(record() | {"tasks/copy.py": {"Copy": "of another task"}}))
-    say_what_was_edited(None, M1D1, model)
+    path, model = copy / "saved_model" / "model.pt", M1D1.make_model().eval()
+    say_what_is_other({}, M1D1, path, model)
+    path.parent.mkdir()
+    kept = {"sequences": sequences_mark(M1D1), "answers": answers_to_keep(model).tolist()}
+    beside = {"code": record() | {"tasks/copy.py": {"Copy": "of another task"}}, "models": {"model.pt": kept}}
+    (path.parent / BESIDE).write_text(json.dumps(beside))
+    say_what_is_other({}, M1D1, path, model)
     assert not capsys.readouterr().err
     edit(copy / "ntm" / "memory.py", "INITIAL_VALUE = 1e-6", "INITIAL_VALUE = 0.1")
-    say_what_was_edited(None, M1D1, model)
-    said = f"{model}: was trained by other code than this: ntm/memory.py was edited (INITIAL_VALUE)\n"
-    assert capsys.readouterr().err == said
-    say_what_was_edited(record(), M1D1, model)  # its own counts, where it has one
+    say_what_is_other({}, M1D1, path, M1D1.make_model().eval())
+    said = "ntm/memory.py was edited (INITIAL_VALUE); its answers are others"
+    assert capsys.readouterr().err == f"{path}: was trained by other code than this: {said}\n"
+    say_what_is_other({"code": record()}, M1D1, path, model)  # its own counts, where it has one
     assert not capsys.readouterr().err
-    (model.parent / BESIDE).write_text("[")
-    with pytest.raises(InputError, match=r"code\.json: cannot be read"):
-        say_what_was_edited(None, M1D1, model)
+    for text in ("[", "[]", "{}"):
+        (path.parent / BESIDE).write_text(text)
+        with pytest.raises(InputError, match=r"code\.json: cannot be read"):
+            say_what_is_other({}, M1D1, path, model)
 
 
-@pytest.mark.parametrize("found", [3, [], {"ntm/heads.py": 3}, {3: {}}, {"ntm/heads.py": {3: "a"}}])
+class Louder(LSTMController):
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        return 1.5 * output, state
+
+
+def backwards(task, vectors):
+    return vectors.clone()
+
+
+BY_NO_FILE = {  # what changes a machine or a task, and stands in no file that a record is of
+    "another class for a controller's name": ("ntm.controller.CONTROLLERS", {"lstm": Louder}, "its answers are others"),
+    "a function that was replaced": (
+        "ntm.heads.address",
+        lambda memory, *rest: (rest[0], rest[0]),
+        "answers are others",
+    ),
+    "a task that was replaced": ("tasks.reverse.Reverse.answer", backwards, "the task reverse makes other sequences"),
+    "another count": ("tasks.task.Task.wrong_bits", lambda *a: torch.zeros(3), "or counts their wrong bits otherwise"),
+}
+
+
+@pytest.mark.parametrize("what", BY_NO_FILE)
+def test_what_a_process_does_otherwise_is_said(what, tmp_path, monkeypatch, capsys):
+    path, model = tmp_path / "model.pt", M1D1.make_model()
+    kept = {"configuration": M1D1.as_dict(), "model": model.state_dict(), **record_of(model, M1D1)}
+    save(path, kept)
+    load_model(path)
+    assert not capsys.readouterr().err
+    name, other, said = BY_NO_FILE[what]
+    sequences_mark.cache_clear()
+    if isinstance(other, dict):
+        for key, value in other.items():
+            monkeypatch.setitem(CONTROLLERS, key, value)
+    else:
+        monkeypatch.setattr(name, other)
+    load_model(path)
+    monkeypatch.undo()
+    sequences_mark.cache_clear()
+    error = capsys.readouterr().err
+    assert error.startswith(f"{path}: was trained by other code than this: ")
+    assert said in error
+
+
+def test_a_run_on_other_sequences_is_not_resumed(tmp_path, capsys):
+    kept = {"configuration": M1D1.as_dict(), "model": {}, "commit": commit(), "sequences": sequences_mark(M1D1)}
+    save(tmp_path / "checkpoint.pt", kept | {"code": code_record.code_record(M1D1)})
+    load_to_resume(tmp_path / "checkpoint.pt")
+    assert not capsys.readouterr().err
+    save(tmp_path / "checkpoint.pt", kept | {"code": {"tasks/reverse.py": {"Reverse.answer": "other"}}})
+    load_to_resume(tmp_path / "checkpoint.pt")
+    assert "tasks/reverse.py was edited (Reverse.answer" in capsys.readouterr().err
+    save(tmp_path / "checkpoint.pt", kept | {"sequences": "of another task"})
+    with pytest.raises(InputError, match="of a run on other sequences: the task reverse was edited since"):
+        load_to_resume(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        *({"code": code} for code in (3, [], {"ntm/heads.py": 3}, {3: {}}, {"ntm/heads.py": {3: "a"}})),
+        *({"code": {}, **other} for other in ({"answers": 3}, {"sequences": 3})),
+    ],
+)
 def test_what_is_no_record_is_refused(found, tmp_path):
     with pytest.raises(InputError, match="not a model file of this program"):
-        say_what_was_edited(found, M1D1, tmp_path / "model.pt")
+        say_what_is_other(found, M1D1, tmp_path / "model.pt", M1D1.make_model())
 
 
 @pytest.mark.parametrize("name", ["../other.py", "/etc/passwd", "/dev/zero", "ntm/fused/stock.json"])
@@ -106,14 +183,18 @@ def test_a_record_of_other_files_reads_none(name):
     assert edits_since({name: {"a": "b"}}) == f"{name} was edited (it is not there)"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_record_of_the_shipped_models_is_of_the_code_as_it_is(name):
+@pytest.mark.parametrize("path", sorted((ROOT / "saved_model").glob("*.pt")), ids=lambda path: path.stem)
+def test_the_record_of_the_shipped_models_is_of_the_code_as_it_is(path, capsys):
     """After an edit that leaves their answers as they are: python -m experiment.code_record."""
-    shipped = json.loads((ROOT / "saved_model" / BESIDE).read_text())
-    now = code_record.code_record(load_configuration(name))
-    assert {file: shipped[file] for file in now} == now
+    _, configuration = load_model(path)
+    assert not capsys.readouterr().err
+    shipped, now = json.loads((path.parent / BESIDE).read_text()), code_record.code_record(configuration)
+    assert {file: shipped["code"][file] for file in now} == now
+    assert shipped["models"][path.name].keys() == {"answers", "sequences"}
 
 
 def test_a_trained_model_has_a_record(repository, tiny, capsys):
-    load_model(repository.folder / "saved_model" / "reverse_tiny.pt")
+    path = repository.folder / "saved_model" / "reverse_tiny.pt"
+    assert {"code", "sequences", "answers"} < load(path).keys()
+    load_model(path)
     assert not capsys.readouterr().err
