@@ -19,7 +19,7 @@ def initial_weighting(batch_size: int, heads: int, rows: int, like: Tensor) -> T
     From uniform weightings over equal rows nothing would ever tell one row from another.
     """
     weighting = like.new_zeros(batch_size, heads, rows)
-    weighting[..., 0] = 1
+    weighting.select(-1, 0).fill_(1)
     return weighting
 
 

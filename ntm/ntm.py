@@ -195,9 +195,10 @@ class NTM(Machine):
         use_fused = self.use_fused(inputs, *tensors_of(state), cell_mask, parameters=parameters)
         rows = memory_units if state is None else state.memory.shape[1]
         own = self.initial_state(1 if use_fused and state is None else batch, rows)  # 1: that path takes one for all
-        shapes, wanted = ([tuple(part.shape) for part in tensors_of(each)] for each in (state, own))
-        if state is not None and shapes != wanted:
-            raise ValueError(f"state does not fit: its shapes are {shapes}, and here {wanted}")
+        if state is not None:
+            shapes, wanted = ([tuple(part.shape) for part in tensors_of(each)] for each in (state, own))
+            if shapes != wanted:
+                raise ValueError(f"state does not fit: its shapes are {shapes}, and here {wanted}")
         state = own if state is None else state
         if use_fused:
             from ntm import fused  # here, so that the reference path does without Numba
