@@ -189,11 +189,8 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
         print(f"the largest size needs {needed} rows of memory: -memory_units {needed + SPARE_ROWS} would hold it")
     for mistake in mistakes:
         print(show_mistake(model, mistake, options.memory_units))
-    table, about = (
-        options.output / "log" / f"{name}_scores.json",
-        {"name": name, "weights": checkpoint.weights_mark(model)},
-    )
-    about |= {"seed": options.seed, "dirt": options.dirt}
+    table = options.output / "log" / f"{name}_scores.json"
+    about = {"name": name, "weights": checkpoint.weights_mark(model), "seed": options.seed, "dirt": options.dirt}
     other = ", in place of another" if write_table(table, about, scores, optima, rows) else ""
     picture = options.output / "log" / f"{name}_accuracy.png"
     plots.accuracy_by_size({name: scores}, {name: configuration.data}, picture, memory=tested_memory(options))

@@ -26,8 +26,6 @@ from ntm.machine import Machine
 
 FORMAT = 6
 OLDER_FORMATS = (4, 5)  # finished models of these are read too: blur cost was of w (4), dropout did not fall (5)
-
-
 ABANDONED = 3600  # seconds after which a part of a file is of a process that was killed, whatever system that was on
 
 
@@ -68,7 +66,7 @@ def write_atomically(path: Path, contents: bytes) -> None:
                 left.unlink()
 
 
-def checksum(contents: Any, budget: int) -> str:
+def checksum(contents: Any, budget: int = sys.maxsize) -> str:
     """Compute the SHA-256 of tensors and plain containers: their structure, types, shapes and values.
 
     Args:
@@ -104,7 +102,7 @@ def checksum(contents: Any, budget: int) -> str:
 
 def weights_mark(model: Machine) -> str:
     """What the log of a run calls the weights that it ended with: the beginning of their checksum."""
-    return checksum(model.state_dict(), budget=1 << 62)[:12]
+    return checksum(model.state_dict())[:12]
 
 
 def made_by(model: Machine, log: Path) -> bool:
@@ -124,7 +122,7 @@ def save(path: Path, contents: dict[str, Any]) -> None:
     """
     contents = {"format": FORMAT, "shifts": list(SHIFTS), **contents}
     buffer = io.BytesIO()
-    torch.save({**contents, "checksum": checksum(contents, budget=1 << 62)}, buffer)
+    torch.save({**contents, "checksum": checksum(contents)}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
@@ -228,8 +226,8 @@ def holds(path: Path, configuration: Configuration, model: Machine) -> bool:
         contents = load(path)
     except InputError:
         return False
-    weights = checksum(contents["model"], budget=1 << 62), checksum(model.state_dict(), budget=1 << 62)
-    return contents["configuration"] == configuration.as_dict() and weights[0] == weights[1]
+    same_weights = checksum(contents["model"]) == checksum(model.state_dict())
+    return same_weights and contents["configuration"] == configuration.as_dict()
 
 
 def makes_again(path: Path, configuration: Configuration, model: Machine) -> bool:

@@ -14,7 +14,6 @@ import json
 import re
 import sys
 from contextlib import suppress
-from copy import deepcopy
 from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from experiment.configuration import NAMES, ROOT, Configuration, Network
 from experiment.errors import InputError
-from experiment.machine_check import alike, answers_alike, small_batch
+from experiment.machine_check import alike, answers
 from ntm import Backend
 from ntm.machine import Machine
 from ntm.stock import definitions, digests, edited_names
@@ -116,8 +115,8 @@ def sequences_mark(configuration: Configuration) -> str:
     try:
         for size in (data.low, data.high):
             batch = configuration.task.sample(3, size, source)
-            answers = torch.randn(batch.targets.shape, generator=source)
-            for part in (*batch, configuration.task.wrong_bits(answers, batch)):
+            guesses = torch.randn(batch.targets.shape, generator=source)
+            for part in (*batch, configuration.task.wrong_bits(guesses, batch)):
                 digest.update(part.numpy().tobytes())
     except Exception as error:  # of whatever kind a mistake in it makes: `require_sound` says so
         return f"none, but {type(error).__name__}"
@@ -125,17 +124,16 @@ def sequences_mark(configuration: Configuration) -> str:
 
 
 def answers_to_keep(model: Machine) -> Tensor | None:
-    """What a model answers to a small batch (T, B, output_size); None where it does not give the same again."""
-    if not answers_alike(model, model):  # it draws from a generator of its own
-        return None
-    return small_batch(deepcopy(model).eval(), Backend.REFERENCE, back=False)[0].cpu()
+    """Its `answers`; None where it does not give the same again, as one that draws from a generator of its own."""
+    given = answers(model)
+    return given.cpu() if alike(given, answers(model)) else None
 
 
 def record_of(model: Machine, configuration: Configuration) -> dict[str, Any]:
     """All that is kept with a trained model to tell later whether the code is as it was."""
     kept = {"code": code_record(configuration), "sequences": sequences_mark(configuration)}
-    answers = answers_to_keep(model)
-    return kept if answers is None else {**kept, "answers": answers}
+    given = answers_to_keep(model)
+    return kept if given is None else {**kept, "answers": given}
 
 
 def record_beside(path: Path, configuration: Configuration) -> dict[str, Any]:
@@ -167,11 +165,11 @@ def say_what_is_other(contents: dict[str, Any], configuration: Configuration, pa
         InputError: what is there is no record, or cannot be read.
     """
     record = contents if "code" in contents else record_beside(path, configuration)
-    answers, code = record.get("answers"), record.get("code", {})
-    if not (is_record(code) and isinstance(answers, Tensor | None) and isinstance(record.get("sequences", ""), str)):
+    before, code = record.get("answers"), record.get("code", {})
+    if not (is_record(code) and isinstance(before, Tensor | None) and isinstance(record.get("sequences", ""), str)):
         raise InputError(f"{path}: not a model file of this program, or damaged")
     found = [edits_since(code)]
-    if answers is not None and not alike(answers, small_batch(model, Backend.REFERENCE, back=False)[0]):
+    if before is not None and not alike(before, answers(model)):
         found.append("its answers are others")
     if record.get("sequences") not in (None, sequences_mark(configuration)):
         found.append(f"the task {configuration.data.name} makes other sequences, or counts their wrong bits otherwise")
@@ -189,9 +187,9 @@ def main() -> None:
         model, configuration = load_model(path, Backend.REFERENCE)
         if configuration.name in NAMES:
             code |= code_record(configuration)
-            answers = [[[round(x, 5) for x in row] for row in step] for step in answers_to_keep(model).tolist()]
-            models[path.name] = {"sequences": sequences_mark(configuration), "answers": answers}
-    text = json.dumps({"code": code, "models": models}, sort_keys=True)
+            given = [[[round(x, 5) for x in row] for row in step] for step in answers(model).tolist()]
+            models[path.name] = {"sequences": sequences_mark(configuration), "answers": given}
+    text = json.dumps({"code": code, "models": models}, sort_keys=True)  # then a line for each file and model
     beside.write_text(re.sub(r'("[\w./]+": [{\[]+)', r"\n\1", text) + "\n", encoding="utf-8")
 
 

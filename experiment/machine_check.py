@@ -221,25 +221,30 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
             raise InputError(f"{name} gets no gradient, so that nothing trains it: make it a buffer, or leave it away")
     if not isinstance(model, NTM):
         return
-    answers, again = (small_batch(tried, Backend.REFERENCE, back=False)[0] for _ in range(2))
-    same = torch.allclose(answers, trained, DIFFERENCE, DIFFERENCE, equal_nan=True)
-    if not same and torch.allclose(answers, again, 0, 0, equal_nan=True):  # else it draws from a generator of its own
+    answered, again = (small_batch(tried, Backend.REFERENCE, back=False)[0] for _ in range(2))
+    same = torch.allclose(answered, trained, DIFFERENCE, DIFFERENCE, equal_nan=True)
+    if not same and torch.allclose(answered, again, 0, 0, equal_nan=True):  # else it draws from a generator of its own
         raise InputError(
             "NTM.forward gives other answers than NTM.forward_backward, by which train.py trains: what is done to "
             "inputs or answers belongs in `step_with_focus`, which both call"
         )
 
 
+def answers(model: Machine) -> Tensor:
+    """What a model, in eval mode, answers to a small batch: (T, B, output_size)."""
+    return small_batch(deepcopy(model).eval(), Backend.REFERENCE, back=False)[0]
+
+
 def answers_alike(model: Machine, other: Machine) -> bool:
     """Whether two machines give the same answers to a small batch, to a thousandth."""
-    return alike(*(small_batch(deepcopy(each).eval(), Backend.REFERENCE, back=False)[0] for each in (model, other)))
+    return alike(answers(model), answers(other))
 
 
-def alike(answers: Tensor, others: Tensor) -> bool:
+def alike(given: Tensor, others: Tensor) -> bool:
     """Whether answers are the same to a thousandth of their size."""
-    within = 1e-3 * answers[answers.isfinite()].abs().mean().item()
-    fit = answers.shape == others.shape and answers.dtype == others.dtype
-    return fit and torch.allclose(answers, others.to(answers.device), 1e-3, within, equal_nan=True)
+    within = 1e-3 * given[given.isfinite()].abs().mean().item()
+    fit = given.shape == others.shape and given.dtype == others.dtype
+    return fit and torch.allclose(given, others.to(given.device), 1e-3, within, equal_nan=True)
 
 
 def check_remade(model: Machine, configuration: Configuration) -> None:

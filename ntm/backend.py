@@ -153,10 +153,7 @@ class Contents:
                     return f"{module.__name__}.{name} was put in the place of Python's own"
         pairs = zip(self.functions, codes, strict=True)
         other = [f"{f.__module__}.{f.__qualname__}" for f, code in pairs if f.__code__ is not code]
-        if other:
-            return f"the code of {other[0]} was replaced"
-        self.before = self._now()  # with names that change nothing
-        return None
+        return f"the code of {other[0]} was replaced" if other else None
 
     def _not_in(self, owner: ModuleType | type, name: str, value: object) -> str:
         """Say which modules have imported something from the one where it was replaced, and call it as it was."""
@@ -191,10 +188,6 @@ def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-CALL_AND_LOOKUP = "__call__", "__getattr__", "__getattribute__"
-call_and_lookup = attrgetter(*CALL_AND_LOOKUP)
-
-
 @cache
 def methods_of(stock: type[nn.Module]) -> list[str]:
     """The methods that a class itself defines, in its order, but for `__init__`."""
@@ -216,9 +209,9 @@ def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> st
     for name in methods if kind is not stock or not own.keys().isdisjoint(methods) else ():
         if name in own or getattr(kind, name) is not vars(stock)[name]:
             return f"has its own {name}"
-    if call_and_lookup(kind) != call_and_lookup(nn.Module):
-        other = (name for name in CALL_AND_LOOKUP if getattr(kind, name) is not getattr(nn.Module, name))
-        return f"has its own {next(other)}"
+    for name in ("__call__", "__getattr__", "__getattribute__"):
+        if getattr(kind, name) is not getattr(nn.Module, name):
+            return f"has its own {name}"
     linear = getattr(module, map_name)
     if type(linear) is not nn.Linear or "forward" in vars(linear) or linear is not module._modules.get(map_name):
         return f"has its own {map_name}, a {type(linear).__name__}"

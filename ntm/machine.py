@@ -223,7 +223,7 @@ class Machine(nn.Module):
             BackendError: `backend` is FUSED and it cannot be had.
             ValueError: `backend` is none.
         """
-        backend = self.backend if type(self.backend) is Backend else Backend(self.backend)  # an error where it is none
+        backend = Backend(self.backend)  # an error where it is none
         if backend is Backend.REFERENCE:
             return False
         reason = self.why_not_fused(parameters)

@@ -96,7 +96,7 @@ def jit_refcounted(function, **more):
 
 
 def jit_inline(function):
-    """Compile a function that calls BLAS and does arithmetic, within each that calls it: no copy of its own."""
+    """Compile a function that makes arrays and does arithmetic, within each that calls it: no copy of its own."""
     return jit_refcounted(function, inline="always")
 
 
