@@ -16,7 +16,7 @@ from conftest import flat, lively_model, lively_state, nested
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ntm import Backend, fused
+from ntm import NTM, Backend, fused
 from ntm.loss import cross_entropy
 from ntm.memory import INITIAL_VALUE
 
@@ -534,3 +534,11 @@ def test_batched_gradients_are_refused_in_words():
     model, inputs = lively_model(backend=Backend.FUSED), torch.rand(4, 2, 5).double()
     with pytest.raises(RuntimeError, match="no batched gradients"):
         torch.autograd.functional.jacobian(lambda x: model(x)[0][-1], inputs, vectorize=True)
+
+
+def test_a_parameter_of_another_type_is_an_error_and_no_number_is_rounded():
+    model = NTM(5, 3, 6, 7, 5, backend=Backend.FUSED)
+    model.output_proj.double()
+    for call in (lambda x: model(x), lambda x: model.forward_backward(x, torch.zeros(2, 1, 3), torch.ones(2, 1))):
+        with pytest.raises(TypeError, match="in float64, as the weights are"):
+            call(torch.zeros(2, 1, 5))

@@ -11,7 +11,7 @@ from ntm.fused.layout import Sizes, State, reads_width, state_cells, transpose_w
 from ntm.fused.loss import LossArgs
 from ntm.fused.runtime import Workspace, run_parallel
 from ntm.fused.unroll import UnrollArgs, groups_backward, groups_forward, groups_forward_backward
-from ntm.machine import lie_in_flat, pack_parameters, unpack_parameters
+from ntm.machine import TRANSPOSED, lie_in_flat, unpack_parameters
 from ntm.shards import GROUP, WHOLE, Part, add_in_pairs, shards
 from ntm.state import NTMState
 
@@ -55,8 +55,15 @@ def initial_state(weights: np.ndarray, s: Sizes, memory: np.ndarray) -> State:
 
 def packed_weights(parameters: list[Tensor], flat: Tensor | None) -> np.ndarray:
     """All parameters, which are `packed_parameters`, as one array: a view where they lie so, else a copy."""
-    in_flat = flat is not None and lie_in_flat(parameters, flat)
-    return (flat.detach() if in_flat else pack_parameters(parameters)).numpy()
+    if flat is not None and lie_in_flat(parameters, flat):
+        return flat.detach().numpy()
+    arrays = [parameter.detach().numpy() for parameter in parameters]
+    packed, at = np.empty(sum(array.size for array in arrays), np.result_type(*arrays)), 0
+    for i, array in enumerate(arrays):  # as `pack_parameters`, without PyTorch, whose calls cost more than such copies
+        array = array.T if i in TRANSPOSED else array
+        packed[at : at + array.size].reshape(array.shape)[:] = array
+        at += array.size
+    return packed
 
 
 def unpacked_gradients(parameters: list[Tensor], flat: np.ndarray) -> list[Tensor]:
@@ -279,7 +286,7 @@ def forward_backward(
     if inputs.requires_grad or memory.requires_grad:
         raise RuntimeError("forward_backward gives inputs and memory no gradient: take backward() of a loss")
     parameters = list(named.values())
-    weights = (pack_parameters(parameters) if flat is None else flat.detach()).numpy()
+    weights = packed_weights(parameters, None) if flat is None else flat.detach().numpy()
     sizes = make_sizes(parameters)
     initial = initial_state(weights, sizes, np.ascontiguousarray(memory.numpy().swapaxes(1, 2)))
     args = make_unroll_args(weights, sizes, inputs, initial, cell_mask, blur_cost)
