@@ -54,8 +54,8 @@ def controller_units(first, sizes, cell_mask, saved, t, before, after, slot):
     for g in range(saved.gates.shape[1]):
         gates, output = saved.gates[slot, g], saved.controller_input[after, g, hidden_offset:-1]
         if sizes.lstm:
-            mask, tanh_cell = cell_mask[t, first + g], saved.tanh_cell[slot, g]
-            lstm(gates, saved.cell[before, g], mask, saved.cell[after, g], tanh_cell, output)
+            kept, tanh_cell = cell_mask[t, first + g], saved.tanh_cell[slot, g]
+            lstm(gates, saved.cell[before, g], kept, saved.cell[after, g], tanh_cell, output)
         else:
             feedforward(gates, output)
 
@@ -66,8 +66,8 @@ def controller_units_backward(first, sizes, cell_mask, saved, t, d_state):
     for g in range(saved.d_gates.shape[1]):
         d_gates, d_hidden = saved.d_gates[t, g], d_state.reads_and_hidden[g, reads_width(sizes) :]
         if sizes.lstm:
-            mask, tanh_cell = cell_mask[t, first + g], saved.tanh_cell[t, g]
-            lstm_backward(d_gates, saved.cell[t, g], mask, tanh_cell, d_hidden, d_state.cell[g])
+            kept, tanh_cell = cell_mask[t, first + g], saved.tanh_cell[t, g]
+            lstm_backward(d_gates, saved.cell[t, g], kept, tanh_cell, d_hidden, d_state.cell[g])
         else:
             feedforward_backward(d_gates, d_hidden)
 
@@ -122,7 +122,7 @@ def memory_step(sizes, saved, before, after, slot, gated):
         for h in range(heads):
             interpolate(content[h], previous[h], controls.interpolation_gate[h], gated[h])
         for h in range(heads):
-            shift(gated[h], controls.shift_weighting[3 * h :], shifted[h])
+            shift(gated[h], controls.shift_weighting[3 * h : 3 * h + 3], shifted[h])
         for h in range(heads):
             sharpen(shifted[h], controls.sharpening[h], log_shifted[h], weighting[h])
         read(memory, weighting[:num_read_heads], saved.controller_input[after, g, reads_offset:hidden_offset])
@@ -154,7 +154,8 @@ def memory_step_backward(blur_weight, saved, t, d_state, scratch):
         )
         for h in range(heads):
             gate = controls.interpolation_gate[h]
-            s, d_s = controls.shift_weighting[3 * h :], d_controls.shift_weighting[3 * h :]
+            shifts = slice(3 * h, 3 * h + 3)
+            s, d_s = controls.shift_weighting[shifts], d_controls.shift_weighting[shifts]
             interpolate(content[h], previous[h], gate, scratch.gated)
             d_controls.sharpening[h] = sharpen_backward(
                 shifted[h], controls.sharpening[h], log_shifted[h], weighting[h], d_weighting[h], scratch.d_shifted

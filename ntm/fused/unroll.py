@@ -147,9 +147,8 @@ def split_reads_and_hidden(d_state, sizes):
 def groups_forward(shard_first, shard_stop, args, buffers, save_for_backward, final):
     """Overwrite logits and final states. To save for backward, there is a buffer for each group, else a single one."""
     steps, group, rows = len(args.inputs), min(GROUP, shard_stop - shard_first), args.initial_state.memory.shape[2]
-    weights = unpack_weights(args.weights, args.sizes)
+    weights, slots = unpack_weights(args.weights, args.sizes), steps if save_for_backward else 1
     for i, first in enumerate(range(shard_first, shard_stop, group)):
-        slots = steps if save_for_backward else 1
         saved, _ = carve_saved(buffers[i % len(buffers)], slots, group, rows, args.sizes, retain_activations=True)
         after = forward_group(first, args, weights, saved)
         store_state(first, args.sizes, after, saved, final)
