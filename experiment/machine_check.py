@@ -90,11 +90,11 @@ def compare(model: Machine, back: bool, size: tuple[int, int, int] = FEW) -> Non
     """
     reference, fused = (small_batch(model, backend, back, size) for backend in (Backend.REFERENCE, Backend.FUSED))
     if all((b - a).norm() <= DIFFERENCE / 2 * a.norm() for a, b in zip(reference, fused, strict=True)):
-        return
+        return  # so near that float64, which takes longer, would not refuse it either
     exact = small_batch(deepcopy(model).double(), Backend.REFERENCE, back, size)
     names = ["other answers", "another loss", *(f"another gradient of {name}" for name, _ in model.named_parameters())]
-    for name, right, near, other in zip(names[: len(exact)], exact, reference, fused, strict=True):
-        if not (other - right).norm() <= max(DIFFERENCE * right.norm(), ROUNDING * (near - right).norm()):  # nor NaN
+    for name, right, a, b in zip(names[: len(exact)], exact, reference, fused, strict=True):
+        if not (b - right).norm() <= max(DIFFERENCE * right.norm(), ROUNDING * (a - right).norm()):  # nor NaN
             raise InputError(
                 f"the fused path has {name} than ntm/ntm.py on a small batch: ntm/ and ntm/fused/ no longer agree; "
                 "-backend reference takes ntm/ntm.py's"
