@@ -217,16 +217,15 @@ def draw_memory_pictures(
     name, rows = configuration.name, options.memory_units or configuration.network.memory_units
     task, size, source = configuration.task, shown_size(configuration, SHOWN_SIZE), generator(options.seed, EVALUATION)
     sequence, dirt = task.sample(1, size, source), options.dirt or 1.0
-    shown = trace(model, task, sequence, options.memory_units, options.dirt, source)
-    blank_and_dirty = {
-        "a blank memory at first": trace(model, task, sequence, options.memory_units),
-        f"a dirty memory at first ({dirt:g})": trace(model, task, sequence, options.memory_units, dirt, source),
-    }
+    on_blank = trace(model, task, sequence, options.memory_units)
+    on_dirt = trace(model, task, sequence, options.memory_units, dirt, source)
+    both = {"a blank memory at first": on_blank, f"a dirty memory at first ({dirt:g})": on_dirt}
     title = f"{configuration.title}: {describe(size)}, with {plots.counted(rows, 'row')} of memory"
     dirty = f", dirty at first ({options.dirt:g})" if options.dirt else ""
+    shown = on_dirt if options.dirt else on_blank
     plots.machine(shown, title + dirty, options.output / "log" / f"{name}_machine.png")
     plots.controls(shown, title + dirty, options.output / "log" / f"{name}_controls.png")
-    plots.memory_over_time(blank_and_dirty, title, options.output / "log" / f"{name}_memory.png")
+    plots.memory_over_time(both, title, options.output / "log" / f"{name}_memory.png")
     picture = options.output / "log" / f"{name}_mistake.png"
     picture.unlink(missing_ok=True)
     if mistakes:

@@ -73,7 +73,7 @@ def train(
         batch, memory, cell_mask = draw_iteration(configuration, state.step, source).to(model.device)
         weights.grad.zero_()
         loss, logits = model.forward_backward(*batch, memory, cell_mask, blur_cost(recipe, state.step), part)
-        loss, logits, stop = processes.combine(weights, loss, logits, recipe.batch_size, bool(interrupt))
+        loss, logits, stop = processes.combine(weights, loss, logits, recipe.batch_size, interrupt.asked)
         norm = clipper.clip(weights.grad)
         state.require_finite(loss, norm)
         optimizer.step()

@@ -71,7 +71,8 @@ def steps(shown: Trace, title: str, path: Path) -> None:
             if answered and shown.wrong_bits == shown.wrong.sum():  # else the task counts them in a way of its own
                 state += f", {counted(wrong, 'wrong bit')}"
             figure.suptitle(f"{title}\nstep {t + 1} of {len(shown.mask)}: {state}")
-            frames.append(_picture(figure))
+            figure.canvas.draw()
+            frames.append(Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3]))
         plt.close(figure)
     _save(frames, STEP, path)
 
@@ -87,15 +88,10 @@ def training(runs: Path, title: str, path: Path) -> None:
     Raises:
         InputError: there are no such pictures in the folder.
     """
-    frames = []
+    font, drawn = ImageFont.load_default(16), []
     for step, value in logged_values(runs / "test", "answer_above_target"):
         content = value.image.encoded_image_string or value.tensor.string_val[2]
-        frames.append((step, Image.open(io.BytesIO(content)).convert("RGB")))
-    if not frames:
-        raise InputError(f"{runs}: holds no pictures of a run; train with this -output first")
-    font = ImageFont.load_default(16)
-    drawn = []
-    for step, image in frames:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
         coloured = (np.asarray(image) < 255).any(axis=(0, 2))
         answer = image.crop((int(coloured.argmax()), 0, image.width, image.height))  # without the time of reading
         answer = answer.resize((answer.width * ZOOM, answer.height * ZOOM), Image.Resampling.NEAREST)
@@ -105,12 +101,9 @@ def training(runs: Path, title: str, path: Path) -> None:
         draw.text((12, 6), f"{title}, iteration {step:,}", fill="black", font=font)
         draw.text((12, 27), "above, its answer; below, the target", fill="#555555", font=ImageFont.load_default(13))
         drawn.append(canvas)
+    if not drawn:
+        raise InputError(f"{runs}: holds no pictures of a run; train with this -output first")
     _save(drawn, REPORT, path)
-
-
-def _picture(figure) -> Image.Image:
-    figure.canvas.draw()
-    return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
 
 
 def _save(frames: list[Image.Image], duration: int, path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import platform
 import re
 import sys
 import time
@@ -26,7 +27,12 @@ from ntm.machine import Machine
 
 FORMAT = 6
 OLDER_FORMATS = (4, 5)  # finished models of these are read too: blur cost was of w (4), dropout did not fall (5)
-ABANDONED = 3600  # seconds after which a part of a file is of a process that was killed, whatever system that was on
+ABANDONED = 3600  # seconds after which a part of a file is of a process that was killed, on whatever computer
+
+
+def unfinished(path: Path, process: int | str) -> Path:
+    """Where a process of this computer writes what is to be `path`."""
+    return path.with_name(f".{path.name}.{platform.node()}.{process}")
 
 
 def is_dead(process: str) -> bool:
@@ -49,7 +55,7 @@ def write_atomically(path: Path, contents: bytes) -> None:
         OSError: the file cannot be written; what was there stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = unfinished(path, os.getpid())
     try:
         with open(temporary, "wb") as file:
             file.write(contents)
@@ -62,7 +68,9 @@ def write_atomically(path: Path, contents: bytes) -> None:
         temporary.unlink(missing_ok=True)
     for left in path.parent.glob(f".{path.name}.*"):
         with suppress(FileNotFoundError):
-            if is_dead(left.suffix[1:]) or time.time() - left.stat().st_mtime > ABANDONED:
+            process = left.suffix[1:]
+            dead = left == unfinished(path, process) and is_dead(process)
+            if dead or time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
 
 

@@ -229,7 +229,7 @@ def memories_shown(shown: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The memory at first, before the first answer, and after the last step, each (N, M)."""
     first_answer = int(np.flatnonzero(shown.mask)[0])
     before_answering = shown.memories[first_answer - 1] if first_answer else shown.first_memory
-    return shown.first_memory, before_answering, shown.memory
+    return shown.first_memory, before_answering, shown.memories[-1]
 
 
 def first_of(shown: Trace) -> str:
@@ -246,7 +246,7 @@ def input_limits(shown: Trace) -> tuple[float, float]:
 def visited_window(shown: Trace) -> np.ndarray:
     """Find the rows of the circular memory that a head visits, in order: the shortest arc that holds them."""
     visited = np.flatnonzero(np.maximum(shown.write_weighting[:, 0], shown.read_weighting[:, 0]).max(0) > 0.05)
-    rows = shown.memory.shape[0]
+    rows = shown.memories.shape[1]
     if len(visited) == 0:
         return np.arange(rows)
     gaps = np.diff(np.append(visited, visited[0] + rows))
@@ -258,7 +258,7 @@ def visited_window(shown: Trace) -> np.ndarray:
 
 def rows_label(shown: Trace, order: np.ndarray) -> str:
     """What the axis of some rows says: memory is a circle, in which the last row lies below row 0."""
-    count = shown.memory.shape[0]
+    count = shown.memories.shape[1]
     circle = ", a circle" if len(order) < count else ""
     return f"row ({len(order)} of {count}{circle})"
 
@@ -288,12 +288,12 @@ def trace_images(shown: Trace) -> dict[str, np.ndarray]:
     answer = np.vstack(
         (np.where(shown.mask > 0, shown.outputs.T, np.nan), gap, np.where(shown.mask > 0, shown.targets.T, np.nan))
     )
-    limit = max(1e-6, float(np.abs(shown.memory).max()))
+    limit = max(1e-6, float(np.abs(shown.memories[-1]).max()))
     return {
         "answer_above_target": _pixels(answer, 8),
         "read_weighting": _pixels(shown.read_weighting[:, 0].T, 4),
         "write_weighting": _pixels(shown.write_weighting[:, 0].T, 4),
-        "memory": _pixels(shown.memory.T / limit / 2 + 0.5, 6, "PuOr"),
+        "memory": _pixels(shown.memories[-1].T / limit / 2 + 0.5, 6, "PuOr"),
     }
 
 

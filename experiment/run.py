@@ -42,7 +42,7 @@ LEARNED_EXACT, LEARNED_ABOVE = 0.95, 0.05
 
 
 class InterruptFlag:
-    """Becomes true at the first Ctrl-C or SIGTERM, which ends the run after its current iteration.
+    """`asked` becomes true at the first Ctrl-C or SIGTERM, which ends the run after its current iteration.
 
     A second one ends it at once.
     """
@@ -56,9 +56,6 @@ class InterruptFlag:
         self.asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    def __bool__(self) -> bool:
-        return self.asked
 
 
 def acquire_lock(path: Path, timeout: float = -1) -> FileLock:

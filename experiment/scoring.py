@@ -210,11 +210,6 @@ class Trace(NamedTuple):
     first_memory: np.ndarray  # (N, M), before the first step
 
     @property
-    def memory(self) -> np.ndarray:
-        """The memory after the last step, (N, M)."""
-        return self.memories[-1]
-
-    @property
     def wrong(self) -> np.ndarray:
         """Whether a bit is wrong that counts, (T, output_size)."""
         return ((self.outputs > 0.5) != (self.targets > 0.5)) & (self.mask[:, None] > 0)

@@ -58,11 +58,8 @@ def train(job: Job) -> Path:
         print(f"{job.title}: trained before, at commit {before}{now}", file=sys.stderr)
         return saved
     output = os.path.relpath(job.folder, ROOT)  # what the run's log repeats should not name this computer's folders
-    command = [sys.executable, "train.py", *flags, "-output", output]
-    if checkpoint.exists():
-        command.append("-resume")
-    else:
-        command.append("-overwrite")  # of what a run left that was killed before its first checkpoint
+    begin = "-resume" if checkpoint.exists() else "-overwrite"  # of a run killed before its first checkpoint
+    command = [sys.executable, "train.py", *flags, "-output", output, begin]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

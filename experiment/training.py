@@ -204,9 +204,7 @@ class Clipper:
         typical = None if self.log_typical is None or self.recipe.clip_typical == 0 else math.exp(self.log_typical)
         if math.isinf(norm) and typical is not None:  # of finite elements, perhaps, whose squares no float32 holds
             norm = torch.linalg.vector_norm(gradient, dtype=torch.float64).item()
-        kept = norm
-        if typical is not None:
-            kept = min(norm, self.recipe.clip_typical * typical)
+        kept = norm if typical is None else min(norm, self.recipe.clip_typical * typical)
         if kept < norm:
             gradient.mul_(kept / norm)
         if kept > 0 and math.isfinite(norm):

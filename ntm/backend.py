@@ -3,10 +3,9 @@
 import builtins
 import importlib
 import os
-from collections.abc import Callable
 from enum import Enum
 from functools import cache, partial
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from types import CodeType, FunctionType, ModuleType
 
 import torch
@@ -92,16 +91,6 @@ def is_torchs(value: object) -> bool:
     return type(value).__module__.partition(".")[0] in ("builtins", "torch")
 
 
-code_of = attrgetter("__code__")
-
-
-def getter(owner: ModuleType | type, names: list[str]) -> Callable[[], tuple]:
-    """What gets these attributes, at least two; from a module's dictionary, in half the time."""
-    if isinstance(owner, ModuleType):
-        return partial(itemgetter(*names), vars(owner))
-    return partial(attrgetter(*names), owner)
-
-
 class Contents:
     """What modules and their classes hold, and what their functions use of PyTorch and of Python.
 
@@ -126,12 +115,12 @@ class Contents:
         held |= {kind: ["__new__"] for kind in kinds if issubclass(kind, tuple)}
         self.modules, self.builtins = modules, held[builtins]
         held = {owner: ["__name__", *names] for owner, names in held.items() if names}
-        self.held = [(owner, names, getter(owner, names)) for owner, names in held.items()]
+        self.held = [(owner, names, partial(attrgetter(*names), owner)) for owner, names in held.items()]
         self.before = self._now()
 
-    def _now(self) -> tuple[list, list[CodeType], list[int]]:
-        counts = [len(vars(module)) for module in self.modules]  # with one more, it may hide one of Python's own
-        return [get() for *_, get in self.held], list(map(code_of, self.functions)), counts
+    def _now(self) -> tuple[list, list[CodeType], list[bool]]:
+        hides_none = [vars(module).keys().isdisjoint(self.builtins) for module in self.modules]  # of Python's own
+        return [get() for *_, get in self.held], [function.__code__ for function in self.functions], hides_none
 
     def changed(self) -> str | None:
         """Return a phrase that names what was replaced since, or None where nothing was."""
@@ -168,24 +157,6 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
-
-
-def parameters_by_name(module: nn.Module) -> dict[str, nn.Parameter]:
-    """What `dict(module.named_parameters())` is, in a third of the time: each step on the fused path asks for it."""
-    found: dict[str, nn.Parameter] = {}
-
-    def add(module: nn.Module, prefix: str) -> None:
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                found[prefix + name] = parameter
-        for name, child in module._modules.items():
-            if child is not None:
-                add(child, f"{prefix}{name}.")
-
-    add(module, "")
-    if len(set(map(id, found.values()))) < len(found):  # one under two names, of which only the first counts
-        return dict(module.named_parameters())
-    return found
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntm.backend import Backend, BackendError, is_special, parameters_by_name
+from ntm.backend import Backend, BackendError, is_special
 
 TRANSPOSED = 0, 2, 4  # of the `packed_parameters` of an NTM: the weights of its three maps
 
@@ -144,7 +144,7 @@ class Machine(nn.Module):
 
     def packed_parameters(self) -> dict[str, nn.Parameter]:
         """All parameters by name, in the order of `flat_parameters`, whatever order they were made in."""
-        parameters = parameters_by_name(self)
+        parameters = dict(self.named_parameters())
         first = {name: parameters.pop(name) for name in self.first_names if name in parameters}
         return first | parameters
 

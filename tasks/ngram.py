@@ -33,15 +33,8 @@ class NGram(Task):
     limits: ClassVar[dict[str, tuple[int, int]]] = {"context": (1, 16), "seq_len": (16, 1_000_000)}
     tested = (Length(1000),)
 
-    @property
-    def input_size(self) -> int:
-        """The bit."""
-        return 1
-
-    @property
-    def output_size(self) -> int:
-        """The next bit."""
-        return 1
+    input_size = 1  # the bit
+    output_size = 1  # the next bit
 
     def rows_needed(self, size: tuple[int]) -> int:
         """One for each context."""

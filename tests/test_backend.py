@@ -462,6 +462,11 @@ def test_equations_that_nobody_edited_agree(controller, training):
     assert "fused path" in start_backend(NTM(5, 3, 20, 16, 8, 2, controller=controller), training)
 
 
+def test_where_nothing_was_replaced_nothing_is_compared_one_by_one(monkeypatch):
+    monkeypatch.setattr("ntm.backend.is_other", None)  # which would take longer than a step's start
+    assert machine.STOCK.changed() is None
+
+
 def edit_file(monkeypatch, where, name, change):
     """Change what a module or class holds as if it had stood so in its file when ntm/fused/stock.json was written."""
     monkeypatch.setattr(where, name, change(getattr(where, name)))

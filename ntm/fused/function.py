@@ -31,12 +31,6 @@ def _flat(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.numpy())
 
 
-def state_arrays(state: NTMState) -> State:
-    """A state's arrays, its memory [M][N]."""
-    memory, *others = (part.detach().numpy() for part in flat_state(state))
-    return State(*map(np.ascontiguousarray, (memory.swapaxes(1, 2), *others)))
-
-
 def initial_state(weights: np.ndarray, s: Sizes, memory: np.ndarray) -> State:
     """The state before the first step, as `NTM.initial_state`, in NumPy, which takes a fifth of the time to start on.
 
@@ -91,8 +85,7 @@ def make_unroll_args(
 
     Raises:
         TypeError: inputs, state and weights are not all of one floating-point type on the CPU; `cell_mask` is not bool.
-        ValueError: inputs, state or `cell_mask` do not have the model's shapes, or there is no step, or a `cell_mask`
-            but no cell.
+        ValueError: state or `cell_mask` do not have the model's shapes, or there is a `cell_mask` but no cell.
     """
     (steps, batch, _), array, dtype = inputs.shape, _flat(inputs), weights.dtype
     if any(x.dtype != dtype for x in (array, *initial)):
@@ -231,7 +224,8 @@ def unroll(
     )
     if save_for_backward:  # copies: a change of the mask, or by way of `flat_parameters`, is one that PyTorch overlooks
         flat, cell_mask = None, None if cell_mask is None else cell_mask.clone()
-    weights, initial = packed_weights(parameters, flat), state_arrays(state)
+    weights, arrays = packed_weights(parameters, flat), swap_memory_axes(flat_state(state))
+    initial = State(*(_flat(part.detach()) for part in arrays))
     args = make_unroll_args(weights, make_sizes(parameters), inputs.detach(), initial, cell_mask)
     run = Unroll.apply if save_for_backward else partial(Unroll.forward, None)  # without a graph, in half the time
     logits, *final = run(args, save_for_backward, inputs, *flat_state(state), *parameters)
@@ -288,7 +282,7 @@ def forward_backward(
     parameters = list(named.values())
     weights = packed_weights(parameters, None) if flat is None else flat.detach().numpy()
     sizes = make_sizes(parameters)
-    initial = initial_state(weights, sizes, np.ascontiguousarray(memory.numpy().swapaxes(1, 2)))
+    initial = initial_state(weights, sizes, _flat(memory.swapaxes(1, 2)))
     args = make_unroll_args(weights, sizes, inputs, initial, cell_mask, blur_cost)
     loss_args = make_loss_args(args, targets, mask)
     shard_ranges, sequences = part.shards(inputs.shape[1]), part.sequences(inputs.shape[1])

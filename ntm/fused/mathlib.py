@@ -67,32 +67,24 @@ def _log(x):
     return log32
 
 
-def float_to_ordered_int(x):
-    """A whole number that is larger where x is, in compiled code only: a search among floats would not vectorise."""
+def ordered(x):
+    """Of a float32 a whole number that is larger where x is, and of that the float32, in compiled code only.
+
+    A search among floats would not vectorise.
+    """
 
 
-@overload(float_to_ordered_int)
-def _float_to_ordered_int(x):
-    if x != types.float32:
-        return lambda x: x
-
-    def order32(x):
-        bits = np.float32(x).view(np.int32)
-        return np.int32(bits ^ ((bits >> np.int32(31)) & LOW_BITS))
-
-    return order32
+@overload(ordered)
+def _ordered(x):
+    if x == types.float32:
+        return lambda x: turned(np.float32(x).view(np.int32))
+    return (lambda x: np.int32(turned(x)).view(np.float32)) if x == types.int32 else (lambda x: x)
 
 
-def ordered_int_to_float(x):
-    """The inverse of `float_to_ordered_int`, in compiled code only."""
-
-
-@overload(ordered_int_to_float)
-def _ordered_int_to_float(x):
-    if x != types.int32:
-        return lambda x: x
-
-    return lambda x: np.int32(x ^ ((x >> np.int32(31)) & LOW_BITS)).view(np.float32)
+@jit
+def turned(bits):
+    """The bits of a float32, those but the sign turned round where it is below 0; twice, and they are as before."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & LOW_BITS))
 
 
 @jit
@@ -151,10 +143,10 @@ def accumulate_rows(a, total):
 
 @jit
 def reduce_max(a):
-    top = float_to_ordered_int(a[0])
+    top = ordered(a[0])
     for n in range(a.shape[0]):
-        top = max(top, float_to_ordered_int(a[n]))
-    return ordered_int_to_float(top)
+        top = max(top, ordered(a[n]))
+    return ordered(top)
 
 
 @jit

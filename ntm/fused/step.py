@@ -48,31 +48,6 @@ class Scratch(NamedTuple):
 
 
 @jit
-def controller_units(first, sizes, cell_mask, saved, t, before, after, slot):
-    """From the gates' sums to the controller's output, each sequence of the group."""
-    _, hidden_offset = input_offsets(sizes)
-    for g in range(saved.gates.shape[1]):
-        gates, output = saved.gates[slot, g], saved.controller_input[after, g, hidden_offset:-1]
-        if sizes.lstm:
-            kept, tanh_cell = cell_mask[t, first + g], saved.tanh_cell[slot, g]
-            lstm(gates, saved.cell[before, g], kept, saved.cell[after, g], tanh_cell, output)
-        else:
-            feedforward(gates, output)
-
-
-@jit
-def controller_units_backward(first, sizes, cell_mask, saved, t, d_state):
-    """Gradient of `controller_units`. The gates' gradients take the place of their activations."""
-    for g in range(saved.d_gates.shape[1]):
-        d_gates, d_hidden = saved.d_gates[t, g], d_state.reads_and_hidden[g, reads_width(sizes) :]
-        if sizes.lstm:
-            kept, tanh_cell = cell_mask[t, first + g], saved.tanh_cell[t, g]
-            lstm_backward(d_gates, saved.cell[t, g], kept, tanh_cell, d_hidden, d_state.cell[g])
-        else:
-            feedforward_backward(d_gates, d_hidden)
-
-
-@jit
 def controller_step(first, args, weights, saved, t, before, after, slot):
     """The controller, each sequence of the group: fills the gates, and its output in slot `after` of its input."""
     gates, (_, hidden_offset) = saved.gates[slot], input_offsets(args.sizes)
@@ -81,20 +56,35 @@ def controller_step(first, args, weights, saved, t, before, after, slot):
     else:  # which does not take its own last output; see `Weights`
         broadcast_row(weights.gate_proj[-1], gates)
         matmul(saved.controller_input[before, :, :hidden_offset], weights.gate_proj[:-1], 1, gates)
-    controller_units(first, args.sizes, args.cell_mask, saved, t, before, after, slot)
+    for g in range(gates.shape[0]):
+        output = saved.controller_input[after, g, hidden_offset:-1]
+        if args.sizes.lstm:
+            kept, tanh_cell = args.cell_mask[t, first + g], saved.tanh_cell[slot, g]
+            lstm(gates[g], saved.cell[before, g], kept, saved.cell[after, g], tanh_cell, output)
+        else:
+            feedforward(gates[g], output)
 
 
 @jit
 def controller_step_backward(first, args, weights_transposed, saved, t, d_state):
-    """Gradient of `controller_step`: `d_state.reads_and_hidden` comes in as that of step t, leaves as that of t - 1."""
-    reads_offset, _ = input_offsets(args.sizes)
-    controller_units_backward(first, args.sizes, args.cell_mask, saved, t, d_state)
+    """Gradient of `controller_step`: `d_state.reads_and_hidden` comes in as that of step t, leaves as that of t - 1.
+
+    The gates' gradients take the place of their activations.
+    """
+    d_gates, reads_end, (reads_offset, _) = saved.d_gates[t], reads_width(args.sizes), input_offsets(args.sizes)
+    for g in range(d_gates.shape[0]):
+        d_hidden = d_state.reads_and_hidden[g, reads_end:]
+        if args.sizes.lstm:
+            kept, tanh_cell = args.cell_mask[t, first + g], saved.tanh_cell[t, g]
+            lstm_backward(d_gates[g], saved.cell[t, g], kept, tanh_cell, d_hidden, d_state.cell[g])
+        else:
+            feedforward_backward(d_gates[g], d_hidden)
     if args.sizes.lstm:
-        matmul(saved.d_gates[t], weights_transposed.gate_proj[:, reads_offset:-1], 0, d_state.reads_and_hidden)
+        matmul(d_gates, weights_transposed.gate_proj[:, reads_offset:-1], 0, d_state.reads_and_hidden)
     else:  # which does not take its own last output
-        d_state.reads_and_hidden[:, reads_width(args.sizes) :] = 0
-        d_reads = d_state.reads_and_hidden[:, : reads_width(args.sizes)]
-        matmul(saved.d_gates[t], weights_transposed.gate_proj[:, reads_offset:-1], 0, d_reads)
+        d_state.reads_and_hidden[:, reads_end:] = 0
+        d_reads = d_state.reads_and_hidden[:, :reads_end]
+        matmul(d_gates, weights_transposed.gate_proj[:, reads_offset:-1], 0, d_reads)
 
 
 @jit
