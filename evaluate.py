@@ -50,7 +50,7 @@ def parse_options() -> argparse.Namespace:
         "sizes",
         type=sizes(0, 10**6),
         metavar="S,S,...",
-        help="sizes to score: 5,10-20; of repeat copy, length x repeats: 10x3 (default: trained, and beyond)",
+        help="sizes to score: 5,10-20; of repeat copy, length x repeats: 10x3,20x1-4 (default: trained, and beyond)",
     )
     parser.add("input", type=Path, metavar="FILE", help="answer these sequences instead: a vector a line, as 01101001")
     parser.add("page", action="store_true", help="write log/<config>.html instead: the model, running in a browser")

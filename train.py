@@ -24,7 +24,7 @@ from experiment.machine_check import check_remade
 from experiment.options import parse_options
 from experiment.processes import Processes
 from experiment.run import InterruptFlag, TrainState, claim_run, final_test, shown_path
-from experiment.runlog import RunLog, commit
+from experiment.runlog import RunLog, commit, results_of
 from experiment.scoring import TRAINING, HeldOut, draw_held_out, generator, score, seed_torch, sequence_bits, trace
 from experiment.task_check import check_task
 from experiment.training import Clipper, blur_cost, draw_iteration, largest_size, make_optimizer, set_learning_rate
@@ -109,7 +109,10 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, options: argparse.
     log.close()
     state.path.unlink()
     print(f"{took}: {shown_path(saved_model)}\n{outcome}")
-    print(f"log: {shown_path(options.output / 'log' / f'{configuration.name}.log')}")
+    log_path = options.output / "log" / f"{configuration.name}.log"
+    print(f"log: {shown_path(log_path)}")
+    if before := results_of(log_path):
+        print(f"beside it, of the run before, until evaluate.py makes them anew: {', '.join(p.name for p in before)}")
     print(f"curves: tensorboard --logdir {shown_path(options.output / 'runs')}")
     flag = "" if options.backend == "auto" else f" -backend {options.backend}"
     print(f"test it: python {shown_path(ROOT / 'evaluate.py')} -saved_model {shown_path(saved_model)}{flag}")

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -156,14 +157,11 @@ def numbers(low: int, high: int) -> Callable[[str], list[int]]:
 
 
 def sizes(low: int, high: int) -> Callable[[str], list[tuple[int, ...]]]:
-    """Make an argparse type: sizes of a task, as 1,5,10-20 or, where a size has two numbers, 5x5,10x3; each once."""
-    whole, several = number(int, low, high), numbers(low, high)
+    """Make an argparse type: sizes of a task, as 1,5,10-20 or, where a size has two numbers, 5x5,10x1-3; each once."""
+    several = numbers(low, high)
 
     def parse(text: str) -> list[tuple[int, ...]]:
-        found = []
-        for part in text.split(","):
-            found += [tuple(map(whole, part.split("x")))] if "x" in part else [(n,) for n in several(part)]
-        return sorted(set(found))
+        return sorted({size for part in text.split(",") for size in product(*map(several, part.split("x")))})
 
     return parse
 

@@ -42,6 +42,7 @@ def small_batch(
     back: bool,
     size: tuple[int, int, int] = FEW,
     blur_cost: float = 0.1,
+    own_memory: bool = False,
 ) -> list[Tensor]:
     """Take one small batch through a copy of a model, in the mode that it is in.
 
@@ -50,6 +51,7 @@ def small_batch(
     Args:
         back: whether to go back, as training does, at a loss with this `blur_cost`.
         size: T, B and N.
+        own_memory: going forward alone, whether to begin on the memory on which the model does by itself.
 
     Returns:
         The logits; going back, also the loss and each gradient.
@@ -71,7 +73,7 @@ def small_batch(
         torch.manual_seed(0)
         if not back:
             state = model.initial_state(batch, rows)
-            if isinstance(model, NTM):
+            if isinstance(model, NTM) and not own_memory:
                 state = state._replace(memory=memory)
             masks = {} if cell_mask is None else {"cell_mask": cell_mask}
             with torch.no_grad():
@@ -231,8 +233,10 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
 
 
 def answers(model: Machine) -> Tensor:
-    """What a model, in eval mode, answers to a small batch: (T, B, output_size)."""
-    return small_batch(deepcopy(model).eval(), Backend.REFERENCE, back=False)[0]
+    """What a model answers to a small batch in eval mode, on a dirty memory and on its own: (T, 2B, output_size)."""
+    model = deepcopy(model).eval()
+    given = [small_batch(model, Backend.REFERENCE, back=False, own_memory=own)[0] for own in (False, True)]
+    return torch.cat(given, dim=1)
 
 
 def answers_alike(model: Machine, other: Machine) -> bool:

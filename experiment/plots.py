@@ -152,7 +152,9 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         for axes in panels.flat:
             if len(answering):
                 axes.axvline(answering[0] - 0.5, color="#D55E00", linewidth=1)
-        figure.suptitle(title + "\n(right of the orange line, the machine answers)")
+        to_the_end = shown.mask[answering[:1].sum() :].all()  # else there are steps between answers, as of queries
+        line = "right of the orange line, the machine answers" if to_the_end else "orange line: before the first answer"
+        figure.suptitle(f"{title}\n({line})")
         save_figure(figure, path)
 
 
@@ -253,7 +255,8 @@ def visited_window(shown: Trace) -> np.ndarray:
     start = visited[(gaps.argmax() + 1) % len(visited)]
     length = rows - int(gaps.max()) + 1
     margin = min(2, (rows - length) // 2)
-    return (start - margin + np.arange(length + 2 * margin)) % rows
+    first = 0 if length == rows else start - margin
+    return (first + np.arange(length + 2 * margin)) % rows
 
 
 def rows_label(shown: Trace, order: np.ndarray) -> str:

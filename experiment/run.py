@@ -106,8 +106,9 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
     runs, wanted, base = options.output / "runs", options.saved_model, configuration.name
     if wanted and wanted.is_dir():
         raise InputError(f"-saved_model {wanted}: is a folder; name a file in it")
-    if wanted and wanted.exists() and not options.overwrite:
-        raise InputError(f"-saved_model {wanted}: is there already; -overwrite replaces it")
+    if wanted and wanted.exists() and not (options.overwrite or options.resume):  # -resume: see `free_path`
+        also = f", and log and curves of the run {base}"
+        raise InputError(f"-saved_model {wanted}: is there already; name another file (-overwrite replaces it{also})")
     if wanted:
         try:
             wanted.parent.mkdir(parents=True, exist_ok=True)
@@ -131,8 +132,14 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
             continue
         if not wanted and saved_model.is_dir():
             raise InputError(f"{saved_model}: is a folder; choose another -output, or name a file by -saved_model")
-        if not wanted and options.overwrite and (maker := checkpoint.maker(saved_model)) not in (None, name):
-            raise InputError(f"{saved_model}: is the model of the run {maker}; name another file by -saved_model")
+        path = wanted or saved_model
+        if options.overwrite and (maker := checkpoint.maker(path)) not in (None, name):
+            raise InputError(f"{path}: is the model of the run {maker}; name another file by -saved_model")
+        if options.overwrite and saved_model.exists() and saved_model.resolve() != path.resolve():
+            raise InputError(
+                f"-saved_model: -overwrite would replace log and curves of the run {name}, and leave its model, "
+                f"{saved_model}; leave one of both flags away, or choose another -output"
+            )
         try:
             lock = acquire_lock(folder / ".lock", timeout=0)
         except Timeout as error:
@@ -141,7 +148,7 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
                     f"{folder}: another run is writing here; wait for it, or choose another -output"
                 ) from error
             continue
-        return Claim(named, folder, wanted or saved_model, model_there(wanted or saved_model), lock)
+        return Claim(named, folder, path, model_there(path), lock)
     raise AssertionError("names never end")
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -99,6 +100,12 @@ def logged_values(folder: Path, tag: str) -> Iterator[tuple[int, Any]]:
             for value in event.summary.value:
                 if value.tag == tag:
                     yield event.step, value
+
+
+def results_of(log: Path) -> list[Path]:
+    """What evaluate.py has left of a run beside its log: table, pictures and page."""
+    own = re.compile(rf"{re.escape(log.stem)}(\.html|_[a-z]+\.(json|png|gif))")
+    return sorted(path for path in log.parent.iterdir() if own.fullmatch(path.name))
 
 
 class RunLog:

@@ -319,7 +319,7 @@ class NTM(Machine):
             return f"the fused path runs on the CPU, not on {parameter.device}"
         if parameter.dtype not in (torch.float32, torch.float64):
             return f"the fused path computes in float32 or float64, not {parameter.dtype}"
-        trouble = mode_trouble() or import_trouble()  # in this order: torch.compile cannot follow an import
+        trouble = mode_trouble() or (not edited() and import_trouble())  # torch.compile cannot follow an import
         if trouble:
             return trouble
         change = edited() or STOCK.changed()

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -760,6 +761,15 @@ def test_numba_that_fails_to_import_means_the_reference_path_and_a_reason(reposi
     assert done.returncode == 2
     assert why in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_an_edit_that_keeps_the_fused_path_from_being_imported_is_named(tmp_path):
+    shutil.copytree(ROOT / "ntm", tmp_path / "ntm", ignore=shutil.ignore_patterns("__pycache__"))
+    path = tmp_path / "ntm" / "addressing.py"
+    path.write_text(path.read_text().replace("NORM_EPSILON = 2.0**-20", "NORM_EPSILON = 2.0**-21"))
+    program = "from ntm import NTM; print(NTM(3, 2, 4, 5, 6).why_not_fused())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert "ntm/addressing.py was edited (NORM_EPSILON" in done.stdout, done.stderr
 
 
 @pytest.mark.slow

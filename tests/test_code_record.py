@@ -102,6 +102,7 @@ def test_a_model_without_a_record_has_that_beside_it(copy, capsys):
     said = "ntm/memory.py was edited (INITIAL_VALUE); its answers are others"
     assert capsys.readouterr().err == f"{path}: was trained by other code than this: {said}\n"
     say_what_is_other({"code": record()}, M1D1, path, model)  # its own counts, where it has one
+    say_what_is_other({"code": record(), "answers": torch.zeros(6, 2, 8)}, M1D1, path, model)  # of an older program
     assert not capsys.readouterr().err
     for text in ("[", "[]", "{}"):
         (path.parent / BESIDE).write_text(text)
@@ -126,6 +127,7 @@ BY_NO_FILE = {  # what changes a machine or a task, and stands in no file that a
         lambda memory, *rest: (rest[0], rest[0]),
         "answers are others",
     ),
+    "another memory at first": ("ntm.memory.INITIAL_VALUE", 1.0, "its answers are others"),
     "a task that was replaced": ("tasks.reverse.Reverse.answer", backwards, "the task reverse makes other sequences"),
     "another count": ("tasks.task.Task.wrong_bits", lambda *a: torch.zeros(3), "or counts their wrong bits otherwise"),
 }

@@ -13,6 +13,7 @@ import torch
 from conftest import GOOD
 
 from experiment.configuration import Recipe
+from experiment.errors import sizes
 
 WRONG = {
     "unknown network": ("train.py -config m4d1", "m1d1, m1d2"),
@@ -23,6 +24,10 @@ WRONG = {
         "'' is not a whole number",
     ),
     "half a size": ("evaluate.py -config repeat_copy -sizes 5x", "'' is not a whole number"),
+    "half a range of one number of a size": (
+        "evaluate.py -config repeat_copy -sizes 5x2-",
+        "'2-' is not a whole number",
+    ),
     "half a range": ("reproduce.py -seeds 4-", "'4-' is not a whole number"),
     "an empty name": ("train.py -config ''", "-config: is empty; leave it away for its default"),
     "an empty recipe": ("train.py -recipe '' -num_iters 3", "-recipe: is empty"),
@@ -179,6 +184,10 @@ def refused(repository, bad_files):
     assert repository.files() == before
     assert not (repository.folder / "attacked").exists()
     return done
+
+
+def test_sizes_are_numbers_ranges_and_products_of_them():
+    assert sizes(0, 30)("20x1-3,5,4-5") == [(4,), (5,), (20, 1), (20, 2), (20, 3)]
 
 
 @pytest.mark.xdist_group("wrong commands")

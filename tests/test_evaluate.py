@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -10,6 +11,8 @@ from PIL import Image
 import evaluate
 from experiment import plots
 from experiment.checkpoint import load_model, weights_mark
+from experiment.configuration import load_configuration
+from experiment.scoring import trace
 
 FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); runpy.run_path(sys.argv[0], None, '__main__')"
 SOME = ("m2d2", "m3d3", "f1d1")  # with m1d1, which sweeps train: each network and data set
@@ -111,6 +114,24 @@ def test_pictures_say_on_what_memory_they_were_made(repository, tiny, tmp_path, 
         assert machine in titles["machine"]
         assert machine in titles["controls"]
         assert memory in titles["memory"]
+
+
+def test_the_picture_of_a_machine_says_where_answers_are_and_draws_all_rows_in_order(monkeypatch, tmp_path):
+    drawn, configuration = [], load_configuration("m1d2")
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    batch = configuration.task.sample(1, (3,), torch.Generator().manual_seed(0))
+    for mask, said in (
+        (batch.mask, "right of the orange line, the machine answers"),
+        (1 - batch.mask, "before the first"),
+    ):
+        mask[-1] = 1
+        shown = trace(configuration.make_model(), configuration.task, batch._replace(mask=mask))
+        everywhere = np.full_like(shown.read_weighting, 0.1)
+        plots.machine(shown._replace(read_weighting=everywhere), "title", tmp_path / "picture.png")
+        assert said in drawn[-1].get_suptitle()
+        rows = next(axes for axes in drawn[-1].axes if axes.get_title(loc="left").startswith("read weighting"))
+        assert rows.get_ylabel() == "row (128 of 128)"
+        assert [label.get_text() for label in rows.get_yticklabels()][::7] == ["0", "127"]
 
 
 def test_machines_that_were_replaced_are_drawn_beside_the_test_that_they_took(repository, monkeypatch, tmp_path):

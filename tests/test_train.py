@@ -86,6 +86,7 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     whole_log = [re.sub(r" +\S+ s  ", " ", line) for line in log.read_text().splitlines() if line.startswith("iter")]
 
     log.unlink()
+    other.write_bytes(one.read_bytes())  # which this run replaces, once it has ended
     command = [sys.executable, "train.py", *map(str, flags), "-saved_model", str(other), "-overwrite"]
     process = subprocess.Popen(
         command, cwd=repository.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -98,7 +99,7 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     stopped = int(re.search(r"stopped at iteration (\d+); to go on: python train.py .* -resume", out)[1])
     assert "-overwrite" not in out
     assert 500 <= stopped < 2000
-    assert not other.exists()
+    assert other.read_bytes() == one.read_bytes()
     assert (folder / "runs" / "tiny" / "checkpoint.pt").exists()
 
     wrong = repository.run("train.py", *flags, "-lr", 0.5, "-resume", code=2).stderr
@@ -112,7 +113,8 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     save(path, older)
     assert "older train.py" in repository.run("train.py", *flags, "-resume", code=2).stderr
     path.write_bytes(good)
-    repository.run("train.py", *flags, "-saved_model", other, "-resume")
+    done = repository.run("train.py", *flags, "-saved_model", other, "-resume").stdout
+    assert "other.pt\n" in done  # and not other-2.pt
     assert re.search(rf"^# goes on after iteration {stopped}: python train.py .* -resume; ", log.read_text(), re.M)
     a, b = (torch.load(path, weights_only=True)["model"] for path in (one, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -172,12 +174,22 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     after = files()
     assert load_model(out / "saved_model" / "reverse_tiny.pt")[1].recipe.seed == 3
     assert {path for path in before if before[path] != after.get(path)} <= set(first)
-    error = train("-saved_model", out / "saved_model" / "reverse_tiny-2.pt", code=2).stderr
-    assert "reverse_tiny-2.pt: is there already; -overwrite replaces it" in error
+    there = out / "saved_model" / "reverse_tiny-2.pt"
+    error = train("-saved_model", there, code=2).stderr
+    assert "reverse_tiny-2.pt: is there already; name another file (-overwrite replaces it, and log" in error
+    error = train("-saved_model", there, "-overwrite", code=2).stderr
+    assert "reverse_tiny-2.pt: is the model of the run tiny-2; name another file" in error
+    error = train("-saved_model", out / "other.pt", "-overwrite", code=2).stderr
+    assert "would replace log and curves of the run tiny, and leave its model" in error
     assert "is a folder" in train("-saved_model", out, code=2).stderr
     assert files() == after
     saved = out / "saved_model" / "reverse_tiny.pt"
-    train("-seed", 4, "-overwrite", "-saved_model", tmp_path / "other.pt")
+    saved.rename(tmp_path / "aside.pt")
+    (out / "log" / "tiny_machine.png").touch()
+    (out / "log" / "tiny_a_machine.png").touch()  # of a run tiny_a
+    replaced = train("-seed", 4, "-overwrite", "-saved_model", tmp_path / "other.pt").stdout
+    assert "of the run before, until evaluate.py makes them anew: tiny_machine.png\n" in replaced
+    (tmp_path / "aside.pt").rename(saved)
     said = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-output", tmp_path, *BACKEND).stdout
     assert "runs/tiny made another model" in said
     log = out / "log" / "tiny.log"
