@@ -88,7 +88,7 @@ def summarise(losses: list[float], costs: list[float], by_batch: list[Tensor]) -
 def dirty_memory(deviation: Tensor, memory_units: int, memory_unit_size: int, source: torch.Generator) -> Tensor:
     """Draw a memory full of normal numbers for each sequence, (B, N, M), each with its standard deviation, (B,)."""
     size = len(deviation), memory_unit_size, memory_units  # rows last, as they lie on the fused path
-    return torch.randn(size, generator=source).mul_(deviation[:, None, None]).transpose(1, 2)
+    return torch.randn(size, generator=source).mul_(deviation.view(-1, 1, 1)).transpose(1, 2)
 
 
 def initial_state(

@@ -132,8 +132,9 @@ def draw_memory(recipe: Recipe, rows: int, width: int, source: torch.Generator) 
     dirty = np.flatnonzero(torch.rand(recipe.batch_size, generator=source).numpy() < recipe.dirty)
     deviation = recipe.dirt * torch.rand(len(dirty), generator=source)
     blank = initial_memory(recipe.batch_size, rows, width, like=deviation).transpose(1, 2)
-    memory = blank.contiguous().transpose(1, 2)  # as `dirty_memory` lies
-    return memory.index_copy_(0, torch.from_numpy(dirty), dirty_memory(deviation, rows, width, source))
+    memory = np.array(blank.numpy(), order="C")  # rows last, as in `dirty_memory`
+    memory[dirty] = dirty_memory(deviation, rows, width, source).transpose(1, 2).numpy()
+    return torch.from_numpy(memory).transpose(1, 2)
 
 
 def draw_mask(probability: float, shape: tuple[int, ...], source: torch.Generator) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ntm.backend import Backend, BackendError, is_special
+from ntm.backend import Backend, BackendError, is_special, parameters_by_name
 
 TRANSPOSED = 0, 2, 4  # of the `packed_parameters` of an NTM: the weights of its three maps
 
@@ -144,7 +144,9 @@ class Machine(nn.Module):
 
     def packed_parameters(self) -> dict[str, nn.Parameter]:
         """All parameters by name, in the order of `flat_parameters`, whatever order they were made in."""
-        parameters = dict(self.named_parameters())
+        parameters = parameters_by_name(self)  # each step on the fused path asks for them
+        if len({*map(id, parameters.values())}) < len(parameters):
+            parameters = dict(self.named_parameters())
         first = {name: parameters.pop(name) for name in self.first_names if name in parameters}
         return first | parameters
 
