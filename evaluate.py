@@ -22,7 +22,8 @@ from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_tit
 from experiment.errors import InputError, Parser, number, run_script, sizes
 from experiment.options import THREADS_HELP
 from experiment.page import write_page
-from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, trace
+from experiment.run import shown_path
+from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, seed_torch, trace
 from experiment.table import print_table, show_mistake, write_table
 from experiment.task_check import require_sound, shown_size
 from experiment.training import SPARE_ROWS
@@ -95,6 +96,9 @@ def load(path: Path, options: argparse.Namespace) -> tuple[Machine, Configuratio
         InputError: the file cannot be used, or a flag asks for a memory that the model has not.
     """
     model, configuration = checkpoint.load_model(path, backend=Backend(options.backend))
+    name, unfinished = configuration.name, path.absolute().parent.parent / "runs" / configuration.name / "checkpoint.pt"
+    if path.absolute().parent.name == "saved_model" and unfinished.exists():
+        print(f"{path} may be from before the last run of {name}; {not_finished(unfinished)}")
     model = model.to(choose_device(options.device, model))
     if not isinstance(model, NTM):
         for flag in ("memory_units", "dirt", "page", "animate"):
@@ -157,6 +161,7 @@ def evaluate(
 def answer_file(path: Path, options: argparse.Namespace) -> None:
     """Let a model answer the sequences of a file, and print what it says, vector by vector."""
     model, configuration = load(path, options)
+    seed_torch(0)  # as `score` does
     task, rows = configuration.task, options.memory_units or configuration.network.memory_units
     if not isinstance(task, VectorTask):
         raise InputError(f"-input: is for reverse, copy and what else is a VectorTask, not {configuration.data.name}")
@@ -265,12 +270,15 @@ def model_path(name: str, output: Path) -> Path:
     if not (own.exists() or other.exists()):
         raise InputError(f"{own}: is not there; train it with train.py, or name a model's file by -saved_model")
     unfinished = output / "runs" / name / "checkpoint.pt"
-    also = f"; -saved_model {unfinished} is the run that is not finished" if unfinished.exists() else ""
-    if not own.exists():
-        print(f"{own} is not there: this is {other}{also}")
-    elif also:
-        print(f"{own} may be from before the last run of {name}{also}")
-    return own if own.exists() else other
+    if own.exists():
+        return own
+    print(f"{own} is not there: this is {other}" + (f"; {not_finished(unfinished)}" if unfinished.exists() else ""))
+    return other
+
+
+def not_finished(run: Path) -> str:
+    """Say which run a checkpoint is of."""
+    return f"-saved_model {shown_path(run)} is the run that is not finished"
 
 
 def main() -> None:

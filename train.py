@@ -20,7 +20,7 @@ from experiment.backend import choose_device, start_backend
 from experiment.code_record import record_of
 from experiment.configuration import ROOT
 from experiment.errors import InputError, run_script
-from experiment.machine_check import check_remade
+from experiment.machine_check import check_remade, check_shareable
 from experiment.options import parse_options
 from experiment.processes import Processes
 from experiment.run import InterruptFlag, TrainState, claim_run, final_test, shown_path
@@ -102,8 +102,9 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, options: argparse.
     contents |= record_of(state.model, configuration)
     saved_model = state.free_path(saved_model)
     checkpoint.save(saved_model, contents)
+    made_again = checkpoint.makes_again(saved_model, configuration, state.model)
     outcome, took = final_test(state), f"finished after {trained['seconds']:.1f} s"
-    if not checkpoint.makes_again(saved_model, configuration, state.model):
+    if not made_again:
         outcome += "\nthe file makes another machine than was trained: what was done to it is in no file"
     log.line(f"{took}: {saved_model.name}, weights {checkpoint.weights_mark(state.model)}\n{outcome}")
     log.close()
@@ -112,7 +113,7 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, options: argparse.
     log_path = options.output / "log" / f"{configuration.name}.log"
     print(f"log: {shown_path(log_path)}")
     if before := results_of(log_path):
-        print(f"beside it, of the run before, until evaluate.py makes them anew: {', '.join(p.name for p in before)}")
+        print(f"beside it, from before, until evaluate.py makes them anew: {', '.join(path.name for path in before)}")
     print(f"curves: tensorboard --logdir {shown_path(options.output / 'runs')}")
     flag = "" if options.backend == "auto" else f" -backend {options.backend}"
     print(f"test it: python {shown_path(ROOT / 'evaluate.py')} -saved_model {shown_path(saved_model)}{flag}")
@@ -125,7 +126,7 @@ def run(processes: Processes) -> None:
     check_task(configuration)
     torch.manual_seed(configuration.recipe.seed)
     model = configuration.make_model(Backend(options.backend))
-    processes.require_shareable(model, configuration.recipe.batch_size)
+    processes.part(configuration.recipe.batch_size)  # or an error, if there is none
     device = choose_device(options.device, model, processes.local_rank)
     model = model.to(device)
     check_remade(model, configuration)
@@ -138,7 +139,9 @@ def run(processes: Processes) -> None:
 
     # Optimizer, and sequences that training never looks at.
     runs_on = processes.in_turn(lambda: start_backend(model, True, options.threads, recipe.blur_cost))
-    runs_on += f", {processes.count} processes" * (processes.count > 1)
+    if processes.count > 1:
+        check_shareable(model)
+        runs_on += f", {processes.count} processes"
     weights = model.flatten_parameters()
     optimizer = make_optimizer(recipe, weights, model.use_fused())
     path, init = folder / "checkpoint.pt", options.init

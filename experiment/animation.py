@@ -92,7 +92,7 @@ def training(runs: Path, title: str, path: Path) -> None:
     for step, value in logged_values(runs / "test", "answer_above_target"):
         content = value.image.encoded_image_string or value.tensor.string_val[2]
         image = Image.open(io.BytesIO(content)).convert("RGB")
-        coloured = (np.asarray(image) < 255).any(axis=(0, 2))
+        coloured = np.ptp(np.asarray(image), axis=2).any(axis=0)  # what is neither white nor grey
         answer = image.crop((int(coloured.argmax()), 0, image.width, image.height))  # without the time of reading
         answer = answer.resize((answer.width * ZOOM, answer.height * ZOOM), Image.Resampling.NEAREST)
         canvas = Image.new("RGB", (max(answer.width, 400) + 24, answer.height + 60), "white")

@@ -12,7 +12,8 @@ import torch
 
 from experiment.configuration import ROOT
 from experiment.errors import InputError
-from experiment.machine_check import check_fused, check_machine
+from experiment.machine_check import check_machine
+from experiment.path_check import check_fused
 from ntm import NTM, Backend, BackendError
 from ntm.machine import Machine
 

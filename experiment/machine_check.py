@@ -1,11 +1,11 @@
-"""Look at a machine before a run: do the two paths agree on it, and would training move all that it is?"""
+"""A look at a machine before a run: is it what its file would make, and would training move all that it is?"""
 
 import math
 from contextlib import AbstractContextManager
 from copy import deepcopy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiment.configuration import Configuration
 from experiment.errors import InputError
@@ -14,11 +14,11 @@ from ntm.controller import LSTMController
 from ntm.machine import Machine
 from ntm.memory import INITIAL_VALUE, initial_memory
 from ntm.ntm import OWN_FORWARD
+from ntm.shards import GROUP, WHOLE, Part
 from ntm.state import tensors_of
 
-DIFFERENCE = 1e-4  # between the paths, of logits and of each gradient, relative to their norm
-ROUNDING = 300  # a difference may also be this many times the rounding of the reference path itself
-FEW, MORE, MOST_ROWS = (6, 2, 6), (24, 11), 1024  # of the batches that compare the paths: T, B and N; T and B; N
+DIFFERENCE = 1e-4  # of two ways to the same numbers, relative to their norm
+FEW = 6, 2, 6  # of a small batch: T, B and N
 
 
 def stirred(model: Machine, seed: int) -> Machine:
@@ -84,67 +84,6 @@ def small_batch(
     return [logits, torch.tensor(loss), *(parameter.grad for parameter in model.parameters())]
 
 
-def compare(model: Machine, back: bool, size: tuple[int, int, int] = FEW) -> None:
-    """Compare the two paths on one `small_batch`.
-
-    Raises:
-        InputError: they give different numbers.
-    """
-    reference, fused = (small_batch(model, backend, back, size) for backend in (Backend.REFERENCE, Backend.FUSED))
-    if all((b - a).norm() <= DIFFERENCE / 2 * a.norm() for a, b in zip(reference, fused, strict=True)):
-        return  # so near that float64, which takes longer, would not refuse it either
-    exact = small_batch(deepcopy(model).double(), Backend.REFERENCE, back, size)
-    names = ["other answers", "another loss", *(f"another gradient of {name}" for name, _ in model.named_parameters())]
-    for name, right, a, b in zip(names[: len(exact)], exact, reference, fused, strict=True):
-        if not (b - right).norm() <= max(DIFFERENCE * right.norm(), ROUNDING * (a - right).norm()):  # nor NaN
-            raise InputError(
-                f"the fused path has {name} than ntm/ntm.py on a small batch: ntm/ and ntm/fused/ no longer agree; "
-                "-backend reference takes ntm/ntm.py's"
-            )
-
-
-def compare_optimizers() -> None:
-    """Compare two steps of the compiled AdamW with PyTorch's.
-
-    With what `torch.optim.AdamW(fused=True)` calls: its own `step` would first import a second's worth of PyTorch.
-
-    Raises:
-        InputError: they differ.
-    """
-    from ntm.fused import FusedAdamW
-
-    weights, gradient = torch.linspace(-1, 1, 9), torch.linspace(2, -1, 9)
-    theirs, mean, square, steps = weights.clone(), torch.zeros(9), torch.zeros(9), torch.zeros(())
-    weights.requires_grad_().grad = gradient
-    numbers = {"lr": 0.01, "eps": 1e-3, "weight_decay": 0.1}
-    ours, more = FusedAdamW([weights], betas=(0.8, 0.9), **numbers), {"amsgrad": False, "maximize": False}
-    for _ in range(2):
-        ours.step()
-        steps += 1
-        torch._fused_adamw_(
-            [theirs], [gradient], [mean], [square], [], [steps], beta1=0.8, beta2=0.9, **numbers, **more
-        )
-    if not torch.allclose(weights, theirs, rtol=1e-5, atol=1e-6):
-        raise InputError(
-            "ntm/fused/adamw.py takes other steps than torch.optim.AdamW; -backend reference takes PyTorch's"
-        )
-
-
-def check_fused(model: NTM, training: bool) -> None:
-    """Refuse a model on which the fused path has other numbers than the reference path.
-
-    Args:
-        training: whether to compare what training does, too. That comes first: meanwhile another process compiles what
-            answers need (`telling_of_compilation` in experiment/backend.py).
-
-    Raises:
-        InputError: it has.
-    """
-    for back in (True, False) if training else (False,):
-        for seed, size in enumerate((FEW, (*MORE, min(model.memory_units, MOST_ROWS)))):
-            compare(stirred(model, seed).train(back), back, size)
-
-
 def check_controller(model: NTM) -> None:
     """Take two steps with the controller, and refuse one whose results have another form.
 
@@ -205,27 +144,105 @@ def check_override(model: NTM, blur_cost: float) -> None:
         raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
 
 
+def leaves(output: Tensor) -> list[Tensor]:
+    """The tensors from which a result was computed, and which its gradient would reach."""
+    pending, seen, found = [output.grad_fn], {None}, []
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen.add(node)
+            found += [node.variable] if hasattr(node, "variable") else []
+            pending += [before for before, _ in node.next_functions]
+    return found
+
+
+def check_kept(model: Machine) -> None:
+    """Refuse a model that keeps what it should not.
+
+    Raises:
+        InputError: a tensor wants a gradient, and is no parameter; a call leaves a tensor behind that it computed; or
+            what the model's file will hold changes in eval mode.
+    """
+    model, like = deepcopy(model), next(model.parameters())
+    model.backend = Backend.REFERENCE
+    inputs = like.new_ones(2, 2, model.input_size)
+    with generators_kept(like):
+        others = [leaf for leaf in leaves(model(inputs)[0]) if all(leaf is not each for each in model.parameters())]
+        if others:
+            raise InputError(
+                f"a tensor of shape {tuple(others[0].shape)} wants a gradient and is no parameter, so that nothing "
+                "trains it: make it an nn.Parameter"
+            )
+        try:
+            before = deepcopy(model).state_dict()
+        except RuntimeError as error:
+            raise InputError(
+                "the machine keeps a tensor that it computed, as of its last step: what goes on from one step to the "
+                "next belongs into the state that a controller takes and gives"
+            ) from error
+        with torch.no_grad():
+            model.eval()(inputs)
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    if changed:
+        raise InputError(f"{changed[0]} changes in eval mode, in which a machine only answers: where self.training is")
+
+
+def check_shareable(model: Machine) -> None:
+    """Refuse a model that makes other things of two parts of a batch than of the whole.
+
+    Raises:
+        InputError: it does, as one that draws in training, or keeps statistics of a batch.
+    """
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        return  # which sees the whole batch
+    source, like, batch = torch.Generator().manual_seed(0), next(model.parameters()), 2 * GROUP
+    inputs = torch.randn(3, batch, model.input_size, generator=source).to(like)
+    targets = torch.rand(3, batch, model.output_proj.out_features, generator=source).round().to(like)
+    made = []
+    with generators_kept(like):
+        for part in WHOLE, Part(0, 2), Part(1, 2):
+            own = deepcopy(model).train()
+            own.backend, weights = Backend.REFERENCE, own.flatten_parameters()
+            torch.manual_seed(0)
+            _, logits = own.forward_backward(inputs, targets, targets.new_ones(3, batch), part=part)
+            made.append((logits, weights.grad, *own.buffers()))
+    (logits, gradient, *buffers), first, second = made
+    pairs = [(logits, torch.cat((first[0], second[0]), 1)), (gradient, first[1] + second[1])]
+    pairs += [pair for one in (first, second) for pair in zip(buffers, one[2:], strict=True)]
+    if not all((b - a).double().norm() <= DIFFERENCE * a.double().norm() for a, b in pairs):
+        raise InputError(
+            "processes that see a part of a batch each would not make of it what one makes of the whole: the machine "
+            "draws in training, as a dropout does, or keeps statistics of the batch, as a batch norm does; train it in "
+            "one process"
+        )
+
+
 def check_trainable(model: Machine, blur_cost: float) -> None:
-    """Refuse a model of which training would not train all that it is.
+    """Refuse a model of which training would not train all that it is, or not the same when it is repeated.
 
     Raises:
         InputError: a parameter is frozen, or gets no gradient; it has a `forward` that does more than
-            `forward_backward`, which does not call it; or as of `check_override`.
+            `forward_backward`, which does not call it; it draws from elsewhere than torch's own generators; or as of
+            `check_override` and `check_kept`.
     """
     if model.frozen:
         raise InputError(f"{model.frozen[0]} is frozen, and train.py trains all parameters: make it a buffer instead")
     if isinstance(model, NTM):
         check_override(model, blur_cost)
     tried = stirred(model, 0).train()
-    trained, _, *gradients = small_batch(tried, Backend.REFERENCE, back=True, blur_cost=0.0)
+    (trained, _, *gradients), (again, *_) = (
+        small_batch(tried, Backend.REFERENCE, back=True, blur_cost=0.0) for _ in range(2)
+    )
+    if not torch.allclose(trained, again, 0, 0, equal_nan=True):
+        raise InputError("the machine draws from elsewhere than torch's own generators: a run could not be repeated")
     for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
         if not gradient.any():
             raise InputError(f"{name} gets no gradient, so that nothing trains it: make it a buffer, or leave it away")
+    check_kept(tried)
     if not isinstance(model, NTM):
         return
-    answered, again = (small_batch(tried, Backend.REFERENCE, back=False)[0] for _ in range(2))
-    same = torch.allclose(answered, trained, DIFFERENCE, DIFFERENCE, equal_nan=True)
-    if not same and torch.allclose(answered, again, 0, 0, equal_nan=True):  # else it draws from a generator of its own
+    (answered,) = small_batch(tried, Backend.REFERENCE, back=False)
+    if not torch.allclose(answered, trained, DIFFERENCE, DIFFERENCE, equal_nan=True):
         raise InputError(
             "NTM.forward gives other answers than NTM.forward_backward, by which train.py trains: what is done to "
             "inputs or answers belongs in `step_with_focus`, which both call"

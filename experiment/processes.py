@@ -11,8 +11,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from experiment.errors import InputError
 from ntm.shards import Part, add_in_pairs, part_counts
@@ -165,18 +164,6 @@ class Processes:
                 "16 sequences go to two processes, 64 to four, 256 and more to 16"
             )
         return Part(self.rank, self.count)
-
-    def require_shareable(self, model: nn.Module, batch_size: int) -> None:
-        """Refuse a model or a batch that processes cannot share.
-
-        Raises:
-            InputError: as of `part`; or the model keeps statistics of the batch, and a process sees a part of it.
-        """
-        self.part(batch_size)
-        kinds = ((name, type(module)) for name, module in model.named_modules())
-        norms = [name for name, kind in kinds if issubclass(kind, _BatchNorm) and kind is not nn.SyncBatchNorm]
-        if self.count > 1 and norms:
-            raise InputError(f"{norms[0]}: is a batch norm, and each of {self.count} processes sees a part of a batch")
 
     def combine(
         self, weights: Tensor, loss: float, logits: Tensor, batch_size: int, stop: bool

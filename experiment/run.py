@@ -201,6 +201,7 @@ class TrainState:
     ) -> None:
         self.configuration, self.model, self.optimizer, self.clipper = configuration, model, optimizer, clipper
         self.path, self.init = path, init and init.absolute()
+        self.code, self.sequences = code_record(configuration), sequences_mark(configuration)
         self.step, self.sums, self.file_sizes, self.replaces = 0, {"iters": 0}, None, replaces
         self._seconds_before, self._step_before, self._started = 0.0, 0, time.perf_counter()
 
@@ -240,8 +241,8 @@ class TrainState:
         contents = {
             "configuration": self.configuration.as_dict(),
             "commit": commit(),
-            "code": code_record(self.configuration),
-            "sequences": sequences_mark(self.configuration),
+            "code": self.code,
+            "sequences": self.sequences,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "log_typical_norm": self.clipper.log_typical,

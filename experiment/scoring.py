@@ -111,11 +111,12 @@ def initial_state(
 
 @contextmanager
 def evaluating(model: Machine) -> Iterator[None]:
-    """Put a model into eval mode, without gradients, for a while."""
+    """Put a model into eval mode, without gradients, for a while; what it draws from torch is the same each time."""
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+            seed_torch(0)
             yield
     finally:
         model.train(was_training)

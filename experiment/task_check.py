@@ -21,15 +21,24 @@ def check_task(configuration: Configuration) -> None:
             low, high = task.limits_of(name)
             if not low <= value <= high:
                 raise InputError(f"task {data.name}: tested has {name} {value}, and its limits are {low} to {high}")
-    for size in dict.fromkeys((data.low, data.high, data.longer_low, data.longer_high, *task.tested)):
+    looked_at = dict.fromkeys((data.low, data.high, data.longer_low, data.longer_high, *task.tested))
+    for size in looked_at:
         require_sound(configuration, size)
     ends = [task.sample(3, size, torch.Generator().manual_seed(0)) for size in (data.low, data.high)]
     if data.low != data.high and all(map(torch.equal, *ends)):
         sizes = f"{label(data.low)} and {label(data.high)}"
         raise InputError(f"task {data.name}: sample gives the same at sizes {sizes}: it does not look at its size")
-    trouble = trouble_of_chance(task, data.high)
-    if trouble:
-        raise InputError(f"task {data.name}, size {label(data.high)}: {trouble}")
+    for size in looked_at:
+        if not is_same(task, size, 0, 0):
+            raise InputError(
+                f"task {data.name}, size {label(size)}: sample draws something from elsewhere than its generator: a "
+                "run could not be repeated"
+            )
+    if is_same(task, data.high, 0, 1):
+        raise InputError(
+            f"task {data.name}, size {label(data.high)}: sample gives the same whatever its generator: a run would see "
+            "nothing else"
+        )
 
 
 def require_sound(configuration: Configuration, size: tuple) -> None:
@@ -64,6 +73,9 @@ def trouble_at(task: Task, size: tuple) -> str | None:
     trouble = trouble_of(batch, task)
     if trouble:
         return trouble
+    marks = getattr(task, "marks", ())
+    if not (isinstance(marks, tuple) and all(isinstance(mark, str) for mark in marks)) or len(marks) > task.input_size:
+        return f"marks is {marks!r}; it names channels of the input, of which there are {task.input_size}: a tuple"
     rows = task.rows_needed(size)
     if type(rows) is not int or rows < 1:
         return f"rows_needed is {rows}; a tape has a whole number of rows, and at least one"
@@ -88,16 +100,11 @@ def sound(batch: Batch, size: tuple) -> Batch:
     return batch
 
 
-def trouble_of_chance(task: Task, size: tuple) -> str | None:
-    """Say in one phrase what is wrong with how a task draws; None where nothing is."""
+def is_same(task: Task, size: tuple, *seeds: int) -> bool:
+    """Whether a task draws the same batch of a size with two seeds."""
     uneven = (0.5,) if task.can_be_uneven else ()
-    sources = (torch.Generator().manual_seed(seed) for seed in (0, 0, 1))
-    batch, again, other = (task.sample(32, size, source, *uneven) for source in sources)
-    if not all(map(torch.equal, batch, again)):
-        return "sample draws something from elsewhere than its generator: a run could not be repeated"
-    if all(map(torch.equal, batch, other)):
-        return "sample gives the same whatever its generator: a run would see nothing else"
-    return None
+    batch, again = (task.sample(32, size, torch.Generator().manual_seed(seed), *uneven) for seed in seeds)
+    return all(map(torch.equal, batch, again))
 
 
 def trouble_of(batch: Batch, task: Task) -> str | None:

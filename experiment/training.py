@@ -9,7 +9,7 @@ from torch import Tensor
 
 from experiment.configuration import Configuration, Data, Network, Recipe
 from experiment.errors import InputError
-from experiment.machine_check import compare_optimizers
+from experiment.path_check import compare_optimizers
 from experiment.scoring import dirty_memory
 from experiment.task_check import sound
 from ntm.memory import initial_memory

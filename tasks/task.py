@@ -43,8 +43,13 @@ class Task(ABC):
         size = getattr(cls, "Size", None)
         if not dataclasses.is_dataclass(cls):
             return "is no dataclass: put @dataclass(frozen=True) above it"
+        if not cls.__dataclass_params__.frozen:
+            return "is a dataclass that is not frozen: put @dataclass(frozen=True) above it"
         if cls.__abstractmethods__:
             return f"has no {', '.join(sorted(cls.__abstractmethods__))}"
+        methods = [name for name in ("input_size", "output_size") if callable(getattr(cls, name))]
+        if methods:
+            return f"has a method {methods[0]}: put @property above it"
         if not (isinstance(size, type) and issubclass(size, tuple) and hasattr(size, "_fields")):
             return "has no Size, a NamedTuple of whole numbers"
         if not isinstance(getattr(cls, "first", None), size):

@@ -545,7 +545,11 @@ def test_a_machine_that_has_no_blur_and_no_cell_mask_can_be_trained():
     assert "reference path" in start_backend(model, training=True)
 
 
-@pytest.mark.parametrize("draw", [torch.randn_like, lambda x: torch.from_numpy(np.random.randn(*x.shape)).to(x)])
+def from_numpy(x):
+    return torch.from_numpy(np.random.randn(*x.shape)).to(x)
+
+
+@pytest.mark.parametrize("draw", [torch.randn_like, from_numpy])
 def test_looking_at_a_model_that_draws_changes_nothing_of_what_its_run_draws(draw, monkeypatch):
     def change(step):
         return lambda self, x, *rest: step(self, x + 1e-3 * draw(x), *rest)
@@ -553,8 +557,53 @@ def test_looking_at_a_model_that_draws_changes_nothing_of_what_its_run_draws(dra
     edit_file(monkeypatch, NTM, "step_with_focus", change)
     model = NTM(5, 3, 20, 16, 8, 2, backend="reference")
     before = torch.get_rng_state()
-    assert "reference path" in start_backend(model, training=True)
+    if draw is from_numpy:  # which no run could repeat
+        with pytest.raises(InputError, match="draws from elsewhere than torch's own generators"):
+            start_backend(model, training=True)
+    else:
+        assert "reference path" in start_backend(model, training=True)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Untrained(LSTMController):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.scale = torch.ones(self.output_size, requires_grad=True)
+
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        return self.scale * output, state
+
+
+class Keeps(LSTMController):
+    def forward(self, x, state, cell_mask=None):
+        self.last, state = super().forward(x, state, cell_mask)
+        return self.last, state
+
+
+class Counts(LSTMController):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, x, state, cell_mask=None):
+        self.steps = self.steps + 1
+        return super().forward(x, state, cell_mask)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (Untrained, r"a tensor of shape \(20,\) wants a gradient and is no parameter"),
+        (Keeps, "the machine keeps a tensor that it computed"),
+        (Counts, "controller.steps changes in eval mode"),
+    ],
+)
+def test_a_machine_that_keeps_what_it_should_not_is_refused(kind, why):
+    model = NTM(5, 3, 20, 16, 8, 2)
+    model.controller = kind(5 + 2 * 8, 20)
+    with pytest.raises(InputError, match=why):
+        start_backend(model, training=True)
 
 
 def test_nan_on_one_path_is_a_difference(monkeypatch):

@@ -1,18 +1,23 @@
 """evaluate.py, with experiment/plots.py, animation.py and bits.py, run in a copy of the repository."""
 
+import contextlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 
 import evaluate
 from experiment import plots
 from experiment.checkpoint import load_model, weights_mark
 from experiment.configuration import load_configuration
-from experiment.scoring import trace
+from experiment.errors import InputError
+from experiment.scoring import draw_held_out, score, trace
+from ntm import NTM
 
 FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); runpy.run_path(sys.argv[0], None, '__main__')"
 SOME = ("m2d2", "m3d3", "f1d1")  # with m1d1, which sweeps train: each network and data set
@@ -145,6 +150,36 @@ def test_machines_that_were_replaced_are_drawn_beside_the_test_that_they_took(re
         monkeypatch.setattr("sys.argv", ["evaluate.py", *words])
         evaluate.main()
         assert bool(drawn[-1]) == there
+
+
+def test_a_model_from_before_the_last_run_is_said_to_be(repository, tiny, tmp_path, monkeypatch, capsys):
+    for name in "saved_model", "runs/tiny":
+        (tmp_path / name).mkdir(parents=True)
+    saved = repository.folder / "saved_model" / "reverse_tiny.pt"
+    old, unfinished = tmp_path / "saved_model" / "reverse_tiny.pt", tmp_path / "runs" / "tiny" / "checkpoint.pt"
+    for there in (), (unfinished,):
+        for path in old, *there:
+            shutil.copy(saved, path)
+        for path in old, *there:
+            words = ["-saved_model", str(path), "-input", str(ROOT / "docs" / "bits.txt"), "-backend", "reference"]
+            monkeypatch.setattr("sys.argv", ["evaluate.py", *words])
+            with contextlib.suppress(InputError):  # of vectors of another width
+                evaluate.main()
+            said = f"{old} may be from before the last run of tiny; -saved_model {unfinished} is the run that is not"
+            assert (said in capsys.readouterr().out) == (there != () and path == old)
+
+
+def test_what_a_machine_draws_in_eval_mode_is_the_same_in_each_score(monkeypatch):
+    configuration = load_configuration("m1d2")
+    model, batches = configuration.make_model(), draw_held_out(configuration).tests["test"][:1]
+    step = NTM.step_with_focus
+    monkeypatch.setattr(
+        NTM, "step_with_focus", lambda self, x, *rest: step(self, x + torch.randn_like(x), *rest), raising=True
+    )
+    before = torch.get_rng_state()
+    first, second = (score(model, configuration.task, batches)[0] for _ in range(2))
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_evaluate_answers_ones_own_sequences(repository, tiny):

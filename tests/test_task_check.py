@@ -44,6 +44,10 @@ MISTAKES = {
     ),
     "a gradient": (lambda b: b._replace(inputs=b.inputs.requires_grad_()), "inputs want a gradient"),
     "infinite": (lambda b: b._replace(inputs=b.inputs / 0), "inputs are not all finite"),
+    "global randomness at one length": (
+        lambda b: b._replace(targets=torch.randint(0, 2, b.targets.shape).float()) if len(b.mask) == 4 else b,
+        "size 1: sample draws something from elsewhere",
+    ),
     "global randomness": (lambda b: b._replace(targets=torch.randint(0, 2, b.targets.shape).float()), "from elsewhere"),
 }
 
@@ -58,6 +62,14 @@ def test_a_mistake_in_a_task_of_ones_own_is_named(monkeypatch, mistake):
     monkeypatch.setattr(Broken, "change", lambda self, batch: change(batch))
     with pytest.raises(InputError, match=said):
         check_task(configuration)
+
+
+@pytest.mark.parametrize("marks", ["start", ("start", 1), ["start"], tuple("abcdefghijk")])
+def test_marks_are_names_of_channels_of_the_input(marks, monkeypatch):
+    monkeypatch.setattr(Copy, "marks", marks)
+    monkeypatch.setattr(Copy, "input_size", 10)
+    with pytest.raises(InputError, match=r"task copy, size 1: marks is .* a tuple"):
+        check_task(load_configuration("copy"))
 
 
 def test_a_loss_of_a_tasks_own_and_no_rows_are_refused(monkeypatch):
@@ -164,8 +176,13 @@ def test_what_is_shown_is_of_a_size_in_training():
 CLASSES = {  # of a task, each with something left away or of another kind
     "no dataclass": (lambda kind: type("Mine", (Task,), {}), "is no dataclass"),
     "no method": (
-        lambda kind: dataclass(type("Mine", (Task,), {})),
+        lambda kind: dataclass(frozen=True)(type("Mine", (Task,), {})),
         "has no input_size, output_size, rows_needed",
+    ),
+    "not frozen": (lambda kind: dataclass(type("Mine", (Task,), {})), "is a dataclass that is not frozen"),
+    "no property": (
+        lambda kind: put(kind, output_size=lambda self: 8),
+        "has a method output_size: put @property above",
     ),
     "no size": (lambda kind: put(kind, Size=(int,)), "has no Size, a NamedTuple of whole numbers"),
     "first a number": (lambda kind: put(kind, first=4), "has no first that is a Length"),

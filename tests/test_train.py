@@ -188,7 +188,7 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     (out / "log" / "tiny_machine.png").touch()
     (out / "log" / "tiny_a_machine.png").touch()  # of a run tiny_a
     replaced = train("-seed", 4, "-overwrite", "-saved_model", tmp_path / "other.pt").stdout
-    assert "of the run before, until evaluate.py makes them anew: tiny_machine.png\n" in replaced
+    assert "beside it, from before, until evaluate.py makes them anew: tiny_machine.png\n" in replaced
     (tmp_path / "aside.pt").rename(saved)
     said = repository.run("evaluate.py", "-saved_model", saved, "-animate", "-output", tmp_path, *BACKEND).stdout
     assert "runs/tiny made another model" in said
