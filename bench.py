@@ -34,27 +34,30 @@ from ntm.loss import cross_entropy
 PEAK_SIZE = 1024
 
 
-def milliseconds(work: Callable[[], None], seconds: float, device: torch.device) -> float:
-    """Run `work` for about so many seconds, after a warm-up; the median time of a call in milliseconds."""
+def milliseconds(seconds: float, device: torch.device, *works: Callable[[], None]) -> list[float]:
+    """Run each work for about so many seconds, in turn, after a warm-up; the median times of a call in milliseconds."""
 
-    def once() -> float:
+    def once(work: Callable[[], None]) -> float:
         start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    once()
-    times, end = [once() for _ in range(3)], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        times.append(once())
-    return 1e3 * statistics.median(times)
+    times: list[list[float]] = [[] for _ in works]
+    for work in works:
+        once(work)
+    end = time.perf_counter() + seconds * len(works)
+    while len(times[0]) < 3 or time.perf_counter() < end:
+        for work, taken in zip(works, times, strict=True):
+            taken.append(once(work))
+    return [1e3 * statistics.median(taken) for taken in times]
 
 
 def peak_flops(device: torch.device) -> float:
     """Measure the computer's float32 matrix product rate, in operations a second."""
     a = torch.rand(PEAK_SIZE, PEAK_SIZE, device=device)
-    return 2 * PEAK_SIZE**3 / (1e-3 * milliseconds(lambda: torch.mm(a, a), 0.5, device))
+    return 2 * PEAK_SIZE**3 / (1e-3 * milliseconds(0.5, device, lambda: torch.mm(a, a))[0])
 
 
 def products(model: NTM, steps: int) -> int:
@@ -175,9 +178,9 @@ def start_up() -> None:
 
 def in_step(work: Callable[[], None], seconds: float, device: torch.device, processes: Processes) -> float:
     """The median time of a call in milliseconds, where all processes must make the same number of calls."""
-    rounds = 1 + int(seconds / (5e-3 * milliseconds(work, 0, device)))  # each a warm-up and three calls
+    rounds = 1 + int(seconds / (5e-3 * milliseconds(0, device, work)[0]))  # each a warm-up and three calls
     rounds = processes.share(lambda: rounds)
-    return statistics.median(milliseconds(work, 0, device) for _ in range(rounds))
+    return statistics.median(milliseconds(0, device, work)[0] for _ in range(rounds))
 
 
 def shared_batches(
@@ -249,20 +252,19 @@ def measure(processes: Processes) -> None:
                     if path == "compiled":
                         torch.compiler.reset()  # else, after eight models it would give up compiling
                         model.step_with_focus = torch.compile(model.step_with_focus)
-                    step = milliseconds(
-                        training_step(configuration, model, batch_size, options.length), options.seconds, device
-                    )
-                    forward = milliseconds(
-                        forward_only(configuration, model, batch_size, options.length), options.seconds / 2, device
-                    )
+                    works = [
+                        training_step(configuration, model, batch_size, options.length, autograd)
+                        for autograd in (False, True)
+                    ]
+                    (step,) = milliseconds(options.seconds, device, works[0])
+                    beside, by_autograd = milliseconds(options.seconds / 2, device, *works)
+                    answer = forward_only(configuration, model, batch_size, options.length)
+                    (forward,) = milliseconds(options.seconds / 2, device, answer)
                     slow = slow or (step, forward)
                     share = 3 * products(model, 2 * options.length + 2) * batch_size / peak / (1e-3 * step)
                     line = f"{configuration.name[:2]:6}{batch_size:6d} {path:10}{step:9.2f}"
                     line += f"{1e3 * batch_size / step:9.0f}{slow[0] / step:7.1f}{share:10.0%}"
-                    by_autograd = milliseconds(
-                        training_step(configuration, model, batch_size, options.length, True), options.seconds, device
-                    )
-                    line += f"{forward:12.2f}{slow[1] / forward:15.1f}{by_autograd / step:19.2f}"
+                    line += f"{forward:12.2f}{slow[1] / forward:15.1f}{by_autograd / beside:19.2f}"
                     print(line, flush=True)
     if device.type == "cpu":
         print()
