@@ -160,12 +160,23 @@ def check_kept(model: Machine) -> None:
     """Refuse a model that keeps what it should not.
 
     Raises:
-        InputError: a tensor wants a gradient, and is no parameter; a call leaves a tensor behind that it computed; or
-            what the model's file will hold changes in eval mode.
+        InputError: a tensor wants a gradient, and is no parameter; a call leaves a tensor behind that it computed; what
+            the model's file will hold changes in eval mode; or there, an answer depends on calls before, or on other
+            sequences of the batch.
     """
     model, like = deepcopy(model), next(model.parameters())
     model.backend = Backend.REFERENCE
-    inputs = like.new_ones(2, 2, model.input_size)
+    source = torch.Generator().manual_seed(0)
+    inputs, others_before = torch.randn(2, 3, 2, model.input_size, generator=source).to(like)
+
+    def answer(inputs: Tensor, seed: int = 0) -> Tensor:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return model(inputs)[0]
+
+    def differ(a: Tensor, b: Tensor) -> bool:
+        return not (a - b).norm() <= 1e-3 * a.norm()
+
     with generators_kept(like):
         others = [leaf for leaf in leaves(model(inputs)[0]) if all(leaf is not each for each in model.parameters())]
         if others:
@@ -180,11 +191,24 @@ def check_kept(model: Machine) -> None:
                 "the machine keeps a tensor that it computed, as of its last step: what goes on from one step to the "
                 "next belongs into the state that a controller takes and gives"
             ) from error
-        with torch.no_grad():
-            model.eval()(inputs)
+        model.eval()
+        answers = answer(inputs)
+        answer(others_before)
+        again, drawn = answer(inputs), answer(inputs, seed=1)
+        alone = torch.cat([answer(inputs[:, b : b + 1]) for b in range(2)], 1)
     changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     if changed:
         raise InputError(f"{changed[0]} changes in eval mode, in which a machine only answers: where self.training is")
+    if differ(answers, again):
+        raise InputError(
+            "the machine gives other answers to the same sequences after others: what a part of it keeps from one call "
+            "to the next belongs into its state"
+        )
+    if not differ(answers, drawn) and differ(answers, alone):  # else it draws, for each batch as a whole
+        raise InputError(
+            "in eval mode, the machine's answer to a sequence depends on the others of its batch, as where a mean over "
+            "dimension 0 is taken, which is that of the sequences"
+        )
 
 
 def check_shareable(model: Machine) -> None:

@@ -1,8 +1,10 @@
 """A page of its own for a browser, with a trained model inside: one gives it sequences and watches the heads move."""
 
 import base64
+import hashlib
 import inspect
 import json
+import sys
 from pathlib import Path
 
 from experiment.checkpoint import write_atomically
@@ -10,8 +12,8 @@ from experiment.configuration import Configuration
 from experiment.errors import InputError
 from experiment.scoring import EVALUATION, generator
 from experiment.task_check import shown_size
-from ntm import NTM, addressing, memory
-from tasks import Copy, Reverse, Task, label
+from ntm import NTM, addressing, memory, stock
+from tasks import Copy, Reverse, Task, VectorTask, label
 
 TEMPLATE = Path(__file__).with_name("page.html")
 PLACE = "/*SPEC*/null"  # where the template takes the model
@@ -19,6 +21,24 @@ SAMPLES = 8  # sequences that come with a page on which none can be typed
 SHOWN_SIZE = 30  # each part of their size, or the nearest in training
 FEWEST_ROWS, MOST_ROWS = 4, 256  # that the page shows
 FIRST_ROWS = 32  # of a page on which sequences are typed
+TYPED = Reverse, Copy, VectorTask  # what is typed are vectors, in the layout of the last one
+
+
+# Of the definitions whose equations page.html has once more, and of those of the tasks whose sequences it lays out.
+MACHINE_MARK, TASK_MARK = "04b82aed5cadf40b", "7ab42bf7964c5e28"
+
+
+def machine_mark() -> str:
+    """A digest of the equations in ntm/, as the record of the fused path has them."""
+    record = json.loads(stock.RECORD.read_text(encoding="utf-8"))
+    parts = [record[file] for file in ("addressing", "memory", "heads", "controller")]
+    return hashlib.sha256(json.dumps([*parts, record["ntm"]["NTM.step_with_focus"]]).encode()).hexdigest()[:16]
+
+
+def task_mark() -> str:
+    """A digest of the tasks whose sequences can be typed."""
+    parts = [stock.digests(stock.definitions(inspect.getsource(sys.modules[kind.__module__]))) for kind in TYPED]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def asks(task: Task) -> str:
@@ -63,7 +83,7 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
         raise InputError("-page: knows a memory that is INITIAL_VALUE everywhere at first, and this one is not")
     weights = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
     network, data, task = configuration.network, configuration.data, configuration.task
-    typed = type(task) in (Reverse, Copy)  # whose sequences are vectors, and can be typed
+    typed = type(task) in TYPED and task_mark() == TASK_MARK  # else some sequences come with it
     size = None if typed else shown_size(configuration, SHOWN_SIZE)
     spec = {
         "name": configuration.name,
@@ -72,7 +92,7 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
         "inputs": task.input_size,
         "outputs": task.output_size,
         "marks": list(getattr(task, "marks", ())),
-        "reversed": type(task) is Reverse,
+        "reversed": typed and type(task) is Reverse,
         "samples": None if typed else samples(task, size),
         "trained": [label(data.low), label(data.high)],
         "longest": data.high[0],
@@ -101,6 +121,11 @@ def write_page(model: NTM, configuration: Configuration, path: Path, rows: int |
     """
     if reason := model.why_not_fused():
         raise InputError(f"-page: cannot compare its equations with those of ntm/: {reason}")
+    if (mark := machine_mark()) != MACHINE_MARK:
+        raise InputError(
+            "-page: experiment/page.html has the equations as they were before ntm/ was edited; once it has the edit, "
+            f"MACHINE_MARK in experiment/page.py is {mark}"
+        )
     write_atomically(path, page(model, configuration, rows).encode())
     configured = configuration.network.memory_units
     most = f" (it shows up to {MOST_ROWS} rows of memory, and {configured} are configured)"

@@ -71,6 +71,9 @@ def train(job: Job) -> Path:
         return train(job)
     if process.returncode:
         raise InputError(f"{job.name}, seed {job.seed}: {error.strip()}")
+    for line in error.splitlines():
+        if line.startswith("-resume: "):  # as that the code was edited since the run began
+            print(f"{job.title}: {line}", file=sys.stderr)
     return saved
 
 

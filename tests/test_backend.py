@@ -591,9 +591,28 @@ class Counts(LSTMController):
         return super().forward(x, state, cell_mask)
 
 
+class Remembers(LSTMController):
+    last = None
+
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        if not self.training and self.last is not None and len(self.last) == len(x):
+            output = output + self.last
+        self.last = output.detach()
+        return output, state
+
+
+class Mixes(LSTMController):
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        return output - output.mean(0), state
+
+
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
+        (Remembers, "the machine gives other answers to the same sequences after others"),
+        (Mixes, "answer to a sequence depends on the others of its batch"),
         (Untrained, r"a tensor of shape \(20,\) wants a gradient and is no parameter"),
         (Keeps, "the machine keeps a tensor that it computed"),
         (Counts, "controller.steps changes in eval mode"),

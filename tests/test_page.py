@@ -1,6 +1,7 @@
 """experiment/page.py and page.html in a real browser: typed into, and compared with PyTorch."""
 
 import dataclasses
+import json
 import shutil
 from dataclasses import dataclass
 
@@ -11,9 +12,9 @@ from conftest import lively_model
 
 from experiment.configuration import ROOT, Configuration, Data, Network, Recipe
 from experiment.errors import InputError
-from experiment.page import asks, write_page
+from experiment.page import asks, page, write_page
 from experiment.scoring import EVALUATION, generator, trace
-from ntm import NTM
+from ntm import NTM, stock
 from ntm.backend import Contents
 from tasks.associative_recall import AssociativeRecall
 from tasks.ngram import NGram
@@ -253,6 +254,20 @@ def test_a_page_whose_equations_nothing_compares_is_refused(tmp_path, monkeypatc
     monkeypatch.setattr("ntm.ntm.initial_memory", lambda *sizes, like: like.new_full(sizes, 0.5))
     with pytest.raises(InputError, match="-page: knows a memory that is INITIAL_VALUE everywhere at first"):
         write_page(model, configuration, tmp_path / "page.html")
+
+
+def test_a_page_that_does_not_know_an_edit_says_so_or_brings_its_own_sequences(tmp_path, monkeypatch):
+    model, configuration = shipped()
+    record = json.loads(stock.RECORD.read_text())
+    record["heads"]["Heads.controls"] = "edited in ntm/heads.py and in ntm/fused/controls.py"
+    monkeypatch.setattr(stock, "RECORD", tmp_path / "stock.json")
+    stock.RECORD.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"-page: experiment/page.html has the equations as they were before ntm/ was"):
+        write_page(model, configuration, tmp_path / "page.html")
+    monkeypatch.undo()
+    assert '"samples": null' in page(model, configuration)
+    monkeypatch.setattr("experiment.page.TASK_MARK", "of tasks/reverse.py before an edit")
+    assert '"samples": [{"inputs"' in page(model, configuration)
 
 
 def test_a_task_that_counts_wrong_bits_in_its_own_way_has_no_page(tmp_path, monkeypatch):

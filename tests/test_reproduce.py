@@ -90,7 +90,7 @@ def is_running(pid):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_after_it_wrote_its_model_is_finished(repository, tiny, tmp_path):
+def test_a_run_that_was_killed_after_it_wrote_its_model_is_finished(repository, tiny, tmp_path, capsys):
     (tmp_path / "tiny.json").write_text(json.dumps(GOOD))
     begun = ["-backend", "reference", "-num_iters", "4", "-batch_size", "2", "-checkpoint_every", "3"]
     job = Job("", str(tmp_path / "tiny.json"), 0, tmp_path, begun, 0)
@@ -101,7 +101,10 @@ def test_a_run_that_was_killed_after_it_wrote_its_model_is_finished(repository, 
     repository.run("-c", program, *flags, code=9)  # after the model, and before the checkpoint goes
     (saved,) = (tmp_path / "saved_model").glob("*.pt")
     assert checkpoint.exists()
+    contents = load(checkpoint)
+    save(checkpoint, {key: value for key, value in contents.items() if key != "format"} | {"commit": "another"})
     assert train(job) == saved
+    assert re.search(r"tiny seed 0: -resume: .*/checkpoint.pt is of commit another", capsys.readouterr().err)
     assert not checkpoint.exists()
     assert [saved] == list((tmp_path / "saved_model").glob("*.pt"))  # and not one more beside it
     assert len(re.findall(r"^finished after", (tmp_path / "log" / "tiny.log").read_text(), re.MULTILINE)) == 1
