@@ -30,7 +30,7 @@ OLDER_FORMATS = (4, 5)  # finished models of these are read too: blur cost was o
 ABANDONED = 3600  # seconds after which a part of a file is of a process that was killed, on whatever computer
 
 
-def unfinished(path: Path, process: int | str) -> Path:
+def partial_file(path: Path, process: int | str) -> Path:
     """Where a process of this computer writes what is to be `path`."""
     return path.with_name(f".{path.name}.{platform.node()}.{process}")
 
@@ -55,7 +55,7 @@ def write_atomically(path: Path, contents: bytes) -> None:
         OSError: the file cannot be written; what was there stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = unfinished(path, os.getpid())
+    temporary = partial_file(path, os.getpid())
     try:
         with open(temporary, "wb") as file:
             file.write(contents)
@@ -69,7 +69,7 @@ def write_atomically(path: Path, contents: bytes) -> None:
     for left in path.parent.glob(f".{path.name}.*"):
         with suppress(FileNotFoundError):
             process = left.suffix[1:]
-            dead = left == unfinished(path, process) and is_dead(process)
+            dead = left == partial_file(path, process) and is_dead(process)
             if dead or time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
 

@@ -174,9 +174,6 @@ def check_kept(model: Machine) -> None:
         with torch.no_grad():
             return model(inputs)[0]
 
-    def differ(a: Tensor, b: Tensor) -> bool:
-        return not (a - b).norm() <= 1e-3 * a.norm()
-
     with generators_kept(like):
         others = [leaf for leaf in leaves(model(inputs)[0]) if all(leaf is not each for each in model.parameters())]
         if others:
@@ -192,19 +189,19 @@ def check_kept(model: Machine) -> None:
                 "next belongs into the state that a controller takes and gives"
             ) from error
         model.eval()
-        answers = answer(inputs)
+        given = answer(inputs)
         answer(others_before)
         again, drawn = answer(inputs), answer(inputs, seed=1)
         alone = torch.cat([answer(inputs[:, b : b + 1]) for b in range(2)], 1)
     changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     if changed:
         raise InputError(f"{changed[0]} changes in eval mode, in which a machine only answers: where self.training is")
-    if differ(answers, again):
+    if not alike(given, again):
         raise InputError(
             "the machine gives other answers to the same sequences after others: what a part of it keeps from one call "
             "to the next belongs into its state"
         )
-    if not differ(answers, drawn) and differ(answers, alone):  # else it draws, for each batch as a whole
+    if alike(given, drawn) and not alike(given, alone):  # else it draws, for each batch as a whole
         raise InputError(
             "in eval mode, the machine's answer to a sequence depends on the others of its batch, as where a mean over "
             "dimension 0 is taken, which is that of the sequences"

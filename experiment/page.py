@@ -21,10 +21,8 @@ SAMPLES = 8  # sequences that come with a page on which none can be typed
 SHOWN_SIZE = 30  # each part of their size, or the nearest in training
 FEWEST_ROWS, MOST_ROWS = 4, 256  # that the page shows
 FIRST_ROWS = 32  # of a page on which sequences are typed
-TYPED = Reverse, Copy, VectorTask  # what is typed are vectors, in the layout of the last one
-
-
-# Of the definitions whose equations page.html has once more, and of those of the tasks whose sequences it lays out.
+TYPED = Reverse, Copy  # tasks whose sequences are vectors, and can be typed
+# Digests of what page.html has once more: the machine's equations, and the layout of these tasks' sequences.
 MACHINE_MARK, TASK_MARK = "04b82aed5cadf40b", "7ab42bf7964c5e28"
 
 
@@ -36,8 +34,11 @@ def machine_mark() -> str:
 
 
 def task_mark() -> str:
-    """A digest of the tasks whose sequences can be typed."""
-    parts = [stock.digests(stock.definitions(inspect.getsource(sys.modules[kind.__module__]))) for kind in TYPED]
+    """A digest of the tasks whose sequences can be typed, and of the class that lays these out."""
+    parts = [
+        stock.digests(stock.definitions(inspect.getsource(sys.modules[kind.__module__])))
+        for kind in (*TYPED, VectorTask)
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -152,8 +152,8 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         for axes in panels.flat:
             if len(answering):
                 axes.axvline(answering[0] - 0.5, color="#D55E00", linewidth=1)
-        to_the_end = shown.mask[answering[:1].sum() :].all()  # else there are steps between answers, as of queries
-        line = "right of the orange line, the machine answers" if to_the_end else "orange line: before the first answer"
+        gaps = (np.diff(answering) > 1).any() or shown.mask[-1] == 0  # as of queries between answers
+        line = "orange line: before the first answer" if gaps else "right of the orange line, the machine answers"
         figure.suptitle(f"{title}\n({line})")
         save_figure(figure, path)
 

@@ -187,6 +187,7 @@ class TrainState:
         file_sizes: of the run's files at the checkpoint that was loaded; None at the beginning.
         replaces: the model that was in the place of this run's when it began; None where there was none.
         init: the model file that it began with; None where it began from nothing.
+        code, sequences: of the code that it goes on with, as experiment/code_record.py has it.
     """
 
     def __init__(
