@@ -5,7 +5,7 @@ import importlib
 import os
 from enum import Enum
 from functools import cache, partial
-from operator import attrgetter
+from operator import itemgetter
 from types import CodeType, FunctionType, ModuleType
 
 import torch
@@ -115,40 +115,49 @@ class Contents:
         found = ((owner, name) for owner in theirs for name in held[owner] if not is_torchs(getattr(owner, name)))
         self.replaced_before = [f"{owner.__name__}.{name}" for owner, name in found]
         held |= {kind: ["__new__"] for kind in kinds if issubclass(kind, tuple)}
-        self.modules, self.builtins = modules, held[builtins]
-        held = {owner: ["__name__", *names] for owner, names in held.items() if names}
-        self.held = [(owner, names, partial(attrgetter(*names), owner)) for owner, names in held.items()]
-        self.before = self._now()
+        self.modules = modules
+        self.before = {owner: {name: getattr(owner, name) for name in names} for owner, names in held.items()}
+        self.codes = [function.__code__ for function in self.functions]
+        large = torch, nn.functional, builtins  # the others hold little that is not looked at
+        self.contents = [vars(owner) for owner in held if owner not in large]
+        self.picked = [partial(itemgetter(*held[owner]), vars(owner)) for owner in large if held[owner]]
+        self.seen = None
 
-    def _now(self) -> tuple[list, list[CodeType], list[bool]]:
-        hides_none = [vars(module).keys().isdisjoint(self.builtins) for module in self.modules]  # of Python's own
-        return [get() for *_, get in self.held], [function.__code__ for function in self.functions], hides_none
+    def _now(self) -> tuple[list, list[tuple], list[CodeType]]:
+        return self.contents, [get() for get in self.picked], [function.__code__ for function in self.functions]
 
     def changed(self) -> str | None:
         """Return a phrase that names what was replaced since, or None where nothing was."""
         try:
-            if self._now() == self.before and not self.replaced_before:  # what is the same object is not compared
+            if self._now() == self.seen:  # a few comparisons in C, as each step asks; of the same object, none
                 return None
-        except Exception:  # of what an attribute that is missing, or one that cannot be compared, raises
+        except Exception:  # of what a name that is missing, or a value that cannot be compared, raises
             pass
+        change = self._replaced()
+        if change is None:
+            contents, *others = self._now()
+            self.seen = [dict(each) for each in contents], *others
+        return change
+
+    def _replaced(self) -> str | None:
+        """Look at each name."""
         if self.replaced_before:
             return f"{self.replaced_before[0]} was replaced before ntm was imported"
-        attributes, codes, _ = self.before
-        for (owner, names, _), before in zip(self.held, attributes, strict=True):
-            for name, value in zip(names, before, strict=True):
+        for owner, attributes in self.before.items():
+            for name, value in attributes.items():
                 if is_other(getattr(owner, name, None), value):
                     return f"{owner.__name__}.{name} was replaced{self._not_in(owner, name, value)}"
         for module in self.modules:
-            for name in self.builtins:
+            for name in self.before[builtins]:
                 if name in vars(module):
                     return f"{module.__name__}.{name} was put in the place of Python's own"
-        pairs = zip(self.functions, codes, strict=True)
+        pairs = zip(self.functions, self.codes, strict=True)
         other = [f"{f.__module__}.{f.__qualname__}" for f, code in pairs if f.__code__ is not code]
         return f"the code of {other[0]} was replaced" if other else None
 
     def _not_in(self, owner: ModuleType | type, name: str, value: object) -> str:
         """Say which modules have imported something from the one where it was replaced, and call it as it was."""
-        importers = [other.__name__ for other, *_ in self.held if getattr(other, name, None) is value]
+        importers = [other.__name__ for other in self.before if getattr(other, name, None) is value]
         if not importers or getattr(value, "__module__", None) != owner.__name__:
             return ""
         return f", but not in {', '.join(importers)}, which imported it, and calls it as it was"
