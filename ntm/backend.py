@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from ntm.heads import control_sizes
+
 TORCH = os.path.dirname(torch.__file__)
 
 
@@ -210,6 +212,28 @@ def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> st
         if has_hooks(part):
             return f"has hooks on {name} (pruning puts some there, too)"
     return None
+
+
+@cache
+def stock_shapes(inputs: int, outputs: int, cells: int, read_heads: int, width: int, lstm: bool) -> dict[str, tuple]:
+    """All parameters of a stock machine by name, in the shapes that the fused path knows.
+
+    Args:
+        inputs, outputs, cells, width: widths of input and output, C and M.
+        read_heads: as many as write heads.
+        lstm: whether the controller is an LSTM, else feed-forward.
+    """
+    reads = read_heads * width
+    controls = sum(control_sizes(read_heads, read_heads, width, shifts=3))
+    maps = {"heads.control_proj": (controls, cells), "output_proj": (outputs, reads + cells)}
+    others = {"initial_reads": (read_heads, width)}
+    if lstm:
+        maps["controller.gate_proj"] = 4 * cells, inputs + reads + cells
+        others |= {"controller.initial_hidden": (cells,), "controller.initial_cell": (cells,)}
+    else:
+        maps["controller.hidden_proj"] = cells, inputs + reads
+    biases = {f"{name}.bias": shape[:1] for name, shape in maps.items()}
+    return {f"{name}.weight": shape for name, shape in maps.items()} | biases | others
 
 
 def changed_parameter(parameters: dict[str, nn.Parameter], shapes: dict[str, tuple[int, ...]]) -> str | None:

@@ -22,15 +22,23 @@ the controller.
 """
 
 import sys
-from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from ntm.addressing import SHIFTS, blur, initial_weighting
-from ntm.backend import Backend, Contents, changed_parameter, changed_part, has_hooks, import_trouble, mode_trouble
+from ntm.backend import (
+    Backend,
+    Contents,
+    changed_parameter,
+    changed_part,
+    has_hooks,
+    import_trouble,
+    mode_trouble,
+    stock_shapes,
+)
 from ntm.controller import CONTROLLERS, FeedForwardController, LSTMController
-from ntm.heads import Focus, Heads, control_sizes
+from ntm.heads import Focus, Heads
 from ntm.loss import cross_entropy
 from ntm.machine import TRANSPOSED, Machine, require_sizes
 from ntm.memory import initial_memory, read, write
@@ -41,28 +49,6 @@ from ntm.stock import edited
 OWN_FORWARD = (
     "forward_backward does not call the model, and there is an own `forward` or `__call__`, or hooks on the model"
 )
-
-
-@cache
-def stock_shapes(inputs: int, outputs: int, cells: int, read_heads: int, width: int, lstm: bool) -> dict[str, tuple]:
-    """All parameters of a stock machine by name, in the shapes that the fused path knows.
-
-    Args:
-        inputs, outputs, cells, width: widths of input and output, C and M.
-        read_heads: as many as write heads.
-        lstm: whether the controller is an LSTM, else feed-forward.
-    """
-    reads = read_heads * width
-    controls = sum(control_sizes(read_heads, read_heads, width, shifts=3))
-    maps = {"heads.control_proj": (controls, cells), "output_proj": (outputs, reads + cells)}
-    others = {"initial_reads": (read_heads, width)}
-    if lstm:
-        maps["controller.gate_proj"] = 4 * cells, inputs + reads + cells
-        others |= {"controller.initial_hidden": (cells,), "controller.initial_cell": (cells,)}
-    else:
-        maps["controller.hidden_proj"] = cells, inputs + reads
-    biases = {f"{name}.bias": shape[:1] for name, shape in maps.items()}
-    return {f"{name}.weight": shape for name, shape in maps.items()} | biases | others
 
 
 class NTM(Machine):
@@ -111,10 +97,18 @@ class NTM(Machine):
         self.output_proj = nn.Linear(controller_size + reads_size, output_size)
         self.initial_reads = nn.Parameter(torch.zeros(num_heads, memory_unit_size))
 
+    def blank_memory(self, batch_size: int, memory_units: int | None = None) -> Tensor:
+        """Make M_0, (B, N, M), of so many rows, or of the configured number; a ValueError where there are none."""
+        rows = self.memory_units if memory_units is None else memory_units
+        if rows < 1:
+            raise ValueError(f"memory_units is {rows}; a memory has at least one row")
+        return initial_memory(batch_size, rows, self.heads.memory_unit_size, like=self.initial_reads)
+
     def initial_state(self, batch_size: int, memory_units: int | None = None) -> NTMState:
         """Make the state before the first step.
 
         The controller's state and the reads are learned; the memory is a small constant; every head stands on row 0.
+        Parts of it may be views of parameters: change nothing in place.
 
         Args:
             batch_size: B.
@@ -123,13 +117,10 @@ class NTM(Machine):
         Raises:
             ValueError: there are no rows.
         """
-        rows = self.memory_units if memory_units is None else memory_units
-        if rows < 1:
-            raise ValueError(f"memory_units is {rows}; a memory has at least one row")
-        heads, width = self.heads.num_read + self.heads.num_write, self.heads.memory_unit_size
+        memory, heads = self.blank_memory(batch_size, memory_units), self.heads.num_read + self.heads.num_write
         return NTMState(
-            memory=initial_memory(batch_size, rows, width, like=self.initial_reads),
-            weighting=initial_weighting(batch_size, heads, rows, like=self.initial_reads),
+            memory=memory,
+            weighting=initial_weighting(batch_size, heads, memory.shape[1], like=self.initial_reads),
             reads=self.initial_reads.expand(batch_size, -1, -1),
             controller=self.controller.initial_state(batch_size),
         )
@@ -194,6 +185,11 @@ class NTM(Machine):
         parameters, batch = self.packed_parameters(), inputs.shape[1]
         use_fused = self.use_fused(inputs, *tensors_of(state), cell_mask, parameters=parameters)
         rows = memory_units if state is None else state.memory.shape[1]
+        if use_fused:
+            from ntm import fused  # here, so that the reference path does without Numba
+
+            if state is None and not torch.is_grad_enabled():
+                return fused.unroll(parameters, self.flat_parameters, inputs, self.blank_memory(1, rows), cell_mask)
         own = self.initial_state(1 if use_fused and state is None else batch, rows)  # 1: that path takes one for all
         if state is not None:
             shapes, wanted = ([tuple(part.shape) for part in tensors_of(each)] for each in (state, own))
@@ -201,8 +197,6 @@ class NTM(Machine):
                 raise ValueError(f"state does not fit: its shapes are {shapes}, and here {wanted}")
         state = own if state is None else state
         if use_fused:
-            from ntm import fused  # here, so that the reference path does without Numba
-
             return fused.unroll(parameters, self.flat_parameters, inputs, state, cell_mask)
         return self.unroll(inputs, state, cell_mask)
 
@@ -249,8 +243,7 @@ class NTM(Machine):
         if self.use_fused(inputs, targets, mask, memory, cell_mask, parameters=parameters):
             from ntm import fused
 
-            if memory is None:
-                memory = initial_memory(1, self.memory_units, self.heads.memory_unit_size, like=self.initial_reads)
+            memory = self.blank_memory(1) if memory is None else memory
             return fused.forward_backward(parameters, flat, inputs, targets, mask, memory, cell_mask, blur_cost, part)
         if self.own_forward():
             raise ValueError(f"{OWN_FORWARD}: override `step_with_focus`, or take `backward()` of a loss")

@@ -349,12 +349,21 @@ def test_freshly_compiled_code_rounds_as_code_from_the_cache(tmp_path):
     assert len(fresh.split()) == 3
 
 
-def test_nothing_is_kept_without_gradients():
-    model, inputs = lively_model(backend=Backend.FUSED), torch.rand(50, 2, 5, dtype=torch.float64)
+@pytest.mark.parametrize("flattened", [False, True])
+@pytest.mark.parametrize("rows", [None, 1, 17])
+@pytest.mark.parametrize("controller", ["lstm", "feedforward"])
+def test_without_gradients_nothing_is_kept_and_the_answers_are_the_same(controller, rows, flattened):
+    model, inputs = lively_model(2, backend=Backend.FUSED, controller=controller), torch.rand(50, 3, 5).double()
+    if flattened:
+        model.flatten_parameters()
     with torch.no_grad():
-        logits, _ = model(inputs)
-    assert logits.grad_fn is None
-    assert torch.equal(logits, model(inputs)[0])
+        logits, state = model(inputs, memory_units=rows)
+    kept, kept_state = model(inputs, memory_units=rows)
+    assert kept.requires_grad
+    assert not any(part.requires_grad for part in (logits, *flat(state)))
+    assert torch.equal(logits, kept)
+    for part, kept_part in zip(flat(state), flat(kept_state), strict=True):
+        assert torch.equal(part, kept_part)
 
 
 def test_extreme_parameters_stay_finite():

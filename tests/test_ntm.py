@@ -164,8 +164,9 @@ def test_second_derivatives_are_right_or_refused():
 def test_a_memory_without_rows_is_refused(backend):
     model = lively_model(backend=backend)
     for _ in range(2):
-        with pytest.raises(ValueError, match="at least one row"):
-            model(torch.rand(2, 1, 5, dtype=torch.float64), memory_units=0)
+        for graph in (True, False):
+            with pytest.raises(ValueError, match="at least one row"), torch.set_grad_enabled(graph):
+                model(torch.rand(2, 1, 5, dtype=torch.float64), memory_units=0)
         batch = torch.rand(2, 1, 5), torch.ones(2, 1, 3), torch.ones(2, 1), torch.ones(1, 0, 5)
         with pytest.raises(ValueError, match="at least one row"):
             model.forward_backward(*(part.double() for part in batch))

@@ -145,9 +145,9 @@ class Unroll(torch.autograd.Function):
     """An unroll as PyTorch sees it."""
 
     @staticmethod
-    def forward(ctx, args, save_for_backward, inputs, memory, weighting, reads, hidden, cell, *parameters):
-        """Return logits and the final state's five tensors."""
-        (steps, batch, _), rows, dtype = inputs.shape, args.initial_state.memory.shape[2], args.logits.dtype
+    def forward(ctx, args, save_for_backward, *inputs_state_and_parameters):
+        """Return logits and the final state's five tensors. Values are in `args`; what may want gradients is named."""
+        (steps, batch, _), rows, dtype = args.inputs.shape, args.initial_state.memory.shape[2], args.logits.dtype
         final = State(*(np.empty((batch, *part.shape[1:]), dtype) for part in args.initial_state))
         shard_ranges, slots = shards(batch), steps if save_for_backward else 1
         lengths = [workspace_size(slots, min(GROUP, b - a), rows, args.sizes, True) for a, b in shard_ranges]
@@ -161,6 +161,7 @@ class Unroll(torch.autograd.Function):
         run_parallel(jobs)
         if save_for_backward:
             ctx.set_materialize_grads(False)  # None where nothing comes back, as it is for PyTorch's own operations
+            parameters = inputs_state_and_parameters[1 + len(State._fields) :]
             ctx.save_for_backward(*parameters)  # PyTorch refuses backward where one was changed in place since
             ctx.args, ctx.workspace, ctx.kept = args, workspace, list(zip(shard_ranges, buffers, strict=True))
         return tuple(map(torch.from_numpy, (args.logits, *swap_memory_axes(final))))
@@ -205,7 +206,11 @@ class Unroll(torch.autograd.Function):
 
 
 def unroll(
-    named: dict[str, Tensor], flat: Tensor | None, inputs: Tensor, state: NTMState, cell_mask: Tensor | None = None
+    named: dict[str, Tensor],
+    flat: Tensor | None,
+    inputs: Tensor,
+    state: NTMState | Tensor,
+    cell_mask: Tensor | None = None,
 ) -> tuple[Tensor, NTMState]:
     """Compute what `NTM.unroll` computes, faster. Not twice differentiable.
 
@@ -213,22 +218,25 @@ def unroll(
         named: `packed_parameters`.
         flat: the tensor that they are views of; None, or any other, if they are not.
         inputs, cell_mask: as there.
-        state: as there; each part may be one for all sequences.
+        state: as there; each part may be one for all sequences. Or M_0 alone, (1, N, M), where no gradient is wanted.
 
     Raises:
         TypeError, ValueError: as `make_unroll_args`.
     """
-    parameters = list(named.values())
-    save_for_backward = torch.is_grad_enabled() and any(
-        x.requires_grad for x in (inputs, *flat_state(state), *parameters)
-    )
+    parameters, tensors = list(named.values()), () if isinstance(state, Tensor) else flat_state(state)
+    save_for_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *tensors, *parameters))
     if save_for_backward:  # copies: a change of the mask, or by way of `flat_parameters`, is one that PyTorch overlooks
         flat, cell_mask = None, None if cell_mask is None else cell_mask.clone()
-    weights, arrays = packed_weights(parameters, flat), swap_memory_axes(flat_state(state))
-    initial = State(*(_flat(part.detach()) for part in arrays))
-    args = make_unroll_args(weights, make_sizes(parameters), inputs.detach(), initial, cell_mask)
-    run = Unroll.apply if save_for_backward else partial(Unroll.forward, None)  # without a graph, in half the time
-    logits, *final = run(args, save_for_backward, inputs, *flat_state(state), *parameters)
+    weights, sizes = packed_weights(parameters, flat), make_sizes(parameters)
+    if tensors:
+        initial = State(*(_flat(part.detach()) for part in swap_memory_axes(tensors)))
+    else:
+        initial = initial_state(weights, sizes, _flat(state.swapaxes(1, 2)))
+    args = make_unroll_args(weights, sizes, inputs.detach(), initial, cell_mask)
+    if save_for_backward:
+        logits, *final = Unroll.apply(args, True, inputs, *tensors, *parameters)
+    else:
+        logits, *final = Unroll.forward(None, args, False)  # without a graph, in half the time
     return logits, NTMState(*final[:3], LSTMState(*final[3:]) if args.sizes.lstm else ())
 
 
