@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from experiment import animation, checkpoint, plots
 from experiment.backend import choose_device, start_backend
-from experiment.bits import read_sequences
+from experiment.bits import lays_out_as_it_draws, read_sequences
 from experiment.configuration import NAMES, NINE, ROOT, Configuration, model_title, task_of, unknown_name
 from experiment.errors import InputError, Parser, number, run_script, sizes
 from experiment.options import THREADS_HELP
@@ -165,6 +165,11 @@ def answer_file(path: Path, options: argparse.Namespace) -> None:
     task, rows = configuration.task, options.memory_units or configuration.network.memory_units
     if not isinstance(task, VectorTask):
         raise InputError(f"-input: is for reverse, copy and what else is a VectorTask, not {configuration.data.name}")
+    if not lays_out_as_it_draws(task, configuration.data.low):
+        raise InputError(
+            f"-input: the task {configuration.data.name} has its own `sample`, and its `batch`, which -input takes, "
+            "lays out other sequences: override `batch`, and leave `sample` as it is"
+        )
     sequences = read_sequences(options.input, task.output_size)
     for i, bits in enumerate(sequences, start=1):
         batch = task.batch(bits).to(model.device)
@@ -195,7 +200,12 @@ def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration
     for mistake in mistakes:
         print(show_mistake(model, mistake, options.memory_units))
     table = options.output / "log" / f"{name}_scores.json"
-    about = {"name": name, "weights": checkpoint.weights_mark(model), "seed": options.seed, "dirt": options.dirt}
+    about = {
+        "name": name,
+        "weights": checkpoint.weights_mark(model.state_dict()),
+        "seed": options.seed,
+        "dirt": options.dirt,
+    }
     other = ", in place of another" if write_table(table, about, scores, optima, rows) else ""
     picture = options.output / "log" / f"{name}_accuracy.png"
     plots.accuracy_by_size({name: scores}, {name: configuration.data}, picture, memory=tested_memory(options))

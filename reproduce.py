@@ -99,7 +99,10 @@ def train_and_score(job: Job) -> dict:
     which = {"variant": job.variant, "name": configuration.name, "seed": job.seed, "sequences": job.sequences}
     reverse = configuration.data.name == "reverse"
     tests = tests_of(configuration, job.sequences) if reverse else paper.SIZES[configuration.data.name]
-    which |= {"weights": weights_mark(model), "tests": f"{zlib.crc32(repr((SCORING_SEED, tests)).encode()):08x}"}
+    which |= {
+        "weights": weights_mark(model.state_dict()),
+        "tests": f"{zlib.crc32(repr((SCORING_SEED, tests)).encode()):08x}",
+    }
     if result.exists():
         scored = json.loads(result.read_text())
         if which.items() <= scored.items():

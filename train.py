@@ -20,12 +20,13 @@ from experiment.backend import choose_device, start_backend
 from experiment.code_record import record_of
 from experiment.configuration import ROOT
 from experiment.errors import InputError, run_script
-from experiment.machine_check import check_remade, check_shareable
+from experiment.machine_check import check_forgets, check_remade
 from experiment.options import parse_options
 from experiment.processes import Processes
 from experiment.run import InterruptFlag, TrainState, claim_run, final_test, shown_path
 from experiment.runlog import RunLog, commit, results_of
 from experiment.scoring import TRAINING, HeldOut, draw_held_out, generator, score, seed_torch, sequence_bits, trace
+from experiment.state_check import check_shareable
 from experiment.task_check import check_task
 from experiment.training import Clipper, blur_cost, draw_iteration, largest_size, make_optimizer, set_learning_rate
 from ntm import NTM, Backend
@@ -106,7 +107,7 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, options: argparse.
     outcome, took = final_test(state), f"finished after {trained['seconds']:.1f} s"
     if not made_again:
         outcome += "\nthe file makes another machine than was trained: what was done to it is in no file"
-    log.line(f"{took}: {saved_model.name}, weights {checkpoint.weights_mark(state.model)}\n{outcome}")
+    log.line(f"{took}: {saved_model.name}, weights {checkpoint.weights_mark(state.model.state_dict())}\n{outcome}")
     log.close()
     state.path.unlink()
     print(f"{took}: {shown_path(saved_model)}\n{outcome}")
@@ -130,6 +131,7 @@ def run(processes: Processes) -> None:
     device = choose_device(options.device, model, processes.local_rank)
     model = model.to(device)
     check_remade(model, configuration)
+    check_forgets(model, configuration)
     if options.init and not options.resume:
         model.load_state_dict(processes.share(lambda: checkpoint.weights_for(model, configuration, options.init)))
     wanted_name = configuration.name

@@ -116,7 +116,7 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         blur_cost: what training makes blur cost at most.
 
     Raises:
-        InputError: the model asks for the fused path, and it cannot be had; or as of `check_machine` and `check_fused`.
+        InputError: the model asks for the fused path, and it cannot be had; or as in `check_machine` and `check_fused`.
     """
     device = model.device
     check_machine(model, training, blur_cost)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiment.code_record import edits_since, is_record, say_what_is_other, sequences_mark
+from experiment.code_record import edits_since, is_record, record_for, say_what_is_other, sequences_mark
 from experiment.configuration import Configuration
 from experiment.errors import InputError
 from experiment.machine_check import answers_alike
@@ -108,9 +108,9 @@ def checksum(contents: Any, budget: int = sys.maxsize) -> str:
     return digest.hexdigest()
 
 
-def weights_mark(model: Machine) -> str:
-    """What the log of a run calls the weights that it ended with: the beginning of their checksum."""
-    return checksum(model.state_dict())[:12]
+def weights_mark(weights: dict[str, Tensor]) -> str:
+    """What the log of a run calls the weights, a `state_dict`, that it ended with: the beginning of their checksum."""
+    return checksum(weights)[:12]
 
 
 def made_by(model: Machine, log: Path) -> bool:
@@ -119,7 +119,7 @@ def made_by(model: Machine, log: Path) -> bool:
     True where it has, and the log does not say with which, as older ones.
     """
     ends = re.findall(r"^finished after .*$", log.read_text(encoding="utf-8"), re.M) if log.exists() else []
-    return bool(ends) and (", weights " not in ends[-1] or ends[-1].endswith(weights_mark(model)))
+    return bool(ends) and (", weights " not in ends[-1] or ends[-1].endswith(weights_mark(model.state_dict())))
 
 
 def save(path: Path, contents: dict[str, Any]) -> None:
@@ -179,7 +179,7 @@ def load_to_resume(path: Path) -> dict[str, Any]:
     """Read a checkpoint to go on from; says so where it is of other code: settings alone do not tell.
 
     Raises:
-        InputError: as of `load`; or its task made other sequences.
+        InputError: as in `load`; or its task made other sequences.
     """
     stored = load(path)
     before, now = stored.get("commit"), commit()
@@ -205,19 +205,25 @@ def maker(path: Path) -> str | None:
 def load_model(path: Path | str, backend: Backend = Backend.AUTO) -> tuple[Machine, Configuration]:
     """Load a trained model, on the CPU and in eval mode, with the configuration that it was trained by.
 
-    Says so where the code that makes answers of its weights was edited since.
+    Says so where the code that makes answers of its weights was edited since, or where there is no record of it.
 
     Raises:
         InputError: the file cannot be used.
     """
     contents = load(path := Path(path))
     configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
-    model = _model_of(contents, configuration, path, backend)
-    say_what_is_other(contents, configuration, path, model)
+    record = record_for(contents, weights_mark(contents["model"]), configuration, path)
+    try:
+        model = model_of(contents, configuration, path, backend)
+    except InputError as error:
+        edits = edits_since(record.get("code", {}))
+        raise InputError(f"{error}; since it was trained, {edits}" if edits else str(error)) from error
+    say_what_is_other(record, configuration, path, model)
     return model, configuration
 
 
-def _model_of(contents: dict[str, Any], configuration: Configuration, path: Path, backend: Backend) -> Machine:
+def model_of(contents: dict[str, Any], configuration: Configuration, path: Path, backend: Backend) -> Machine:
+    """The model of what `load` gives of a file, in eval mode; an InputError where its weights do not fit."""
     model = configuration.make_model(backend)
     try:
         model.load_state_dict(contents["model"])
@@ -241,7 +247,7 @@ def holds(path: Path, configuration: Configuration, model: Machine) -> bool:
 def makes_again(path: Path, configuration: Configuration, model: Machine) -> bool:
     """Whether a model's file makes a machine that answers as the one that it was saved from."""
     try:
-        made = _model_of(load(path), configuration, path, Backend.REFERENCE)
+        made = model_of(load(path), configuration, path, Backend.REFERENCE)
         return answers_alike(model, made.to(model.device))
     except (InputError, RuntimeError):  # RuntimeError: what was done to it cannot be copied, as pruning
         return False

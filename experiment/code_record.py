@@ -5,7 +5,8 @@ which tells of any other way to change it.
 
     python -m experiment.code_record
 
-writes saved_model/code.json, the record of the models that are shipped, once they are right with the code as it is.
+writes saved_model/code.json, the record of the models that are shipped, once they are right with the code as it is. It
+has them by their weights: a copy elsewhere, or of another name, is found, too.
 """
 
 import ast
@@ -23,15 +24,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiment.configuration import NAMES, ROOT, Configuration, Network
+from experiment.configuration import ROOT, Configuration, Network
 from experiment.errors import InputError
-from experiment.machine_check import alike, answers
+from experiment.machine_check import answers
+from experiment.state_check import alike
 from ntm import Backend
 from ntm.machine import Machine
 from ntm.stock import definitions, digests, edited_names
 
 Record = dict[str, dict[str, str]]  # by file, the digest of each definition
-BESIDE = "code.json"  # of the models in its folder that have no record in themselves
+SHIPPED = "saved_model/code.json"  # of the shipped models, which have no record in themselves
 # They choose and check, and compute nothing. ntm/fused/ is passed over, too: it is compared with what is here.
 PASSED_OVER = {
     "tasks/__init__.py",
@@ -92,7 +94,9 @@ def edits_since(record: Record) -> str | None:
             path = (ROOT / name).resolve()
             source = path.read_text(encoding="utf-8") if path.is_relative_to(ROOT) and path.suffix == ".py" else None
             names = ["it is not there"] if source is None else edited_names(source, before)
-        except (OSError, SyntaxError, ValueError):  # ValueError: as of bytes that are no text
+        except FileNotFoundError:
+            names = ["it is not there"]
+        except (OSError, SyntaxError, ValueError):  # ValueError: of bytes that are no text
             names = ["it cannot be read"]
         if names:
             edits.append(f"{name} was edited ({', '.join(each or 'a statement' for each in names)})")
@@ -136,39 +140,58 @@ def record_of(model: Machine, configuration: Configuration) -> dict[str, Any]:
     return kept if given is None else {**kept, "answers": given}
 
 
-def record_beside(path: Path, configuration: Configuration) -> dict[str, Any]:
-    """The record in the folder of a model that has none in itself; empty where there is none.
-
-    Raises:
-        InputError: it cannot be read, or is none.
-    """
-    if not (beside := path.parent / BESIDE).exists():
-        return {}
-    try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
-        code = {name: found["code"][name] for name in code_files(configuration) if name in found["code"]}
-        kept = found["models"].get(path.name, {})
-        return {**kept, "code": code} | ({"answers": torch.tensor(kept["answers"])} if "answers" in kept else {})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{beside}: cannot be read ({error}); python -m experiment.code_record writes it") from error
-
-
-def say_what_is_other(contents: dict[str, Any], configuration: Configuration, path: Path, model: Machine) -> None:
-    """Say so where a trained model's answers are made, or scored, by other code than its own.
+def record_for(contents: dict[str, Any], mark: str, configuration: Configuration, path: Path) -> dict[str, Any]:
+    """The record of a trained model: that in its file, or a shipped model's; empty where there is none.
 
     Args:
-        contents: of its file; that may have `record_of` the model among the rest.
+        contents: of the file.
+        mark: of its weights (`checkpoint.weights_mark`).
         path: of the file.
-        model: as the code that is loaded makes it.
 
     Raises:
         InputError: what is there is no record, or cannot be read.
     """
-    record = contents if "code" in contents else record_beside(path, configuration)
-    before, code = record.get("answers"), record.get("code", {})
-    if not (is_record(code) and isinstance(before, Tensor | None) and isinstance(record.get("sequences", ""), str)):
+    record = contents if "code" in contents else shipped_record(mark, configuration)
+    before = record.get("answers")
+    if not (is_record(record.get("code", {})) and isinstance(before, Tensor | None)) or not isinstance(
+        record.get("sequences", ""), str
+    ):
         raise InputError(f"{path}: not a model file of this program, or damaged")
-    found = [edits_since(code)]
+    return {name: record[name] for name in ("code", "answers", "sequences") if name in record}
+
+
+def shipped_record(mark: str, configuration: Configuration) -> dict[str, Any]:
+    """The record of a shipped model by the mark of its weights; empty where they are none's.
+
+    Raises:
+        InputError: it cannot be read, or is none.
+    """
+    if not (shipped := ROOT / SHIPPED).exists():
+        return {}
+    try:
+        found = json.loads(shipped.read_text(encoding="utf-8"))
+        if not (kept := found["models"].get(mark)):
+            return {}
+        code = {name: found["code"][name] for name in code_files(configuration) if name in found["code"]}
+        return {"code": code, "sequences": kept["sequences"], "answers": torch.tensor(kept["answers"])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{shipped}: cannot be read ({error}); python -m experiment.code_record writes it") from error
+
+
+def say_what_is_other(record: dict[str, Any], configuration: Configuration, path: Path, model: Machine) -> None:
+    """Say so where a trained model's answers are made, or scored, by other code than its own, or where nobody can know.
+
+    Args:
+        record: `record_for` the model.
+        path: of its file.
+        model: as the code that is loaded makes it.
+    """
+    if not record:
+        print(
+            f"{path}: has no record of the code that trained it, so that an edit since would not show", file=sys.stderr
+        )
+        return
+    found, before = [edits_since(record["code"])], record.get("answers")
     given = None if before is None else answers(model)
     if given is not None and given.shape == before.shape and not alike(before, given):  # else kept by an older program
         found.append("its answers are others")
@@ -180,18 +203,20 @@ def say_what_is_other(contents: dict[str, Any], configuration: Configuration, pa
 
 def main() -> None:
     """Write the record of the models that are shipped."""
-    from experiment.checkpoint import load_model  # here: it imports this
+    from experiment.checkpoint import load, model_of, weights_mark  # here: it imports this
 
-    (beside := ROOT / "saved_model" / BESIDE).unlink(missing_ok=True)
-    code, models = {}, {}
-    for path in sorted(beside.parent.glob("*.pt")):
-        model, configuration = load_model(path, Backend.REFERENCE)
-        if configuration.name in NAMES:
+    code, models, shipped = {}, {}, ROOT / SHIPPED
+    for path in sorted(shipped.parent.glob("*.pt")):
+        contents = load(path)
+        configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
+        if "code" not in contents:
+            model = model_of(contents, configuration, path, Backend.REFERENCE)
             code |= code_record(configuration)
             given = [[[round(x, 5) for x in row] for row in step] for step in answers(model).tolist()]
-            models[path.name] = {"sequences": sequences_mark(configuration), "answers": given}
+            mark = weights_mark(contents["model"])
+            models[mark] = {"file": path.name, "sequences": sequences_mark(configuration), "answers": given}
     text = json.dumps({"code": code, "models": models}, sort_keys=True)  # then a line for each file and model
-    beside.write_text(re.sub(r'("[\w./]+": [{\[]+)', r"\n\1", text) + "\n", encoding="utf-8")
+    shipped.write_text(re.sub(r'("[\w./]+": [{\[]+)', r"\n\1", text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         self._group = self.add_argument_group(title)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple:
-        """Parse as argparse does, but refuse an empty word, as of an unset variable, and a flag that is given twice."""
+        """Parse as argparse does, but refuse an empty word (an unset variable leaves one), and a flag twice."""
         words = sys.argv[1:] if args is None else list(args)
         names = (word.partition("=")[0] for word in words)
         flags = Counter("-" + name.lstrip("-") for name in names if name in self._option_string_actions)
@@ -189,7 +189,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         sys.exit(2)
     except BrokenPipeError:  # whoever read has enough, as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + 13)  # as of a program that SIGPIPE ends: not all was done
+        sys.exit(128 + 13)  # as a program that SIGPIPE ends: not all was done
     except OSError as error:  # a full disk, a folder that cannot be written
         name = error.filename or "a file or standard output"
         elsewhere = "; -output names another folder" if error.errno in (errno.EROFS, errno.EACCES) else ""

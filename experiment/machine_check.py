@@ -1,24 +1,22 @@
 """A look at a machine before a run: is it what its file would make, and would training move all that it is?"""
 
 import math
-from contextlib import AbstractContextManager
 from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from experiment.configuration import Configuration
 from experiment.errors import InputError
+from experiment.state_check import FEW, alike, check_kept, generators_kept
 from ntm import NTM, Backend
 from ntm.controller import LSTMController
 from ntm.machine import Machine
 from ntm.memory import INITIAL_VALUE, initial_memory
 from ntm.ntm import OWN_FORWARD
-from ntm.shards import GROUP, WHOLE, Part
 from ntm.state import tensors_of
 
 DIFFERENCE = 1e-4  # of two ways to the same numbers, relative to their norm
-FEW = 6, 2, 6  # of a small batch: T, B and N
 
 
 def stirred(model: Machine, seed: int) -> Machine:
@@ -29,11 +27,6 @@ def stirred(model: Machine, seed: int) -> Machine:
             scale = 5 / math.sqrt(parameter.shape[-1]) if parameter.dim() > 1 else 5
             parameter.copy_(scale * torch.randn(parameter.shape, generator=source))
     return model
-
-
-def generators_kept(like: Tensor) -> AbstractContextManager:
-    """While this lasts, what is drawn from torch's own generators, or seeds them, is of no consequence afterwards."""
-    return torch.random.fork_rng([like.device] if like.is_cuda else [])
 
 
 def small_batch(
@@ -104,6 +97,26 @@ def check_controller(model: NTM) -> None:
         raise InputError(f"controller {name}: its output must be of shape and type {wanted} for B = 2, and is {given}")
 
 
+def check_forgets(model: Machine, configuration: Configuration) -> None:
+    """Refuse a controller that does not take the mask by which training makes cells forget.
+
+    Raises:
+        InputError: it raises something.
+    """
+    if not configuration.recipe.cell_dropout or "cells" not in configuration.network.has:
+        return
+    controller, like = deepcopy(model.controller), model.initial_reads
+    x, mask = like.new_zeros(2, model.input_size + like.numel()), like.new_ones(2, controller.output_size).bool()
+    try:
+        with torch.no_grad(), generators_kept(like):
+            controller(x, controller.initial_state(2), mask)
+    except Exception as error:  # of whatever kind a mistake in it makes
+        raise InputError(
+            f"controller {type(controller).__name__}: is called lstm, of which training makes cells forget, by a "
+            f"cell_mask that this one does not take ({error}): give it a name of its own, or -cell_dropout 0"
+        ) from error
+
+
 def check_step(model: NTM) -> None:
     """Refuse a model whose `step` was edited: the machine takes its steps by `step_with_focus`.
 
@@ -144,106 +157,12 @@ def check_override(model: NTM, blur_cost: float) -> None:
         raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
 
 
-def leaves(output: Tensor) -> list[Tensor]:
-    """The tensors from which a result was computed, and which its gradient would reach."""
-    pending, seen, found = [output.grad_fn], {None}, []
-    while pending:
-        node = pending.pop()
-        if node not in seen:
-            seen.add(node)
-            found += [node.variable] if hasattr(node, "variable") else []
-            pending += [before for before, _ in node.next_functions]
-    return found
-
-
-def check_kept(model: Machine) -> None:
-    """Refuse a model that keeps what it should not.
-
-    Raises:
-        InputError: a tensor wants a gradient, and is no parameter; a call leaves a tensor behind that it computed; what
-            the model's file will hold changes in eval mode; or there, an answer depends on calls before, or on other
-            sequences of the batch.
-    """
-    model, like = deepcopy(model), next(model.parameters())
-    model.backend = Backend.REFERENCE
-    source = torch.Generator().manual_seed(0)
-    inputs, others_before = torch.randn(2, 3, 2, model.input_size, generator=source).to(like)
-
-    def answer(inputs: Tensor, seed: int = 0) -> Tensor:
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            return model(inputs)[0]
-
-    with generators_kept(like):
-        others = [leaf for leaf in leaves(model(inputs)[0]) if all(leaf is not each for each in model.parameters())]
-        if others:
-            raise InputError(
-                f"a tensor of shape {tuple(others[0].shape)} wants a gradient and is no parameter, so that nothing "
-                "trains it: make it an nn.Parameter"
-            )
-        try:
-            before = deepcopy(model).state_dict()
-        except RuntimeError as error:
-            raise InputError(
-                "the machine keeps a tensor that it computed, as of its last step: what goes on from one step to the "
-                "next belongs into the state that a controller takes and gives"
-            ) from error
-        model.eval()
-        given = answer(inputs)
-        answer(others_before)
-        again, drawn = answer(inputs), answer(inputs, seed=1)
-        alone = torch.cat([answer(inputs[:, b : b + 1]) for b in range(2)], 1)
-    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
-    if changed:
-        raise InputError(f"{changed[0]} changes in eval mode, in which a machine only answers: where self.training is")
-    if not alike(given, again):
-        raise InputError(
-            "the machine gives other answers to the same sequences after others: what a part of it keeps from one call "
-            "to the next belongs into its state"
-        )
-    if alike(given, drawn) and not alike(given, alone):  # else it draws, for each batch as a whole
-        raise InputError(
-            "in eval mode, the machine's answer to a sequence depends on the others of its batch, as where a mean over "
-            "dimension 0 is taken, which is that of the sequences"
-        )
-
-
-def check_shareable(model: Machine) -> None:
-    """Refuse a model that makes other things of two parts of a batch than of the whole.
-
-    Raises:
-        InputError: it does, as one that draws in training, or keeps statistics of a batch.
-    """
-    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        return  # which sees the whole batch
-    source, like, batch = torch.Generator().manual_seed(0), next(model.parameters()), 2 * GROUP
-    inputs = torch.randn(3, batch, model.input_size, generator=source).to(like)
-    targets = torch.rand(3, batch, model.output_proj.out_features, generator=source).round().to(like)
-    made = []
-    with generators_kept(like):
-        for part in WHOLE, Part(0, 2), Part(1, 2):
-            own = deepcopy(model).train()
-            own.backend, weights = Backend.REFERENCE, own.flatten_parameters()
-            torch.manual_seed(0)
-            _, logits = own.forward_backward(inputs, targets, targets.new_ones(3, batch), part=part)
-            made.append((logits, weights.grad, *own.buffers()))
-    (logits, gradient, *buffers), first, second = made
-    pairs = [(logits, torch.cat((first[0], second[0]), 1)), (gradient, first[1] + second[1])]
-    pairs += [pair for one in (first, second) for pair in zip(buffers, one[2:], strict=True)]
-    if not all((b - a).double().norm() <= DIFFERENCE * a.double().norm() for a, b in pairs):
-        raise InputError(
-            "processes that see a part of a batch each would not make of it what one makes of the whole: the machine "
-            "draws in training, as a dropout does, or keeps statistics of the batch, as a batch norm does; train it in "
-            "one process"
-        )
-
-
 def check_trainable(model: Machine, blur_cost: float) -> None:
     """Refuse a model of which training would not train all that it is, or not the same when it is repeated.
 
     Raises:
         InputError: a parameter is frozen, or gets no gradient; it has a `forward` that does more than
-            `forward_backward`, which does not call it; it draws from elsewhere than torch's own generators; or as of
+            `forward_backward`, which does not call it; it draws from elsewhere than torch's own generators; or as in
             `check_override` and `check_kept`.
     """
     if model.frozen:
@@ -282,13 +201,6 @@ def answers_alike(model: Machine, other: Machine) -> bool:
     return alike(answers(model), answers(other))
 
 
-def alike(given: Tensor, others: Tensor) -> bool:
-    """Whether answers are the same to a thousandth of their size."""
-    within = 1e-3 * given[given.isfinite()].abs().mean().item()
-    fit = given.shape == others.shape and given.dtype == others.dtype
-    return fit and torch.allclose(given, others.to(given.device), 1e-3, within, equal_nan=True)
-
-
 def check_remade(model: Machine, configuration: Configuration) -> None:
     """Refuse a model that its configuration and its weights do not make again: evaluate.py would score another.
 
@@ -307,10 +219,10 @@ def check_remade(model: Machine, configuration: Configuration) -> None:
     except RuntimeError as error:  # weights of other names or shapes, or that cannot be copied, as pruning makes them
         raise other from error
     try:
-        alike = answers_alike(*pair) or not answers_alike(pair[0], pair[0])  # that draws from a generator of its own
+        same = answers_alike(*pair) or not answers_alike(pair[0], pair[0])  # that draws from a generator of its own
     except Exception:  # of a machine that cannot run at all: `check_machine` says so
         return
-    if not alike:
+    if not same:
         raise other
 
 
@@ -318,7 +230,7 @@ def check_machine(model: Machine, training: bool, blur_cost: float) -> None:
     """Refuse a model that a script cannot run as it is, by whichever path.
 
     Raises:
-        InputError: as of `check_controller`, `check_step` and, in training, `check_trainable`.
+        InputError: as in `check_controller`, `check_step` and, in training, `check_trainable`.
     """
     if isinstance(model, NTM) and type(model).step_with_focus is NTM.step_with_focus:
         check_controller(model)

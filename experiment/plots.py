@@ -119,7 +119,8 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         path: the PNG file to write.
     """
     answering = np.flatnonzero(shown.mask)
-    order, which = visited_window(shown), first_of(shown)
+    order = visited_window(shown)
+    read, write = first_of(shown.read_weighting), first_of(shown.write_weighting)
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
             4, 2, figsize=(9.6, 8.4), sharex=True, layout="constrained", height_ratios=(2, 2, 2, 4)
@@ -133,17 +134,17 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         )
         for axes, values, name, label, limits in left:
             _heat(figure, axes, values.T, name, label, limits)
-        _heat(figure, panels[0, 1], shown.erases[:, 0].T, f"erase vector, e{which}", "column", (0, 1))
+        _heat(figure, panels[0, 1], shown.erases[:, 0].T, f"erase vector, e{write}", "column", (0, 1))
         right = (
-            (panels[1, 1], shown.adds[:, 0], f"add vector, a{which}"),
-            (panels[2, 1], shown.reads[:, 0], f"read vector, r{which}"),
+            (panels[1, 1], shown.adds[:, 0], f"add vector, a{write}"),
+            (panels[2, 1], shown.reads[:, 0], f"read vector, r{read}"),
         )
         for axes, values, name in right:
             limit = max(1e-6, float(np.abs(values).max()))
             _heat(figure, axes, values.T, name, "column", (-limit, limit), "PuOr")
         for axes, values, name in (
-            (panels[3, 0], shown.write_weighting[:, 0], f"write weighting, w{which}"),
-            (panels[3, 1], shown.read_weighting[:, 0], f"read weighting, w{which}"),
+            (panels[3, 0], shown.write_weighting[:, 0], f"write weighting, w{write}"),
+            (panels[3, 1], shown.read_weighting[:, 0], f"read weighting, w{read}"),
         ):
             _heat(figure, axes, values[:, order].T, name, rows_label(shown, order), (0, 1))
             ticks = np.linspace(0, len(order) - 1, min(8, len(order))).round().astype(int)
@@ -152,7 +153,7 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         for axes in panels.flat:
             if len(answering):
                 axes.axvline(answering[0] - 0.5, color="#D55E00", linewidth=1)
-        gaps = (np.diff(answering) > 1).any() or shown.mask[-1] == 0  # as of queries between answers
+        gaps = (np.diff(answering) > 1).any() or shown.mask[-1] == 0  # as where queries lie between answers
         line = "orange line: before the first answer" if gaps else "right of the orange line, the machine answers"
         figure.suptitle(f"{title}\n({line})")
         save_figure(figure, path)
@@ -177,8 +178,8 @@ def controls(shown: Trace, title: str, path: Path) -> None:
         figure, axes_of = plt.subplots(4, 1, figsize=(7.2, 6.4), sharex=True, layout="constrained")
         for axes, (name, values, limits) in zip(axes_of, panels, strict=True):
             for head, label, colour, line in (
-                (0, f"read head{first_of(shown)}", "#0072B2", "-"),
-                (readers, f"write head{first_of(shown)}", "#D55E00", "--"),
+                (0, f"read head{first_of(shown.read_weighting)}", "#0072B2", "-"),
+                (readers, f"write head{first_of(shown.write_weighting)}", "#D55E00", "--"),
             ):
                 axes.plot(values[:, head], line, color=colour, label=label, linewidth=1.5)
             axes.set(ylabel=name, ylim=limits)
@@ -234,10 +235,10 @@ def memories_shown(shown: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return shown.first_memory, before_answering, shown.memories[-1]
 
 
-def first_of(shown: Trace) -> str:
-    """What to add to a head's name, where there are several of its kind: the first is drawn."""
-    read_heads = shown.read_weighting.shape[1]
-    return f" (1 of {read_heads})" if read_heads > 1 else ""
+def first_of(weighting: np.ndarray) -> str:
+    """What to add to a head's name, where there are several of its kind, (T, heads, N): the first is drawn."""
+    heads = weighting.shape[1]
+    return f" (1 of {heads})" if heads > 1 else ""
 
 
 def input_limits(shown: Trace) -> tuple[float, float]:

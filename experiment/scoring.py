@@ -231,7 +231,7 @@ def trace(
     """
     if model.overrides("step") or model.own_forward():
         raise InputError(
-            "no picture: it would show `step_with_focus` alone, and this model has an own `step` or `forward`, or hooks"
+            "no picture: it shows `step_with_focus` alone, and the model has its own `step` or `forward`, or hooks"
         )
     device, readers = model.device, model.heads.num_read
     with evaluating(model):

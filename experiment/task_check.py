@@ -34,11 +34,18 @@ def check_task(configuration: Configuration) -> None:
                 f"task {data.name}, size {label(size)}: sample draws something from elsewhere than its generator: a "
                 "run could not be repeated"
             )
+    where = f"task {data.name}, size {label(data.high)}: sample gives the same"
     if is_same(task, data.high, 0, 1):
+        raise InputError(f"{where} whatever its generator: a run would see nothing else")
+    source = torch.Generator().manual_seed(0)
+    batch, following = (draw(task, data.high, source) for _ in range(2))
+    if all(map(torch.equal, batch, following)):
         raise InputError(
-            f"task {data.name}, size {label(data.high)}: sample gives the same whatever its generator: a run would see "
-            "nothing else"
+            f"{where} each time that it draws from one generator, and a test draws several times: take the numbers "
+            "from the generator itself, not from what it was seeded with"
         )
+    if all(torch.equal(part, part[:, :1].expand_as(part)) for part in batch):
+        raise InputError(f"{where} for all sequences of a batch")
 
 
 def require_sound(configuration: Configuration, size: tuple) -> None:
@@ -52,7 +59,7 @@ def shown_size(configuration: Configuration, most: int) -> tuple:
     """Choose the size of a sequence that is shown: of those in training, the one nearest to `most` in each part.
 
     Raises:
-        InputError: as of `require_sound`.
+        InputError: as in `require_sound`.
     """
     data = configuration.data
     ends = zip(data.low, data.high, strict=True)
@@ -63,14 +70,14 @@ def shown_size(configuration: Configuration, most: int) -> tuple:
 
 def trouble_at(task: Task, size: tuple) -> str | None:
     """Say in one phrase what is wrong with what a task makes of a size; None where nothing is."""
-    uneven = (0.5,) if task.can_be_uneven else ()
     try:
-        batch = task.sample(3, size, torch.Generator().manual_seed(0), *uneven)
+        # Of two sizes: a batch of as many sequences as steps would look right with the two exchanged.
+        other, batch = (draw(task, size, torch.Generator().manual_seed(0), count) for count in (4, 3))
     except TypeError as error:
         return f"sample cannot be called as training does ({error})"
     except Exception as error:  # of whatever kind a mistake in it makes
         return f"sample raises {type(error).__name__} ({error})"
-    trouble = trouble_of(batch, task)
+    trouble = trouble_of(batch, 3, task) or trouble_of(other, 4, task)
     if trouble:
         return trouble
     marks = getattr(task, "marks", ())
@@ -100,23 +107,30 @@ def sound(batch: Batch, size: tuple) -> Batch:
     return batch
 
 
+def draw(task: Task, size: tuple, source: torch.Generator, batch_size: int = 32) -> Batch:
+    """Draw a batch as training does."""
+    return task.sample(batch_size, size, source, *((0.5,) if task.can_be_uneven else ()))
+
+
 def is_same(task: Task, size: tuple, *seeds: int) -> bool:
     """Whether a task draws the same batch of a size with two seeds."""
-    uneven = (0.5,) if task.can_be_uneven else ()
-    batch, again = (task.sample(32, size, torch.Generator().manual_seed(seed), *uneven) for seed in seeds)
+    batch, again = (draw(task, size, torch.Generator().manual_seed(seed)) for seed in seeds)
     return all(map(torch.equal, batch, again))
 
 
-def trouble_of(batch: Batch, task: Task) -> str | None:
-    """Say in one phrase what is wrong with a batch of three sequences; None where nothing is."""
+def trouble_of(batch: Batch, batch_size: int, task: Task) -> str | None:
+    """Say in one phrase what is wrong with a batch of so many sequences; None where nothing is."""
     if not isinstance(batch, Batch):
         return f"sample must give a Batch, and gives a {type(batch).__name__}"
     steps = len(batch.inputs)
-    wanted = {"inputs": (steps, 3, task.input_size), "targets": (steps, 3, task.output_size), "mask": (steps, 3)}
+    by_step = steps, batch_size
+    wanted = {"inputs": (*by_step, task.input_size), "targets": (*by_step, task.output_size), "mask": by_step}
     for name, part in batch._asdict().items():
         if part.shape != wanted[name]:
             shape = "(T, B)" if name == "mask" else f"(T, B, {wanted[name][2]})"
-            return f"{name} must be {shape}, of T steps of B = 3 sequences, and have shape {tuple(part.shape)}"
+            return (
+                f"{name} must be {shape}, of T steps of B = {batch_size} sequences, and have shape {tuple(part.shape)}"
+            )
         if part.dtype != torch.float32:
             return f"{name} must be float32, and are {part.dtype}"
         if not part.isfinite().all():

@@ -28,7 +28,7 @@ def make_optimizer(recipe: Recipe, weights: Tensor, fused: bool) -> torch.optim.
             compiled one has not, is PyTorch's own.
 
     Raises:
-        InputError: as of `compare_optimizers`.
+        InputError: as in `compare_optimizers`.
     """
     if recipe.optimizer == "adam":
         betas = recipe.beta1, recipe.beta2
@@ -53,6 +53,8 @@ def learning_rate(recipe: Recipe, cells: int, step: int) -> float:
     lr = recipe.lr * (math.sqrt(recipe.lr_cells / cells) if recipe.lr_cells else 1)
     if recipe.lr_schedule == "cosine":
         lr *= 0.5 * (1 + math.cos(math.pi * step / recipe.num_iters))
+    elif recipe.lr_schedule != "constant":
+        raise NotImplementedError(f"there is no schedule {recipe.lr_schedule!r} in experiment/training.py")
     return lr
 
 

@@ -1,4 +1,8 @@
-"""Which code runs an unroll: the reference model, or the fused path, which computes the stock machine and no other."""
+"""Whether the fused path may run a model; `Machine.use_fused` chooses by it between that and the reference path.
+
+The fused path computes the stock machine alone: the model as the files of this package define it. `ntm.stock.edited`
+sees whether these files were edited, `Contents` what was replaced at run time, the rest what a model has of its own.
+"""
 
 import builtins
 import importlib
@@ -74,7 +78,7 @@ def is_special(tensor: Tensor | None) -> bool:
 
 
 def is_other(now: object, before: object) -> bool:
-    """Whether an object is another one, and not its equal."""
+    """Whether `now` is neither `before` itself nor equal to it."""
     try:
         return now is not before and bool(now != before)
     except Exception:  # what two arrays that are compared raise, for one
@@ -89,7 +93,7 @@ OPERATORS = [
 
 
 def is_torchs(value: object) -> bool:
-    """Whether what is found in PyTorch is its own: compiled, or a function that lies in its folder."""
+    """Whether a value is PyTorch's own: compiled, or a Python function that is defined in its folder."""
     if isinstance(value, FunctionType):
         return value.__code__.co_filename.startswith(TORCH + os.sep)
     return type(value).__module__.partition(".")[0] in ("builtins", "torch")
@@ -102,43 +106,47 @@ class Contents:
     """
 
     def __init__(self, *modules: ModuleType) -> None:
-        kinds = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
-        own = *modules, *(kind for kind in dict.fromkeys(kinds) if issubclass(kind, nn.Module))
-        held = {owner: [name for name in vars(owner) if not name.startswith("__")] for owner in own}
-        functions = [vars(owner)[name] for owner in own for name in held[owner]]
+        # The names to look at, by the module or class that holds them. First what the package itself holds.
+        classes = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+        package = *modules, *(kind for kind in dict.fromkeys(classes) if issubclass(kind, nn.Module))
+        names = {owner: [name for name in vars(owner) if not name.startswith("__")] for owner in package}
+        functions = [vars(owner)[name] for owner in package for name in names[owner]]
         self.functions = [function for function in functions if isinstance(function, FunctionType)]
+        # Then what its functions use of PyTorch and of Python.
         used = {name for function in (*self.functions, nn.Linear.forward) for name in names_in(function.__code__)}
-        theirs = torch, nn.functional, Tensor, nn.Linear, nn.Module
         for owner in (torch, nn.functional, Tensor, builtins):
-            held[owner] = [name for name in sorted(used) if hasattr(owner, name) and not name.startswith("__")]
-        held[Tensor] += OPERATORS
-        held[nn.Linear] = ["forward", "__call__"]
-        held[nn.Module] = ["__call__", "_wrapped_call_impl", "_call_impl", "__getattr__", "__getattribute__"]
-        found = ((owner, name) for owner in theirs for name in held[owner] if not is_torchs(getattr(owner, name)))
-        self.replaced_before = [f"{owner.__name__}.{name}" for owner, name in found]
-        held |= {kind: ["__new__"] for kind in kinds if issubclass(kind, tuple)}
+            names[owner] = [name for name in sorted(used) if hasattr(owner, name) and not name.startswith("__")]
+        names[Tensor] += OPERATORS
+        names[nn.Linear] = ["forward", "__call__"]
+        names[nn.Module] = ["__call__", "_wrapped_call_impl", "_call_impl", "__getattr__", "__getattribute__"]
+        torchs = [(each, name) for each in (torch, nn.functional, Tensor, nn.Linear, nn.Module) for name in names[each]]
+        self.replaced_before = [
+            f"{each.__name__}.{name}" for each, name in torchs if not is_torchs(getattr(each, name))
+        ]
+        names |= {kind: ["__new__"] for kind in classes if issubclass(kind, tuple)}  # its functions make such tuples
         self.modules = modules
-        self.before = {owner: {name: getattr(owner, name) for name in names} for owner, names in held.items()}
+        self.before = {owner: {name: getattr(owner, name) for name in held} for owner, held in names.items()}
         self.codes = [function.__code__ for function in self.functions]
-        large = torch, nn.functional, builtins  # the others hold little that is not looked at
-        self.contents = [vars(owner) for owner in held if owner not in large]
-        self.picked = [partial(itemgetter(*held[owner]), vars(owner)) for owner in large if held[owner]]
-        self.seen = None
+        # What `changed` compares first: all of the small dictionaries, and of the large ones the names looked at.
+        large = torch, nn.functional, builtins
+        self.contents = [vars(owner) for owner in names if owner not in large]
+        self.picked = [partial(itemgetter(*names[owner]), vars(owner)) for owner in large if names[owner]]
+        self.last_unchanged = None
 
     def _now(self) -> tuple[list, list[tuple], list[CodeType]]:
-        return self.contents, [get() for get in self.picked], [function.__code__ for function in self.functions]
+        return self.contents, [pick() for pick in self.picked], [function.__code__ for function in self.functions]
 
     def changed(self) -> str | None:
         """Return a phrase that names what was replaced since, or None where nothing was."""
         try:
-            if self._now() == self.seen:  # a few comparisons in C, as each step asks; of the same object, none
+            if self._now() == self.last_unchanged:  # quick, since each step asks; what is identical is not compared
                 return None
         except Exception:  # of what a name that is missing, or a value that cannot be compared, raises
             pass
         change = self._replaced()
         if change is None:
             contents, *others = self._now()
-            self.seen = [dict(each) for each in contents], *others
+            self.last_unchanged = [dict(each) for each in contents], *others
         return change
 
     def _replaced(self) -> str | None:
@@ -148,7 +156,7 @@ class Contents:
         for owner, attributes in self.before.items():
             for name, value in attributes.items():
                 if is_other(getattr(owner, name, None), value):
-                    return f"{owner.__name__}.{name} was replaced{self._not_in(owner, name, value)}"
+                    return f"{owner.__name__}.{name} was replaced{self._still_used_in(owner, name, value)}"
         for module in self.modules:
             for name in self.before[builtins]:
                 if name in vars(module):
@@ -157,8 +165,8 @@ class Contents:
         other = [f"{f.__module__}.{f.__qualname__}" for f, code in pairs if f.__code__ is not code]
         return f"the code of {other[0]} was replaced" if other else None
 
-    def _not_in(self, owner: ModuleType | type, name: str, value: object) -> str:
-        """Say which modules have imported something from the one where it was replaced, and call it as it was."""
+    def _still_used_in(self, owner: ModuleType | type, name: str, value: object) -> str:
+        """Name the modules that had imported a replaced object by its name, and therefore still use the old one."""
         importers = [other.__name__ for other in self.before if getattr(other, name, None) is value]
         if not importers or getattr(value, "__module__", None) != owner.__name__:
             return ""
@@ -193,7 +201,7 @@ def changed_part(module: nn.Module, stock: type[nn.Module], map_name: str) -> st
     Args:
         module: the module; a subclass will do that overrides no method of the class.
         stock: the class that the fused path computes.
-        map_name: its linear map.
+        map_name: the attribute that is its linear map.
     """
     kind, own = type(module), vars(module)
     if not isinstance(module, stock):

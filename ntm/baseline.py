@@ -81,7 +81,7 @@ class LSTMBaseline(Machine):
             The loss in nats, and output logits (T, B, output_size) without a graph; of the part.
 
         Raises:
-            RuntimeError: as of `Machine.require_flat`.
+            RuntimeError: as in `Machine.require_flat`.
             ValueError: arguments do not fit together, there is a memory or a cell mask, or the batch cannot be split
                 into so many parts.
         """

@@ -121,7 +121,9 @@ class Machine(nn.Module):
             wanted = f"(T, B, {self.input_size}), of at least one step"
             raise ValueError(f"inputs of shape {tuple(inputs.shape)}: this model takes {wanted}")
         if cell_mask is not None and (cell_mask.dim() != 3 or cell_mask.shape[:2] != inputs.shape[:2]):
-            raise ValueError(f"cell_mask of shape {tuple(cell_mask.shape)}: it is (T, B, C), T and B as of the inputs")
+            raise ValueError(
+                f"cell_mask of shape {tuple(cell_mask.shape)}: it is (T, B, C), with T and B of the inputs"
+            )
 
     def require_batch(
         self, inputs: Tensor, targets: Tensor, mask: Tensor, memory: Tensor | None, cell_mask: Tensor | None
@@ -153,8 +155,8 @@ class Machine(nn.Module):
     def flatten_parameters(self) -> Tensor:
         """Pack all parameters into one tensor, `flat_parameters`, and their gradients into another, as views of these.
 
-        The fused path then need not copy them; clipping and optimizers have one tensor to go through, not nine that
-        take longer to start on.
+        The fused path then need not copy them; clipping and optimizers go through one tensor, not nine, for
+        which calls take longer than arithmetic.
 
         Returns:
             All parameters as one, with `grad`, which is 0. Call this again after `to`, `deepcopy` or
@@ -219,7 +221,7 @@ class Machine(nn.Module):
 
         Args:
             tensors: what it is called with.
-            parameters: as of `why_not_fused`.
+            parameters: as in `why_not_fused`.
 
         Raises:
             BackendError: `backend` is FUSED and it cannot be had.

@@ -46,9 +46,7 @@ from ntm.shards import WHOLE, Part
 from ntm.state import NTMState, tensors_of
 from ntm.stock import edited
 
-OWN_FORWARD = (
-    "forward_backward does not call the model, and there is an own `forward` or `__call__`, or hooks on the model"
-)
+OWN_FORWARD = "forward_backward does not call the model, and this one has its own `forward` or `__call__`, or hooks"
 
 
 class NTM(Machine):
@@ -190,7 +188,9 @@ class NTM(Machine):
 
             if state is None and not torch.is_grad_enabled():
                 return fused.unroll(parameters, self.flat_parameters, inputs, self.blank_memory(1, rows), cell_mask)
-        own = self.initial_state(1 if use_fused and state is None else batch, rows)  # 1: that path takes one for all
+        own = self.initial_state(
+            1 if use_fused and state is None else batch, rows
+        )  # 1: it takes one initial state for all
         if state is not None:
             shapes, wanted = ([tuple(part.shape) for part in tensors_of(each)] for each in (state, own))
             if shapes != wanted:
@@ -231,11 +231,11 @@ class NTM(Machine):
 
         Raises:
             BackendError: the fused path was asked for and cannot be had.
-            RuntimeError: gradients are switched off; as of `require_flat`; or, on the fused path, inputs or memory want
-                a gradient.
+            RuntimeError: gradients are switched off; what `require_flat` raises; or, on the fused path, inputs or
+                memory want a gradient.
             TypeError: on the fused path, the types of arguments and weights differ, or `cell_mask` is not bool.
-            ValueError: arguments do not fit together, the batch cannot be split into so many parts, there is a cost
-                of blur, and the model has a `step` of its own; or it has a `forward` of its own, or hooks on that.
+            ValueError: arguments do not fit together; the batch cannot be split into so many parts; `blur_cost` is not
+                0, and the model overrides `step`; or it overrides `forward`, or has hooks.
         """
         self.require_batch(inputs, targets, mask, memory, cell_mask)
         parameters, flat = self.packed_parameters(), self.flat_parameters
@@ -249,6 +249,8 @@ class NTM(Machine):
             raise ValueError(f"{OWN_FORWARD}: override `step_with_focus`, or take `backward()` of a loss")
         here = part.sequences(batch := inputs.shape[1])
         state = self.initial_state(here.stop - here.start, None if memory is None else memory.shape[1])
+        if memory is not None and memory.shape[2] != state.memory.shape[2]:
+            raise ValueError(f"memory of shape {tuple(memory.shape)}: its rows are {state.memory.shape[2]} wide here")
         if memory is not None:
             state = state._replace(memory=memory if len(memory) == 1 else memory[here])
         shifted = [] if blur_cost else None
@@ -286,7 +288,9 @@ class NTM(Machine):
         """
         own_step = self.overrides("step")
         if own_step and shifted is not None:
-            raise ValueError("blur_cost needs w~_t, which an own `step` does not give: override `step_with_focus`")
+            raise ValueError(
+                "blur_cost needs w~_t, which this model's own `step` does not give: override `step_with_focus`"
+            )
         outputs = []
         for t, x in enumerate(inputs):
             cell_mask_t = None if cell_mask is None else cell_mask[t]
@@ -300,9 +304,9 @@ class NTM(Machine):
         return torch.stack(outputs), state
 
     def why_not_fused(self, parameters: dict[str, nn.Parameter] | None = None) -> str | None:
-        """Say in one phrase why this model cannot run on the fused path; None where it can; as `Machine` has it.
+        """Say in one phrase why this model cannot run on the fused path; None where it can. As `Machine.why_not_fused`.
 
-        That path has the equations of this package written down once more. So it declines a model of which a class,
+        That path has the equations of this package written down once more. So this declines a model of which a class,
         method, map, parameter or hook is not this package's, and any model where a function or method of the package
         was replaced, or edited in its file.
         """
@@ -312,7 +316,9 @@ class NTM(Machine):
             return f"the fused path runs on the CPU, not on {parameter.device}"
         if parameter.dtype not in (torch.float32, torch.float64):
             return f"the fused path computes in float32 or float64, not {parameter.dtype}"
-        trouble = mode_trouble() or (not edited() and import_trouble())  # torch.compile cannot follow an import
+        trouble = mode_trouble() or (
+            None if edited() else import_trouble()
+        )  # no import, which torch.compile cannot follow, where it decides nothing
         if trouble:
             return trouble
         change = edited() or STOCK.changed()
@@ -337,5 +343,5 @@ class NTM(Machine):
         return f"the fused path computes the stock machine, and this one {change}" if change else None
 
 
-PARTS = "addressing", "memory", "heads", "controller", "loss", "ntm"
-STOCK = Contents(*(sys.modules[f"ntm.{name}"] for name in PARTS))
+STOCK_MODULES = "addressing", "memory", "heads", "controller", "loss", "ntm"
+STOCK = Contents(*(sys.modules[f"ntm.{name}"] for name in STOCK_MODULES))  # last: what they hold once all is defined

@@ -20,7 +20,7 @@ from experiment.backend import choose_device, start_backend
 from experiment.checkpoint import makes_again, save
 from experiment.configuration import load_configuration
 from experiment.errors import InputError
-from experiment.machine_check import answers_alike, check_remade
+from experiment.machine_check import answers_alike, check_forgets, check_remade
 from ntm import NTM, Backend, BackendError, LSTMBaseline, NTMState, addressing
 from ntm import ntm as machine
 from ntm.backend import Contents
@@ -573,66 +573,6 @@ def test_looking_at_a_model_that_draws_changes_nothing_of_what_its_run_draws(dra
     assert torch.equal(torch.get_rng_state(), before)
 
 
-class Untrained(LSTMController):
-    def __init__(self, *sizes):
-        super().__init__(*sizes)
-        self.scale = torch.ones(self.output_size, requires_grad=True)
-
-    def forward(self, x, state, cell_mask=None):
-        output, state = super().forward(x, state, cell_mask)
-        return self.scale * output, state
-
-
-class Keeps(LSTMController):
-    def forward(self, x, state, cell_mask=None):
-        self.last, state = super().forward(x, state, cell_mask)
-        return self.last, state
-
-
-class Counts(LSTMController):
-    def __init__(self, *sizes):
-        super().__init__(*sizes)
-        self.register_buffer("steps", torch.tensor(0))
-
-    def forward(self, x, state, cell_mask=None):
-        self.steps = self.steps + 1
-        return super().forward(x, state, cell_mask)
-
-
-class Remembers(LSTMController):
-    last = None
-
-    def forward(self, x, state, cell_mask=None):
-        output, state = super().forward(x, state, cell_mask)
-        if not self.training and self.last is not None and len(self.last) == len(x):
-            output = output + self.last
-        self.last = output.detach()
-        return output, state
-
-
-class Mixes(LSTMController):
-    def forward(self, x, state, cell_mask=None):
-        output, state = super().forward(x, state, cell_mask)
-        return output - output.mean(0), state
-
-
-@pytest.mark.parametrize(
-    ("kind", "why"),
-    [
-        (Remembers, "the machine gives other answers to the same sequences after others"),
-        (Mixes, "answer to a sequence depends on the others of its batch"),
-        (Untrained, r"a tensor of shape \(20,\) wants a gradient and is no parameter"),
-        (Keeps, "the machine keeps a tensor that it computed"),
-        (Counts, "controller.steps changes in eval mode"),
-    ],
-)
-def test_a_machine_that_keeps_what_it_should_not_is_refused(kind, why):
-    model = NTM(5, 3, 20, 16, 8, 2)
-    model.controller = kind(5 + 2 * 8, 20)
-    with pytest.raises(InputError, match=why):
-        start_backend(model, training=True)
-
-
 def test_nan_on_one_path_is_a_difference(monkeypatch):
     def change(forward):
         return lambda self, *arguments: forward(self, *arguments)._replace(weighting=arguments[2] * math.nan)
@@ -773,6 +713,23 @@ def test_whether_a_file_makes_again_what_was_trained(done, tmp_path):
     DONE_TO_IT[done](model)
     save(tmp_path / "model.pt", {"configuration": configuration.as_dict(), "model": model.state_dict()})
     assert not makes_again(tmp_path / "model.pt", configuration, model)
+
+
+class TakesNoMask(LSTMController):
+    def forward(self, x, state):
+        return super().forward(x, state)
+
+
+def test_a_controller_that_is_called_lstm_takes_the_mask_of_cells_that_forget(monkeypatch):
+    configuration = load_configuration("m1d1")
+    for name in "m1d1", "f1d1", "l1d1":
+        check_forgets(load_configuration(name).make_model(), load_configuration(name))
+    monkeypatch.setitem(CONTROLLERS, "lstm", TakesNoMask)
+    model = configuration.make_model()
+    with pytest.raises(InputError, match="controller TakesNoMask: is called lstm"):
+        check_forgets(model, configuration)
+    recipe = dataclasses.replace(configuration.recipe, cell_dropout=0.0)
+    check_forgets(model, dataclasses.replace(configuration, recipe=recipe))
 
 
 class Gives(LSTMController):

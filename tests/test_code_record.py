@@ -10,14 +10,14 @@ import torch
 from conftest import ROOT
 
 from experiment import code_record
-from experiment.checkpoint import load, load_model, load_to_resume, save
+from experiment.checkpoint import load, load_model, load_to_resume, save, weights_mark
 from experiment.code_record import (
-    BESIDE,
+    SHIPPED,
     answers_to_keep,
     code_files,
     edits_since,
+    record_for,
     record_of,
-    say_what_is_other,
     sequences_mark,
 )
 from experiment.configuration import load_configuration
@@ -77,7 +77,7 @@ def test_edits_are_named_and_what_changes_nothing_is_not(copy):
     (copy / "tasks" / "reverse.py").write_text("def half(\n")
     assert edits_since(before) == said.replace("Reverse.answer", "it cannot be read")
     (copy / "tasks" / "reverse.py").unlink()
-    assert edits_since(before) == said.replace("Reverse.answer", "it cannot be read")
+    assert edits_since(before) == said.replace("Reverse.answer", "it is not there")
 
 
 @pytest.mark.parametrize("imports", ["from tasks.helper import SCALE", "import tasks.helper", "from . import helper"])
@@ -88,26 +88,43 @@ def test_an_edit_of_what_a_task_imports_is_named(copy, imports):
     assert edits_since(before) == "tasks/helper.py was edited (SCALE)"
 
 
-def test_a_model_without_a_record_has_that_beside_it(copy, capsys):
-    path, model = copy / "saved_model" / "model.pt", M1D1.make_model().eval()
-    say_what_is_other({}, M1D1, path, model)
-    path.parent.mkdir()
-    kept = {"sequences": sequences_mark(M1D1), "answers": answers_to_keep(model).tolist()}
-    beside = {"code": record() | {"tasks/copy.py": {"Copy": "of another task"}}, "models": {"model.pt": kept}}
-    (path.parent / BESIDE).write_text(json.dumps(beside))
-    say_what_is_other({}, M1D1, path, model)
+def test_a_shipped_model_is_known_by_its_weights_wherever_its_file_is(copy, tmp_path, capsys):
+    model, path = M1D1.make_model().eval(), tmp_path / "a_copy.pt"
+    without = {"configuration": M1D1.as_dict(), "model": model.state_dict()}
+    save(path, without)
+    load_model(path)
+    assert capsys.readouterr().err.startswith(f"{path}: has no record of the code that trained it")
+    kept = {"file": "it.pt", "sequences": sequences_mark(M1D1), "answers": answers_to_keep(model).tolist()}
+    models, shipped = {weights_mark(model.state_dict()): kept}, copy / SHIPPED
+    shipped.parent.mkdir()
+    code = record() | {"tasks/copy.py": {"Copy": "of another task"}}
+    shipped.write_text(json.dumps({"code": code, "models": models}))
+    load_model(path)
     assert not capsys.readouterr().err
     edit(copy / "ntm" / "memory.py", "INITIAL_VALUE = 1e-6", "INITIAL_VALUE = 0.1")
-    say_what_is_other({}, M1D1, path, M1D1.make_model().eval())
-    said = "ntm/memory.py was edited (INITIAL_VALUE); its answers are others"
+    load_model(path)
+    said = "ntm/memory.py was edited (INITIAL_VALUE)"
     assert capsys.readouterr().err == f"{path}: was trained by other code than this: {said}\n"
-    say_what_is_other({"code": record()}, M1D1, path, model)  # its own counts, where it has one
-    say_what_is_other({"code": record(), "answers": torch.zeros(6, 2, 8)}, M1D1, path, model)  # of an older program
+    for own in {"code": record()}, {"code": record(), "answers": torch.zeros(6, 2, 8)}:  # it counts, if there is one
+        save(path, without | own)
+        load_model(path)
     assert not capsys.readouterr().err
+    save(path, without)
     for text in ("[", "[]", "{}"):
-        (path.parent / BESIDE).write_text(text)
+        shipped.write_text(text)
         with pytest.raises(InputError, match=r"code\.json: cannot be read"):
-            say_what_is_other({}, M1D1, path, model)
+            load_model(path)
+
+
+def test_where_weights_do_not_fit_an_edit_is_named(copy, tmp_path):
+    path, weights = tmp_path / "model.pt", M1D1.make_model().state_dict()
+    before = {"configuration": M1D1.as_dict(), "code": record()}
+    save(path, before | {"model": {name: value for name, value in weights.items() if "gate" not in name}})
+    with pytest.raises(InputError, match=r"do not fit its configuration$"):
+        load_model(path)
+    edit(copy / "ntm" / "controller.py", "gate_proj", "gates_proj")
+    with pytest.raises(InputError, match=r"do not fit its configuration; since it was trained, ntm/controller\.py was"):
+        load_model(path)
 
 
 class Louder(LSTMController):
@@ -177,7 +194,7 @@ def test_a_run_on_other_sequences_is_not_resumed(tmp_path, capsys):
 )
 def test_what_is_no_record_is_refused(found, tmp_path):
     with pytest.raises(InputError, match="not a model file of this program"):
-        say_what_is_other(found, M1D1, tmp_path / "model.pt", M1D1.make_model())
+        record_for(found, "of its weights", M1D1, tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("name", ["../other.py", "/etc/passwd", "/dev/zero", "ntm/fused/stock.json"])
@@ -190,9 +207,11 @@ def test_the_record_of_the_shipped_models_is_of_the_code_as_it_is(path, capsys):
     """After an edit that leaves their answers as they are: python -m experiment.code_record."""
     _, configuration = load_model(path)
     assert not capsys.readouterr().err
-    shipped, now = json.loads((path.parent / BESIDE).read_text()), code_record.code_record(configuration)
+    shipped, now = json.loads((ROOT / SHIPPED).read_text()), code_record.code_record(configuration)
     assert {file: shipped["code"][file] for file in now} == now
-    assert shipped["models"][path.name].keys() == {"answers", "sequences"}
+    kept = shipped["models"][weights_mark(load(path)["model"])]
+    assert kept.keys() == {"answers", "file", "sequences"}
+    assert kept["file"] == path.name
 
 
 def test_a_trained_model_has_a_record(repository, tiny, capsys):

@@ -156,7 +156,7 @@ def test_a_recipe_is_a_file_and_what_is_given_overrides_it():
         ),
         ({"num_iters": 10**400}, "num_iters"),
         ({"full_tape": 1}, "'full_tape' must be true or false"),
-        ({"lr_schedule": "linear"}, "cosine, constant"),
+        ({"lr_schedule": "unheard of"}, "allowed are cosine, constant"),
         ({"optimizer": "sgd"}, "adam, rmsprop"),
         ({"weaning": 0.75}, "unknown key 'weaning'"),
     ],

@@ -1,9 +1,11 @@
 """evaluate.py, with experiment/plots.py, animation.py and bits.py, run in a copy of the repository."""
 
 import contextlib
+import dataclasses
 import json
 import re
 import shutil
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,11 +15,15 @@ from PIL import Image
 
 import evaluate
 from experiment import plots
+from experiment.bits import lays_out_as_it_draws
 from experiment.checkpoint import load_model, weights_mark
 from experiment.configuration import load_configuration
 from experiment.errors import InputError
 from experiment.scoring import draw_held_out, score, trace
 from ntm import NTM
+from tasks import TASKS, Batch
+from tasks.reverse import Reverse
+from tasks.vectors import VectorTask
 
 FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); runpy.run_path(sys.argv[0], None, '__main__')"
 SOME = ("m2d2", "m3d3", "f1d1")  # with m1d1, which sweeps train: each network and data set
@@ -81,7 +87,7 @@ def test_evaluate_writes_its_table_and_pictures(repository, tiny):
     out = repository.run("evaluate.py", "-saved_model", saved, "-num_sequences", 70, "-memory_units", 40).stdout
     assert f"table: {path}, {other}; pictures beside it\n" in out
     document = json.loads(path.read_text())
-    assert document["weights"] == weights_mark(load_model(saved)[0])
+    assert document["weights"] == weights_mark(load_model(saved)[0].state_dict())
     lengths = [row["seq_len"] for row in document["scores"]]
     assert lengths == [1, 2, 4, 20, 30, 50, 75, 100, 120]
     assert all(row["sequences"] == 70 and row["memory_units"] == 40 for row in document["scores"])
@@ -180,6 +186,31 @@ def test_what_a_machine_draws_in_eval_mode_is_the_same_in_each_score(monkeypatch
     first, second = (score(model, configuration.task, batches)[0] for _ in range(2))
     assert first == second
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@dataclass(frozen=True)
+class Delay(Reverse):
+    """Reverse, with a pause before the answer that `sample` alone has."""
+
+    def sample(self, batch_size, size, generator, uneven=0.0):
+        batch, cut = super().sample(batch_size, size, generator, uneven), size[0] + 2
+        return Batch(*(torch.cat((part[:cut], torch.zeros(3, *part.shape[1:]), part[cut:])) for part in batch))
+
+
+def test_ones_own_sequences_are_answered_only_where_they_are_laid_out_as_in_training(
+    repository, tiny, monkeypatch, capsys
+):
+    for task in TASKS.values():
+        if issubclass(task, VectorTask):
+            assert all(lays_out_as_it_draws(task(3), (length,)) for length in (1, 5))
+    path = repository.folder / "saved_model" / "reverse_tiny.pt"
+    model, configuration = load_model(path)
+    configuration = dataclasses.replace(configuration, data=dataclasses.replace(configuration.data, task=Delay(3)))
+    monkeypatch.setattr(evaluate, "load", lambda *_: (model, configuration))
+    words = ["-saved_model", str(path), "-input", str(ROOT / "docs" / "bits.txt")]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *words])
+    with pytest.raises(InputError, match="-input: the task reverse has its own `sample`"):
+        evaluate.main()
 
 
 def test_evaluate_answers_ones_own_sequences(repository, tiny):

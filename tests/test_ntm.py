@@ -173,6 +173,13 @@ def test_a_memory_without_rows_is_refused(backend):
         model(torch.rand(2, 1, 5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_memory_of_another_width_is_refused(backend):
+    batch = torch.rand(2, 1, 5), torch.ones(2, 1, 3), torch.ones(2, 1), torch.ones(1, 4, 6)
+    with pytest.raises(ValueError, match=r"memory of shape|a state of shapes"):
+        lively_model(backend=backend).forward_backward(*(part.double() for part in batch))
+
+
 @pytest.mark.parametrize("backend", [Backend.REFERENCE, Backend.FUSED])
 def test_rows_that_a_state_has_not_are_refused(backend):
     model = lively_model(backend=backend)
@@ -260,7 +267,7 @@ def test_what_forward_backward_would_not_call_is_refused(own):
     model = NTM(5, 3, 6, 7, 5)
     handle = OWN[own](model)
     try:
-        with pytest.raises(ValueError, match="does not call the model, and there is an own `forward`"):
+        with pytest.raises(ValueError, match="does not call the model, and this one has its own `forward`"):
             model.forward_backward(torch.rand(4, 2, 5), torch.ones(4, 2, 3), torch.ones(4, 2))
         with pytest.raises(InputError, match="override `step_with_focus` instead"):
             start_backend(model, training=True)

@@ -77,7 +77,7 @@ def test_an_optimum_of_0_is_none():
 def test_no_picture_is_drawn_of_what_a_machine_does_not_do(name):
     model, task = NTM(10, 8, 6, 7, 5), Copy(8)
     setattr(model, name, getattr(model, name))
-    with pytest.raises(InputError, match="this model has an own `step` or `forward`, or hooks"):
+    with pytest.raises(InputError, match="the model has its own `step` or `forward`, or hooks"):
         trace(model, task, task.sample(1, task.Size(3), torch.Generator()))
 
 

@@ -3,13 +3,10 @@
 import pytest
 import torch
 from conftest import lively_model
-from torch import nn
 
 from experiment.errors import InputError
-from experiment.machine_check import check_shareable
 from experiment.processes import Processes
-from ntm import NTM, Backend, LSTMBaseline
-from ntm.controller import LSTMController
+from ntm import Backend, LSTMBaseline
 from ntm.shards import MAX_SHARDS, WHOLE, Part, add_in_pairs, part_counts, shards
 
 
@@ -44,54 +41,6 @@ def test_how_many_parts_there_can_be():
             Part(index, 2).shards(16)
     with pytest.raises(InputError, match=r"-batch_size 64: cannot be shared out over 3 .* allowed are 1, 2, 4; "):
         Processes(count=3).part(64)
-
-
-class Wrapped(LSTMController):
-    """A controller whose output goes through another module."""
-
-    def __init__(self, module, *sizes):
-        super().__init__(*sizes)
-        self.module = module
-
-    def forward(self, x, state, cell_mask=None):
-        output, state = super().forward(x, state, cell_mask)
-        return self.module(output), state
-
-
-class RunningMean(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(4))
-        self.register_buffer("calls", torch.tensor(0))
-
-    def forward(self, x):
-        if self.training:
-            self.mean, self.calls = x.detach().mean(0), self.calls + 1
-        return x
-
-
-@pytest.mark.parametrize(
-    ("module", "shared"),
-    [
-        *((each, True) for each in (nn.Identity(), nn.LayerNorm(4), nn.Dropout(0.0))),
-        *((each, False) for each in (nn.Dropout(0.2), nn.BatchNorm1d(4), RunningMean())),
-    ],
-)
-def test_what_draws_or_keeps_statistics_of_a_batch_is_not_shared_out(module, shared):
-    model = NTM(5, 3, 4, 7, 5)
-    model.controller = Wrapped(module, 5 + 5, 4)
-    before = torch.get_rng_state()
-    if shared:
-        check_shareable(model)
-    else:
-        with pytest.raises(InputError, match="processes that see a part of a batch each would not make of it"):
-            check_shareable(model)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_stock_machines_are_shared_out():
-    for model in NTM(5, 3, 4, 7, 5), NTM(5, 3, 4, 7, 5, controller="feedforward"), LSTMBaseline(5, 3, 4, 2):
-        check_shareable(model)
 
 
 def batch_of(size):

@@ -44,6 +44,10 @@ MISTAKES = {
     ),
     "a gradient": (lambda b: b._replace(inputs=b.inputs.requires_grad_()), "inputs want a gradient"),
     "infinite": (lambda b: b._replace(inputs=b.inputs / 0), "inputs are not all finite"),
+    "a single sequence": (
+        lambda b: Batch(*(part[:, :1].expand_as(part) for part in b)),
+        "size 20: sample gives the same for all sequences of a batch",
+    ),
     "global randomness at one length": (
         lambda b: b._replace(targets=torch.randint(0, 2, b.targets.shape).float()) if len(b.mask) == 4 else b,
         "size 1: sample draws something from elsewhere",
@@ -236,6 +240,35 @@ def test_wrong_bits_of_all_sequences_together_are_refused(monkeypatch):
     monkeypatch.setattr(Copy, "wrong_bits", lambda self, logits, batch: torch.zeros(()))
     with pytest.raises(InputError, match="wrong_bits must be a tensor with the wrong bits of each sequence"):
         check_task(load_configuration("copy"))
+
+
+def test_a_task_that_takes_from_its_generator_only_the_seed_is_refused(monkeypatch):
+    sample = Copy.sample
+
+    def seeded(self, batch_size, size, generator, *uneven):
+        return sample(self, batch_size, size, torch.Generator().manual_seed(generator.initial_seed() + 1), *uneven)
+
+    monkeypatch.setattr(Copy, "sample", seeded)
+    with pytest.raises(InputError, match="sample gives the same each time that it draws from one generator"):
+        check_task(load_configuration("copy"))
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_a_batch_of_as_many_sequences_as_steps_is_not_taken_for_one_that_is_batch_first(steps, monkeypatch):
+    class BatchFirst(Copy):
+        marks = ()
+        tested = (Copy.Size(steps),)
+
+        def sample(self, batch_size, size, generator, uneven=0.0):
+            bits = torch.randint(0, 2, (batch_size, size[0], 8), generator=generator).float()
+            return Batch(bits, bits, torch.ones(batch_size, size[0]))
+
+    configuration, size = load_configuration("copy"), Copy.Size(steps)
+    data = dataclasses.replace(
+        configuration.data, task=BatchFirst(8), low=size, high=size, longer_low=size, longer_high=size
+    )
+    with pytest.raises(InputError, match=r"inputs must be \(T, B, 8\), of T steps of B"):
+        check_task(dataclasses.replace(configuration, data=data))
 
 
 def test_a_small_task_that_ignores_its_generator_is_found(monkeypatch):

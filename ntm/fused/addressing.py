@@ -1,7 +1,8 @@
 """Addressing (ntm/addressing.py, eq. 5-9), one head of one sequence, each equation with its backward.
 
-Shapes, with the letters of layout.py: memory (M, N), key (M), all else (N); in `key_memory_dots`, of all heads at once,
-keys (H M) and similarity (H, N).
+Shapes, with the letters of layout.py: memory (M, N), key (M), shift weighting `s` (3), key strength, gate and
+sharpening are numbers, all else (N); in `key_memory_dots`, of all heads at once, keys (H M) and similarity (H, N).
+`x - x` is a 0 of x's type from which to add up: with a constant 0 the compiler adds in another order, and rounds so.
 """
 
 import numpy as np
@@ -27,27 +28,27 @@ def key_memory_dots(memory, keys, squares, similarity):
     squares[:] = NORM_EPSILON
     similarity[:] = memory.dtype.type(0)
     for h in range(0, similarity.shape[0], 2):
-        first = h == 0
-        one, two = similarity[h], similarity[h + 1]
-        k, j = keys[h * width : (h + 1) * width], keys[(h + 1) * width : (h + 2) * width]
+        similarity_a, similarity_b = similarity[h], similarity[h + 1]
+        key_a, key_b = keys[h * width : (h + 1) * width], keys[(h + 1) * width : (h + 2) * width]
         for m in range(0, width - 3, 4):
-            k0, k1, k2, k3, j0, j1, j2, j3 = k[m], k[m + 1], k[m + 2], k[m + 3], j[m], j[m + 1], j[m + 2], j[m + 3]
+            a0, a1, a2, a3 = key_a[m], key_a[m + 1], key_a[m + 2], key_a[m + 3]
+            b0, b1, b2, b3 = key_b[m], key_b[m + 1], key_b[m + 2], key_b[m + 3]
             m0, m1, m2, m3 = memory[m], memory[m + 1], memory[m + 2], memory[m + 3]
-            if first:
+            if h == 0:
                 for n in range(rows):
                     squares[n] += m0[n] * m0[n] + m1[n] * m1[n] + m2[n] * m2[n] + m3[n] * m3[n]
-                    one[n] += k0 * m0[n] + k1 * m1[n] + k2 * m2[n] + k3 * m3[n]
-                    two[n] += j0 * m0[n] + j1 * m1[n] + j2 * m2[n] + j3 * m3[n]
+                    similarity_a[n] += a0 * m0[n] + a1 * m1[n] + a2 * m2[n] + a3 * m3[n]
+                    similarity_b[n] += b0 * m0[n] + b1 * m1[n] + b2 * m2[n] + b3 * m3[n]
             else:
                 for n in range(rows):
-                    one[n] += k0 * m0[n] + k1 * m1[n] + k2 * m2[n] + k3 * m3[n]
-                    two[n] += j0 * m0[n] + j1 * m1[n] + j2 * m2[n] + j3 * m3[n]
+                    similarity_a[n] += a0 * m0[n] + a1 * m1[n] + a2 * m2[n] + a3 * m3[n]
+                    similarity_b[n] += b0 * m0[n] + b1 * m1[n] + b2 * m2[n] + b3 * m3[n]
         for m in range(width - width % 4, width):
             for n in range(rows):
-                if first:
+                if h == 0:
                     squares[n] += memory[m, n] * memory[m, n]
-                one[n] += k[m] * memory[m, n]
-                two[n] += j[m] * memory[m, n]
+                similarity_a[n] += key_a[m] * memory[m, n]
+                similarity_b[n] += key_b[m] * memory[m, n]
 
 
 @jit
@@ -68,7 +69,7 @@ def content_weighting_backward(inverse_norm, key, key_strength, similarity, cont
     """
     inverse_key_norm = ONE / np.sqrt(dot(key, key) + NORM_EPSILON)
     mean = dot(d_content, content)
-    d_key_strength = key_norm_grad = mean - mean  # 0 of its type; a constant 0 would be summed in another order
+    d_key_strength = key_norm_grad = mean - mean
     for n in range(similarity.shape[0]):
         d_logit = content[n] * (d_content[n] - mean)
         d_key_strength += d_logit * similarity[n]

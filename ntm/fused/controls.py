@@ -47,7 +47,7 @@ def apply_activations(c):
 
 @jit
 def apply_activations_backward(c, d):
-    """Turn gradients of activated controls into those of the sums, in place. The key and add have no activation."""
+    """Turn gradients of activated controls into those of pre-activations, in place. Key and add have no activation."""
     for h in range(c.key_strength.shape[0]):
         d.key_strength[h] *= ONE - exp(-c.key_strength[h])  # softplus' = sigmoid = 1 - exp(-softplus)
         d.interpolation_gate[h] *= c.interpolation_gate[h] - c.interpolation_gate[h] * c.interpolation_gate[h]

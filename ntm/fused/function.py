@@ -16,8 +16,8 @@ from ntm.shards import GROUP, WHOLE, Part, add_in_pairs, shards
 from ntm.state import NTMState
 
 
-def flat_state(state: NTMState) -> State:
-    """A state's tensors without nesting; of a feed-forward controller, an empty hidden state and cell."""
+def state_tensors(state: NTMState) -> State:
+    """A state's tensors as a `State`, but with memory (B, N, M); empty, where the controller has no hidden and cell."""
     return State(*state[:3], *(state.controller or [state.memory.new_empty(1, 0)] * 2))
 
 
@@ -26,24 +26,24 @@ def swap_memory_axes(state: State) -> State:
     return state._replace(memory=state.memory.swapaxes(1, 2))
 
 
-def _flat(tensor: Tensor) -> np.ndarray:
-    """A tensor's array without gaps: compiled code takes no other."""
+def contiguous(tensor: Tensor) -> np.ndarray:
+    """A tensor's array, copied if it has gaps: compiled code takes none with gaps."""
     return np.ascontiguousarray(tensor.numpy())
 
 
-def initial_state(weights: np.ndarray, s: Sizes, memory: np.ndarray) -> State:
-    """The state before the first step, as `NTM.initial_state`, in NumPy, which takes a fifth of the time to start on.
+def initial_state(weights: np.ndarray, sizes: Sizes, memory: np.ndarray) -> State:
+    """The state before the first step, as `NTM.initial_state`, in NumPy: calls of PyTorch take five times as long.
 
     Args:
         weights: all parameters, packed: the learned initial state is their end.
-        s: the machine's sizes.
+        sizes: the machine's.
         memory: M_0, (B, M, N), or (1, M, N) for all sequences.
     """
-    weighting = np.zeros((1, 2 * s.num_read_heads, memory.shape[2]), weights.dtype)
+    weighting = np.zeros((1, 2 * sizes.num_read_heads, memory.shape[2]), weights.dtype)
     weighting[:, :, 0] = 1
-    cell_at = weights.size - state_cells(s)
-    hidden_at = cell_at - state_cells(s)
-    reads = weights[hidden_at - reads_width(s) : hidden_at].reshape(1, s.num_read_heads, s.width)
+    cell_at = weights.size - state_cells(sizes)
+    hidden_at = cell_at - state_cells(sizes)
+    reads = weights[hidden_at - reads_width(sizes) : hidden_at].reshape(1, sizes.num_read_heads, sizes.width)
     return State(memory, weighting, reads, weights[None, hidden_at:cell_at], weights[None, cell_at:])
 
 
@@ -68,50 +68,50 @@ def unpacked_gradients(parameters: list[Tensor], flat: np.ndarray) -> list[Tenso
 
 def make_unroll_args(
     weights: np.ndarray,
-    s: Sizes,
+    sizes: Sizes,
     inputs: Tensor,
     initial: State,
     cell_mask: Tensor | None = None,
     blur_cost: float = 0.0,
 ) -> UnrollArgs:
-    """Check the arguments of an unroll.
+    """Check the arguments of an unroll and make its `UnrollArgs`.
 
     Args:
         weights: all parameters, packed.
-        s: the machine's sizes.
+        sizes: the machine's.
         inputs: (T, B, input_size).
-        initial: the initial state, each part of the batch or one for all, as arrays, its memory [M][N].
+        initial: the initial state: arrays, each of B sequences or of one for all.
         cell_mask, blur_cost: as in `NTM.forward_backward`.
 
     Raises:
         TypeError: inputs, state and weights are not all of one floating-point type on the CPU; `cell_mask` is not bool.
         ValueError: state or `cell_mask` do not have the model's shapes, or there is a `cell_mask` but no cell.
     """
-    (steps, batch, _), array, dtype = inputs.shape, _flat(inputs), weights.dtype
+    (steps, batch, _), array, dtype = inputs.shape, contiguous(inputs), weights.dtype
     if any(x.dtype != dtype for x in (array, *initial)):
         raise TypeError(f"the fused path needs inputs and state in {dtype}, as the weights are")
-    rows, heads = initial.memory.shape[2], 2 * s.num_read_heads
-    cells = state_cells(s)
-    shapes = [(heads, rows), (s.num_read_heads, s.width), (cells,), (cells,)]
-    if [part.shape[1:] for part in initial] != [(s.width, rows), *shapes]:
-        raise ValueError(f"this model takes a state of shapes {[(rows, s.width), *shapes]} a sequence")
+    rows, heads = initial.memory.shape[2], 2 * sizes.num_read_heads
+    cells = state_cells(sizes)
+    shapes = [(heads, rows), (sizes.num_read_heads, sizes.width), (cells,), (cells,)]
+    if [part.shape[1:] for part in initial] != [(sizes.width, rows), *shapes]:
+        raise ValueError(f"this model takes a state of shapes {[(rows, sizes.width), *shapes]} a sequence")
     if not {len(part) for part in initial} <= {1, batch}:
         raise ValueError(f"this batch takes a state of {batch} sequences, or one for all")
-    if cell_mask is not None and not s.lstm:
+    if cell_mask is not None and not sizes.lstm:
         raise ValueError("a feed-forward controller has no cells that could forget: leave cell_mask away")
     if cell_mask is not None and cell_mask.dtype != torch.bool:
         raise TypeError(f"cell_mask must be of type bool, not {cell_mask.dtype}: others take the reference path")
-    if cell_mask is not None and cell_mask.shape != (steps, batch, s.cells):
-        raise ValueError(f"cell_mask must be {(steps, batch, s.cells)}, not {tuple(cell_mask.shape)}")
+    if cell_mask is not None and cell_mask.shape != (steps, batch, sizes.cells):
+        raise ValueError(f"cell_mask must be {(steps, batch, sizes.cells)}, not {tuple(cell_mask.shape)}")
     return UnrollArgs(
         inputs=array,
-        cell_mask=np.empty((steps, batch, 0), bool) if cell_mask is None else _flat(cell_mask),
+        cell_mask=np.empty((steps, batch, 0), bool) if cell_mask is None else contiguous(cell_mask),
         initial_state=initial,
         weights=weights,
         weights_transposed=weights[:0],
-        sizes=s,
+        sizes=sizes,
         blur_weight=dtype.type(blur_cost / (heads * max(1, batch * steps))),
-        logits=np.empty((steps, batch, s.outputs), dtype),
+        logits=np.empty((steps, batch, sizes.outputs), dtype),
     )
 
 
@@ -124,21 +124,21 @@ def make_sizes(parameters: list[Tensor]) -> Sizes:
 
 
 def make_loss_args(args: UnrollArgs, targets: Tensor, mask: Tensor) -> LossArgs:
-    """Check what an unroll is to answer.
+    """Check targets and mask and make `LossArgs`.
 
     Raises:
         TypeError: targets or mask are of another type than the weights.
         ValueError: they do not fit the logits, or no step counts.
     """
-    arrays, shape, dtype = (_flat(targets), _flat(mask)), args.logits.shape, args.logits.dtype
+    arrays, shape, dtype = (contiguous(targets), contiguous(mask)), args.logits.shape, args.logits.dtype
     if any(array.dtype != dtype for array in arrays):
         raise TypeError(f"the fused path needs targets and mask in {dtype}, as the weights are")
     if [array.shape for array in arrays] != [shape, shape[:2]]:
         raise ValueError(f"targets and mask must be {shape} and {shape[:2]}")
-    steps = arrays[1].sum()
-    if steps == 0:
+    counted = arrays[1].sum()
+    if counted == 0:
         raise ValueError("no step counts: the mask is 0 everywhere")
-    return LossArgs(*arrays, dtype.type(1 / (steps * shape[2])))
+    return LossArgs(*arrays, dtype.type(1 / (counted * shape[2])))
 
 
 class Unroll(torch.autograd.Function):
@@ -146,24 +146,29 @@ class Unroll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, args, save_for_backward, *inputs_state_and_parameters):
-        """Return logits and the final state's five tensors. Values are in `args`; what may want gradients is named."""
+        """Return logits and the final state's five tensors.
+
+        Values are taken from `args`; the tensors are named so that autograd knows what to give gradients.
+        """
         (steps, batch, _), rows, dtype = args.inputs.shape, args.initial_state.memory.shape[2], args.logits.dtype
         final = State(*(np.empty((batch, *part.shape[1:]), dtype) for part in args.initial_state))
         shard_ranges, slots = shards(batch), steps if save_for_backward else 1
-        lengths = [workspace_size(slots, min(GROUP, b - a), rows, args.sizes, True) for a, b in shard_ranges]
-        groups = [(b - a) // min(GROUP, b - a) if save_for_backward else 1 for a, b in shard_ranges]
-        workspace = Workspace([n * count for n, count in zip(groups, lengths, strict=True)], dtype)
-        buffers = [array.reshape(-1, count) for array, count in zip(workspace.arrays, lengths, strict=True)]
+        shard_sizes = [stop - first for first, stop in shard_ranges]
+        lengths = [workspace_size(slots, min(GROUP, size), rows, args.sizes, True) for size in shard_sizes]
+        # Groups that are kept at a time.
+        counts = [size // min(GROUP, size) if save_for_backward else 1 for size in shard_sizes]
+        workspace = Workspace([n * length for n, length in zip(counts, lengths, strict=True)], dtype)
+        buffers = [array.reshape(-1, length) for array, length in zip(workspace.arrays, lengths, strict=True)]
         jobs = [
-            partial(groups_forward, a, b, args, each, save_for_backward, final)
-            for (a, b), each in zip(shard_ranges, buffers, strict=True)
+            partial(groups_forward, *shard, args, each, save_for_backward, final)
+            for shard, each in zip(shard_ranges, buffers, strict=True)
         ]
         run_parallel(jobs)
         if save_for_backward:
             ctx.set_materialize_grads(False)  # None where nothing comes back, as it is for PyTorch's own operations
             parameters = inputs_state_and_parameters[1 + len(State._fields) :]
             ctx.save_for_backward(*parameters)  # PyTorch refuses backward where one was changed in place since
-            ctx.args, ctx.workspace, ctx.kept = args, workspace, list(zip(shard_ranges, buffers, strict=True))
+            ctx.args, ctx.workspace, ctx.shards = args, workspace, list(zip(shard_ranges, buffers, strict=True))
         return tuple(map(torch.from_numpy, (args.logits, *swap_memory_axes(final))))
 
     @staticmethod
@@ -179,18 +184,18 @@ class Unroll(torch.autograd.Function):
         shapes = [args.logits.shape, *((batch, *part.shape[1:]) for part in args.initial_state)]
         try:
             pairs = zip(given, shapes, strict=True)
-            d_logits, *d_final = [np.zeros(shape, dtype) if d is None else _flat(d) for d, shape in pairs]
+            d_logits, *d_final = [np.zeros(shape, dtype) if d is None else contiguous(d) for d, shape in pairs]
         except RuntimeError as error:  # a batched tensor, which is no array
             raise RuntimeError("the fused path has no batched gradients: take Backend.REFERENCE") from error
-        workspace = Workspace([count] * (1 + len(ctx.kept)), dtype)
+        workspace = Workspace([count] * (1 + len(ctx.shards)), dtype)
         weights_transposed, *d_parts = workspace.arrays
         transpose_weights(args.weights, args.sizes, weights_transposed)
         args = args._replace(weights_transposed=weights_transposed)
         d_final, d_initial = State(*d_final), State(*(np.empty(shape, dtype) for shape in shapes[1:]))
         d_inputs = np.empty(args.inputs.shape if needed[2] else (0, 0, 0), dtype)
         jobs = [
-            partial(groups_backward, a, b, args, buffers, d_logits, d_final, d_initial, d_inputs, d_part)
-            for ((a, b), buffers), d_part in zip(ctx.kept, d_parts, strict=True)
+            partial(groups_backward, *shard, args, buffers, d_logits, d_final, d_initial, d_inputs, d_part)
+            for (shard, buffers), d_part in zip(ctx.shards, d_parts, strict=True)
         ]
         run_parallel(jobs)
         d_initial = swap_memory_axes(State(*map(torch.from_numpy, d_initial)))
@@ -200,8 +205,8 @@ class Unroll(torch.autograd.Function):
         d_weights[6:] = [None] * len(d_weights[6:])  # the learned initial state: that is in `d_initial`, if it was used
         if given[0] is None:
             d_weights[4:6] = None, None  # the output map
-            if steps == 1 and all(d is None for d in given[1:4]):  # the controller's state alone, of the only step
-                d_weights[2:4] = d_initial[:2] = None, None  # the heads, and what they look at
+            if steps == 1 and all(d is None for d in given[1:4]):  # one step, of which the controller's state was used
+                d_weights[2:4] = d_initial[:2] = None, None  # the heads' map; memory and weighting before the step
         return None, None, torch.from_numpy(d_inputs) if needed[2] else None, *d_initial, *d_weights
 
 
@@ -217,21 +222,21 @@ def unroll(
     Args:
         named: `packed_parameters`.
         flat: the tensor that they are views of; None, or any other, if they are not.
-        inputs, cell_mask: as there.
-        state: as there; each part may be one for all sequences. Or M_0 alone, (1, N, M), where no gradient is wanted.
+        inputs, cell_mask: as in `NTM.unroll`.
+        state: as there; each tensor may be of one sequence for all. Or M_0 alone, (1, N, M), if no gradient is wanted.
 
     Raises:
         TypeError, ValueError: as `make_unroll_args`.
     """
-    parameters, tensors = list(named.values()), () if isinstance(state, Tensor) else flat_state(state)
+    parameters, tensors = list(named.values()), () if isinstance(state, Tensor) else state_tensors(state)
     save_for_backward = torch.is_grad_enabled() and any(x.requires_grad for x in (inputs, *tensors, *parameters))
-    if save_for_backward:  # copies: a change of the mask, or by way of `flat_parameters`, is one that PyTorch overlooks
+    if save_for_backward:  # copies: PyTorch would not see the mask, or weights by way of `flat`, change before backward
         flat, cell_mask = None, None if cell_mask is None else cell_mask.clone()
     weights, sizes = packed_weights(parameters, flat), make_sizes(parameters)
     if tensors:
-        initial = State(*(_flat(part.detach()) for part in swap_memory_axes(tensors)))
+        initial = State(*(contiguous(part.detach()) for part in swap_memory_axes(tensors)))
     else:
-        initial = initial_state(weights, sizes, _flat(state.swapaxes(1, 2)))
+        initial = initial_state(weights, sizes, contiguous(state.swapaxes(1, 2)))
     args = make_unroll_args(weights, sizes, inputs.detach(), initial, cell_mask)
     if save_for_backward:
         logits, *final = Unroll.apply(args, True, inputs, *tensors, *parameters)
@@ -250,13 +255,13 @@ def loss_and_gradients(
     transpose_weights(args.weights, args.sizes, weights_transposed)
     args = args._replace(weights_transposed=weights_transposed)
 
-    def shard(first: int, stop: int, accumulate: bool, into: np.ndarray) -> float:
+    def shard(first: int, stop: int, accumulate: bool, d_part: np.ndarray) -> float:
         length = workspace_size(len(args.inputs), min(GROUP, stop - first), rows, args.sizes, False)
-        own = Workspace([length], into.dtype)  # when the shard is worked on, not for all shards at once
-        return groups_forward_backward(first, stop, args, loss_args, own.arrays[0], accumulate, into)
+        workspace = Workspace([length], d_part.dtype)  # when the shard is worked on, not for all shards at once
+        return groups_forward_backward(first, stop, args, loss_args, workspace.arrays[0], accumulate, d_part)
 
     jobs = [partial(shard, *shard_ranges[0], True, gradients)]  # adds to what is there
-    jobs += [partial(shard, *where, False, total) for where, total in zip(shard_ranges[1:], d_parts, strict=True)]
+    jobs += [partial(shard, *where, False, d_part) for where, d_part in zip(shard_ranges[1:], d_parts, strict=True)]
     losses = run_parallel(jobs)
     add_in_pairs([gradients, *d_parts])
     return add_in_pairs(losses)
@@ -278,7 +283,7 @@ def forward_backward(
     Args:
         named: `packed_parameters`.
         flat: the tensor that they are views of, none of them frozen; None, if they are not.
-        inputs, targets, mask, cell_mask, blur_cost, part: as there.
+        inputs, targets, mask, cell_mask, blur_cost, part: as in `NTM.forward_backward`.
         memory: M_0, (B, N, M), or (1, N, M) for all sequences.
 
     Raises:
@@ -290,7 +295,7 @@ def forward_backward(
     parameters = list(named.values())
     weights = packed_weights(parameters, None) if flat is None else flat.detach().numpy()
     sizes = make_sizes(parameters)
-    initial = initial_state(weights, sizes, _flat(memory.swapaxes(1, 2)))
+    initial = initial_state(weights, sizes, contiguous(memory.swapaxes(1, 2)))
     args = make_unroll_args(weights, sizes, inputs, initial, cell_mask, blur_cost)
     loss_args = make_loss_args(args, targets, mask)
     shard_ranges, sequences = part.shards(inputs.shape[1]), part.sequences(inputs.shape[1])

@@ -85,7 +85,7 @@ class SavedForBackward(NamedTuple):
     shifted: np.ndarray  # (slots, G, H, N): w~ (eq. 8)
     log_shifted: np.ndarray  # (slots, G, H, N): log w~ (eq. 9)
     d_logits: np.ndarray  # (slots, G, O), filled before the way back
-    d_gates: np.ndarray  # (slots, G, 4 C): activations, and after the way back gradients of their sums; may be `gates`
+    d_gates: np.ndarray  # (slots, G, 4 C): activations, then gradients of pre-activations; may be `gates`
     d_controls: np.ndarray  # (slots, G, P), filled on the way back
 
 
@@ -117,47 +117,47 @@ def align_up(at):
 
 
 @register_jitable
-def state_cells(s):
+def state_cells(sizes):
     """Width of the hidden state and of the cell that the controller carries from step to step."""
-    return s.cells if s.lstm else 0
+    return sizes.cells if sizes.lstm else 0
 
 
 @register_jitable
-def reads_width(s):
+def reads_width(sizes):
     """Width of what all read heads read, R M."""
-    return s.num_read_heads * s.width
+    return sizes.num_read_heads * sizes.width
 
 
 @register_jitable
-def controls_width(s):
+def controls_width(sizes):
     """Width of all controls, P: a key and 6 numbers (3 of them shifts) of each head, two rows of each write head."""
-    return 2 * s.num_read_heads * (s.width + 6) + s.num_read_heads * 2 * s.width
+    return 2 * sizes.num_read_heads * (sizes.width + 6) + sizes.num_read_heads * 2 * sizes.width
 
 
 @jit_refcounted
-def map_shapes(s):
+def map_shapes(sizes):
     """The shapes of the three maps in `Weights`."""
-    reads = reads_width(s)
-    gates = (s.inputs + reads + s.cells + 1, 4 * s.cells) if s.lstm else (s.inputs + reads + 1, s.cells)
-    return gates, (s.cells + 1, controls_width(s)), (reads + s.cells + 1, s.outputs)
+    reads, cells = reads_width(sizes), sizes.cells
+    gates = (sizes.inputs + reads + cells + 1, 4 * cells) if sizes.lstm else (sizes.inputs + reads + 1, cells)
+    return gates, (cells + 1, controls_width(sizes)), (reads + cells + 1, sizes.outputs)
 
 
 @jit_refcounted
-def unpack_weights(flat, s):
+def unpack_weights(flat, sizes):
     """Views of a flat array as `Weights`."""
-    gate_shape, control_shape, output_shape = map_shapes(s)
+    gate_shape, control_shape, output_shape = map_shapes(sizes)
     gate_proj, at = carve(flat, 0, gate_shape)
     control_proj, at = carve(flat, at, control_shape)
     output_proj, at = carve(flat, at, output_shape)
-    hidden_at = at + reads_width(s)
-    cell_at = hidden_at + state_cells(s)
+    hidden_at = at + reads_width(sizes)
+    cell_at = hidden_at + state_cells(sizes)
     return Weights(gate_proj, control_proj, output_proj, flat[at:hidden_at], flat[hidden_at:cell_at], flat[cell_at:])
 
 
 @jit_refcounted
-def unpack_transposed(flat, s):
+def unpack_transposed(flat, sizes):
     """Views of a flat array as `TransposedWeights`."""
-    gate_shape, control_shape, output_shape = map_shapes(s)
+    gate_shape, control_shape, output_shape = map_shapes(sizes)
     gate_proj, at = carve(flat, 0, gate_shape[::-1])
     control_proj, at = carve(flat, at, control_shape[::-1])
     output_proj, at = carve(flat, at, output_shape[::-1])
@@ -168,36 +168,37 @@ def unpack_transposed(flat, s):
 def transpose(a, out):
     """Transpose `a` into `out`, eight rows at a time, which are read side by side: eight numbers of `out` at once."""
     rows, columns = a.shape
-    for first in range(0, rows - 7, 8):
+    for start in range(0, rows - 7, 8):
         for j in range(columns):
-            eight = out[j, first : first + 8]
+            eight = out[j, start : start + 8]
             for i in range(8):
-                eight[i] = a[first + i, j]
+                eight[i] = a[start + i, j]
     for i in range(rows - rows % 8, rows):
         for j in range(columns):
             out[j, i] = a[i, j]
 
 
 @partial(jit_entry, refcounted=True)
-def transpose_weights(weights, s, weights_transposed):
+def transpose_weights(weights, sizes, weights_transposed):
     """Fill `weights_transposed` with the maps in `weights`, transposed."""
-    maps, maps_t = unpack_weights(weights, s), unpack_transposed(weights_transposed, s)
+    maps, maps_t = unpack_weights(weights, sizes), unpack_transposed(weights_transposed, sizes)
     transpose(maps.gate_proj, maps_t.gate_proj)
     transpose(maps.control_proj, maps_t.control_proj)
     transpose(maps.output_proj, maps_t.output_proj)
 
 
 @jit_refcounted
-def saved_shapes(slots, group, rows, s, retain_activations):
+def saved_shapes(slots, group, rows, sizes, retain_activations):
     """The shapes of `SavedForBackward` and `StateGrads`; `retain_activations` where backward may be called again."""
-    heads, reads_and_hidden, controls = 2 * s.num_read_heads, reads_width(s) + s.cells, controls_width(s)
+    heads, width, controls = 2 * sizes.num_read_heads, sizes.width, controls_width(sizes)
+    reads_and_hidden = reads_width(sizes) + sizes.cells
     by_head = slots, group, heads, rows
-    cells, gates = (s.cells, 4 * s.cells) if s.lstm else (0, s.cells)
+    cells, gates = (sizes.cells, 4 * sizes.cells) if sizes.lstm else (0, sizes.cells)
     saved = SavedForBackward(
-        memory=(slots + 1, group, s.width, rows),
+        memory=(slots + 1, group, width, rows),
         weighting=(slots + 1, group, heads, rows),
         cell=(slots + 1, group, cells),
-        controller_input=(slots + 1, group, s.inputs + reads_and_hidden + 1),
+        controller_input=(slots + 1, group, sizes.inputs + reads_and_hidden + 1),
         gates=(slots, group, gates),
         tanh_cell=(slots, group, cells),
         controls=(slots, group, controls),
@@ -206,17 +207,17 @@ def saved_shapes(slots, group, rows, s, retain_activations):
         content=by_head,
         shifted=by_head,
         log_shifted=by_head,
-        d_logits=(slots, group, s.outputs),
+        d_logits=(slots, group, sizes.outputs),
         d_gates=(slots if retain_activations else 0, group, gates),
         d_controls=(slots, group, controls),
     )
-    return saved, StateGrads((group, s.width, rows), (group, heads, rows), (group, cells), (group, reads_and_hidden))
+    return saved, StateGrads((group, width, rows), (group, heads, rows), (group, cells), (group, reads_and_hidden))
 
 
 @jit_refcounted
-def carve_saved(buffer, slots, group, rows, s, retain_activations):
+def carve_saved(buffer, slots, group, rows, sizes, retain_activations):
     """Views of a flat array as `SavedForBackward` and `StateGrads`, each array at the beginning of a cache line."""
-    shapes, d_shapes = saved_shapes(slots, group, rows, s, retain_activations)
+    shapes, d_shapes = saved_shapes(slots, group, rows, sizes, retain_activations)
     memory, at = carve(buffer, 0, shapes.memory)
     weighting, at = carve(buffer, align_up(at), shapes.weighting)
     cell, at = carve(buffer, align_up(at), shapes.cell)
@@ -244,13 +245,13 @@ def carve_saved(buffer, slots, group, rows, s, retain_activations):
 
 
 @cache
-def workspace_size(slots: int, group: int, rows: int, s: Sizes, retain_activations: bool) -> int:
+def workspace_size(slots: int, group: int, rows: int, sizes: Sizes, retain_activations: bool) -> int:
     """How many numbers `carve_saved` needs, with the same arguments."""
-    saved, gradients = saved_shapes.py_func(slots, group, rows, s, retain_activations)
+    saved, gradients = saved_shapes.py_func(slots, group, rows, sizes, retain_activations)
     return sum(align_up(math.prod(shape)) for shape in (*saved, *gradients))
 
 
 @jit
-def input_offsets(s):
+def input_offsets(sizes):
     """Where the reads begin in a row of `controller_input`, and where h, the controller's output, does."""
-    return s.inputs, s.inputs + reads_width(s)
+    return sizes.inputs, sizes.inputs + reads_width(sizes)

@@ -24,15 +24,15 @@ def read(memory, weighting, reads):
 def write(memory, weighting, erase, add, new_memory):
     """eq. 3 and 4. Overwrites `new_memory`."""
     width, rows = memory.shape
-    kept = memory
+    left = memory  # after the erasing so far
     for h in range(1, weighting.shape[0]):  # all heads erase ...
         for m in range(width):
             for n in range(rows):
-                new_memory[m, n] = kept[m, n] - kept[m, n] * weighting[h, n] * erase[h * width + m]
-        kept = new_memory
+                new_memory[m, n] = left[m, n] - left[m, n] * weighting[h, n] * erase[h * width + m]
+        left = new_memory
     for m in range(width):  # (the first head erases last and adds first, in one pass)
         for n in range(rows):
-            new_memory[m, n] = kept[m, n] + weighting[0, n] * (add[m] - kept[m, n] * erase[m])
+            new_memory[m, n] = left[m, n] + weighting[0, n] * (add[m] - left[m, n] * erase[m])
     for h in range(1, weighting.shape[0]):  # ... before any adds
         for m in range(width):
             for n in range(rows):
@@ -115,15 +115,15 @@ def memory_backward(memory, weighting, erase, keys, d_reads, d_dot, row_norm_gra
         e, d_read = erase[h * width : (h + 1) * width], d_reads[h * width : (h + 1) * width]
         erases_here = memory.dtype.type(h == 0)  # 1 or 0: the others have erased above
         for m in range(width):
-            total_k = total_j = zero
+            d_key_read_m = d_key_write_m = zero
             column, d_column = memory[m], d_memory[m]
             for n in range(rows):
-                total_k += d_dot_read[n] * column[n]
-                total_j += d_dot_write[n] * column[n]
-                kept = d_column[n] - d_column[n] * write_weighting[n] * e[m] * erases_here
+                d_key_read_m += d_dot_read[n] * column[n]
+                d_key_write_m += d_dot_write[n] * column[n]
+                through_erase = d_column[n] - d_column[n] * write_weighting[n] * e[m] * erases_here
                 by_read = d_read[m] * read_weighting[n]
                 by_keys = d_dot_read[n] * key_read[m] + d_dot_write[n] * key_write[m]
-                d_column[n] = kept + by_read + by_keys - row_norm_grad[n] * column[n]
-            d_key_read[m] = total_k - key_norm_grad[h] * key_read[m]
-            d_key_write[m] = total_j - key_norm_grad[writer] * key_write[m]
+                d_column[n] = through_erase + by_read + by_keys - row_norm_grad[n] * column[n]
+            d_key_read[m] = d_key_read_m - key_norm_grad[h] * key_read[m]
+            d_key_write[m] = d_key_write_m - key_norm_grad[writer] * key_write[m]
         row_norm_grad[:] = zero

@@ -4,8 +4,9 @@ There is a write head for each read head; heads are numbered read heads first. A
 variable with a `d_` in front. State has a slot `before` the step and one `after` it; what backward needs of the step
 itself is in `slot`. On the way back, where each step has a slot of its own, these are t, t + 1 and t.
 
-Letters and kinds are those of layout.py: `weights` is `Weights`, `weights_transposed` is `TransposedWeights`, `saved`
-is `SavedForBackward`, `d_state` is `StateGrads`; `args` is the `UnrollArgs` of unroll.py. The controller's output,
+Shapes are in the letters of layout.py. Of its tuples, `weights` is `Weights`, `weights_transposed` is
+`TransposedWeights`, `saved` is `SavedForBackward`, `d_state` is `StateGrads`; `args` is the `UnrollArgs` of unroll.py.
+A function takes a group of sequences, of which `first` is the first one's number in the batch. The controller's output,
 (G, C), is h_t; of an LSTM it is the hidden state that goes on to the next step, too.
 """
 
@@ -37,7 +38,7 @@ from ntm.fused.memory import memory_backward, read, read_write_backward, write
 class Scratch(NamedTuple):
     """Arrays that one time step of one sequence uses on the way back."""
 
-    gated: np.ndarray  # (N): w^g of one head, computed again, since forward keeps it for none
+    gated: np.ndarray  # (N): w^g of one head, computed again: forward does not save it
     d_content: np.ndarray  # (N)
     d_gated: np.ndarray  # (N)
     d_shifted: np.ndarray  # (N)
@@ -49,7 +50,10 @@ class Scratch(NamedTuple):
 
 @jit
 def controller_step(first, args, weights, saved, t, before, after, slot):
-    """The controller, each sequence of the group: fills the gates, and its output in slot `after` of its input."""
+    """The controller, each sequence of the group.
+
+    Overwrites `saved.gates[slot]`, and of `saved.controller_input[after]` the part that is the controller's output.
+    """
     gates, (_, hidden_offset) = saved.gates[slot], input_offsets(args.sizes)
     if args.sizes.lstm:
         matmul(saved.controller_input[before], weights.gate_proj, 0, gates)
@@ -59,8 +63,8 @@ def controller_step(first, args, weights, saved, t, before, after, slot):
     for g in range(gates.shape[0]):
         output = saved.controller_input[after, g, hidden_offset:-1]
         if args.sizes.lstm:
-            kept, tanh_cell = args.cell_mask[t, first + g], saved.tanh_cell[slot, g]
-            lstm(gates[g], saved.cell[before, g], kept, saved.cell[after, g], tanh_cell, output)
+            cell_mask, tanh_cell = args.cell_mask[t, first + g], saved.tanh_cell[slot, g]
+            lstm(gates[g], saved.cell[before, g], cell_mask, saved.cell[after, g], tanh_cell, output)
         else:
             feedforward(gates[g], output)
 
@@ -75,8 +79,8 @@ def controller_step_backward(first, args, weights_transposed, saved, t, d_state)
     for g in range(d_gates.shape[0]):
         d_hidden = d_state.reads_and_hidden[g, reads_end:]
         if args.sizes.lstm:
-            kept, tanh_cell = args.cell_mask[t, first + g], saved.tanh_cell[t, g]
-            lstm_backward(d_gates[g], saved.cell[t, g], kept, tanh_cell, d_hidden, d_state.cell[g])
+            cell_mask, tanh_cell = args.cell_mask[t, first + g], saved.tanh_cell[t, g]
+            lstm_backward(d_gates[g], saved.cell[t, g], cell_mask, tanh_cell, d_hidden, d_state.cell[g])
         else:
             feedforward_backward(d_gates[g], d_hidden)
     if args.sizes.lstm:
@@ -89,10 +93,10 @@ def controller_step_backward(first, args, weights_transposed, saved, t, d_state)
 
 @jit
 def memory_step(sizes, saved, before, after, slot, gated):
-    """From the controls' sums to new memory, weightings and reads, each sequence of the group.
+    """From the controls' pre-activations to new memory, weightings and reads, each sequence of the group.
 
-    Each equation is taken for all heads before the next: so a loop over rows does not read what the loop just before it
-    has stored, since that of another head lies between. `gated` (H, N) is scratch.
+    Each equation is taken for all heads before the next, so that no loop over rows waits for what the one just before
+    it has stored: that one was another head's. `gated` (H, N) is scratch.
     """
     heads, width, num_read_heads = 2 * sizes.num_read_heads, sizes.width, sizes.num_read_heads
     reads_offset, hidden_offset = input_offsets(sizes)
@@ -124,8 +128,8 @@ def memory_step_backward(blur_weight, saved, t, d_state, scratch):
     """Gradient of `memory_step`, and of the cost of blur (`UnrollArgs.blur_weight`).
 
     `d_state.memory` and `d_state.weighting` come in as the gradients of step t's state, and leave as those of step
-    t - 1's; its reads are used, and its cell is the controller's. Overwrites `saved.d_controls[t]`, with the gradients
-    of the controls' sums.
+    t - 1's. Of `d_state.reads_and_hidden` the reads are used, and not changed. Overwrites `saved.d_controls[t]`, with
+    the gradients of the controls' pre-activations.
     """
     heads, width = saved.weighting.shape[2], saved.memory.shape[2]
     num_read_heads = heads // 2

@@ -2,7 +2,7 @@
 
 A group is `GROUP` sequences that go through the matrix products together. A shard is whole groups, or one smaller
 rest (ntm/shards.py): so all groups of a shard have equally many sequences. `first` is the first sequence of a group.
-Letters and kinds are those of layout.py, as step.py says.
+Shapes are in the letters of layout.py, whose tuples have the names of arguments that step.py gives them.
 """
 
 from functools import partial
@@ -33,17 +33,17 @@ class UnrollArgs(NamedTuple):
 
     inputs: np.ndarray  # (T, B, I)
     cell_mask: np.ndarray  # (T, B, C), false where a cell is made to forget; or (T, B, 0) where none is
-    initial_state: State  # each part of B sequences, or one for all
+    initial_state: State  # each array of B sequences, or of one for all
     weights: np.ndarray  # all `Weights`, flat
     weights_transposed: np.ndarray  # `TransposedWeights`, flat; empty until backward
     sizes: Sizes
-    blur_weight: np.floating  # blur_cost / (H B T): what blur 1 of one head of a sequence at one step adds to the loss
+    blur_weight: np.floating  # blur_cost / (H B T): the blur of one head, sequence and step is multiplied by it
     logits: np.ndarray  # (T, B, O): the answer, overwritten by forward
 
 
 @jit
 def load_state(first, sizes, initial, saved):
-    """Copy a group's initial state, of which each part may be one for all sequences, into slot 0.
+    """Copy a group's initial state, of which each array may be of one sequence for all, into slot 0.
 
     Ends each row of `controller_input`, of all slots, with the 1 that biases are multiplied by.
     """
@@ -84,7 +84,10 @@ def forward_group(first, args, weights, saved):
 
 @jit
 def accumulate_map_gradients(sizes, saved, accumulate, d_weights):
-    """The gradients of the three maps, over all steps of all sequences at once; as `backward_group` says."""
+    """The gradients of the three maps in `d_weights`, over all steps and sequences of the group at once.
+
+    Added to what is there if `accumulate`, else overwritten.
+    """
     (steps, group, _), (reads_offset, hidden_offset) = saved.d_logits.shape, input_offsets(sizes)
     input_width = saved.controller_input.shape[2]
     steps_and_group = steps * group
@@ -175,7 +178,8 @@ def groups_backward(shard_first, shard_stop, args, buffers, d_logits, d_final, d
             copy(d_final.cell[first + g], d_state.cell[g])
             copy(d_final.reads[first + g].reshape(d_reads.shape[1]), d_reads[g])
             copy(d_final.hidden[first + g], d_hidden[g])
-        backward_group(first, args, weights_transposed, saved, d_state, d_inputs, i < len(buffers) - 1, d_weights)
+        add_to_gradients = i < len(buffers) - 1
+        backward_group(first, args, weights_transposed, saved, d_state, d_inputs, add_to_gradients, d_weights)
         for g in range(group):
             copy_matrix(d_state.memory[g], d_initial.memory[first + g])
             copy_matrix(d_state.weighting[g], d_initial.weighting[first + g])
@@ -207,8 +211,8 @@ def groups_forward_backward(shard_first, shard_stop, args, loss_args, buffer, ac
         if args.blur_weight != 0:
             loss += group_blur(saved, args.blur_weight)
         d_state.memory[:], d_state.weighting[:], d_state.cell[:], d_state.reads_and_hidden[:] = 0, 0, 0, 0
-        add_to_weights = accumulate or first > shard_first
-        backward_group(first, args, weights_transposed, saved, d_state, no_d_inputs, add_to_weights, d_weights)
+        add_to_gradients = accumulate or first > shard_first
+        backward_group(first, args, weights_transposed, saved, d_state, no_d_inputs, add_to_gradients, d_weights)
         accumulate_rows(d_reads, d_weights.initial_reads)
         accumulate_rows(d_hidden, d_weights.initial_hidden)
         accumulate_rows(d_state.cell, d_weights.initial_cell)
