@@ -181,22 +181,21 @@ class NTM(Machine):
         if state is not None and not state.memory.shape[1]:
             raise ValueError("the state has no rows; a memory has at least one row")
         parameters, batch = self.packed_parameters(), inputs.shape[1]
-        use_fused = self.use_fused(inputs, *tensors_of(state), cell_mask, parameters=parameters)
+        takes_fused = self.use_fused(inputs, *tensors_of(state), cell_mask, parameters=parameters)
         rows = memory_units if state is None else state.memory.shape[1]
-        if use_fused:
+        if takes_fused:
             from ntm import fused  # here, so that the reference path does without Numba
 
             if state is None and not torch.is_grad_enabled():
                 return fused.unroll(parameters, self.flat_parameters, inputs, self.blank_memory(1, rows), cell_mask)
-        own = self.initial_state(
-            1 if use_fused and state is None else batch, rows
-        )  # 1: it takes one initial state for all
+        one_for_all = takes_fused and state is None  # the fused path takes one initial state for all sequences
+        own = self.initial_state(1 if one_for_all else batch, rows)
         if state is not None:
             shapes, wanted = ([tuple(part.shape) for part in tensors_of(each)] for each in (state, own))
             if shapes != wanted:
                 raise ValueError(f"state does not fit: its shapes are {shapes}, and here {wanted}")
         state = own if state is None else state
-        if use_fused:
+        if takes_fused:
             return fused.unroll(parameters, self.flat_parameters, inputs, state, cell_mask)
         return self.unroll(inputs, state, cell_mask)
 
