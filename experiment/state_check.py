@@ -44,7 +44,7 @@ def in_float64(model: Machine) -> Machine:
     try:
         with torch.no_grad(), generators_kept(next(model.parameters())):
             deepcopy(lifted)(torch.zeros(2, 2, model.input_size).to(next(lifted.parameters())))
-    except RuntimeError:  # of types that do not go together
+    except Exception:  # of types that do not go together, or that a part of it refuses
         return model
     return lifted
 
