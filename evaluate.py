@@ -64,7 +64,11 @@ def parse_options() -> argparse.Namespace:
         default=0.0,
         help="begin on a memory of normal numbers of this standard deviation; 0: on a blank one",
     )
-    parser.add("seed", type=number(int, 0, 2**63 - 1), help="of the test sequences (default: 0)")
+    parser.add(
+        "seed",
+        type=number(int, 0, 2**63 - 1),
+        help="of the test sequences, drawn size after size: so other -sizes make other ones (default: 0)",
+    )
     parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: what is faster")
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     parser.add("threads", type=number(int, 1, 1024), help=THREADS_HELP)

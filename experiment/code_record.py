@@ -90,16 +90,14 @@ def edits_since(record: Record) -> str | None:
     """Name what was edited since a record, in one phrase; None where nothing was."""
     edits = []
     for name, before in record.items():
-        try:
-            path = (ROOT / name).resolve()
-            source = path.read_text(encoding="utf-8") if path.is_relative_to(ROOT) and path.suffix == ".py" else None
-            names = ["it is not there"] if source is None else edited_names(source, before)
-        except FileNotFoundError:
-            names = ["it is not there"]
-        except (OSError, SyntaxError, ValueError):  # ValueError: of bytes that are no text
-            names = ["it cannot be read"]
-        if names:
-            edits.append(f"{name} was edited ({', '.join(each or 'a statement' for each in names)})")
+        path, what = (ROOT / name).resolve(), "it cannot be read"
+        if not (path.is_relative_to(ROOT) and path.suffix == ".py" and path.exists()):
+            edits.append(f"{name} is not there")
+            continue
+        with suppress(OSError, SyntaxError, ValueError):  # ValueError: of bytes that are no text
+            names = edited_names(path.read_text(encoding="utf-8"), before)
+            what = ", ".join(each or "a statement" for each in names)
+        edits += [f"{name} was edited ({what})"] if what else []
     return "; ".join(edits) or None
 
 

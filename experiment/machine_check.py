@@ -124,12 +124,13 @@ def check_step(model: NTM) -> None:
         InputError: the two give different numbers.
     """
     model, like = stirred(model, 0), model.initial_reads
-    x, state = torch.linspace(-1, 1, 2 * model.input_size).view(2, -1).to(like), model.initial_state(2, 3)
+    x = torch.linspace(-1, 1, 2 * model.input_size).view(2, -1).to(like)
     found = []
     with torch.no_grad(), generators_kept(like):
-        for step in (model.step, model.step, model.step_with_focus):
+        for name in ("step", "step", "step_with_focus"):
+            own = deepcopy(model)  # so that what a call leaves in it is of no consequence for the next
             torch.manual_seed(0)
-            logits, after, *_ = step(x, state)
+            logits, after, *_ = getattr(own, name)(x, own.initial_state(2, 3))
             found.append([logits, *tensors_of(after)])
     same, other = (all(map(torch.equal, found[0], numbers)) for numbers in found[1:])
     if same and not other:  # else it draws from a generator of its own
@@ -147,7 +148,7 @@ def check_override(model: NTM, blur_cost: float) -> None:
     """
     if model.own_forward():
         raise InputError(f"{OWN_FORWARD}: override `step_with_focus` instead")
-    first = model.initial_state(1, 3).memory
+    first = deepcopy(model).initial_state(1, 3).memory
     if first.requires_grad or not torch.equal(first, initial_memory(*first.shape, like=first)):
         raise InputError(
             "training begins on the memory of ntm.memory.initial_memory, and the model on another one, or on another "

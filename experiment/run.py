@@ -135,18 +135,18 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
         path = wanted or saved_model
         if options.overwrite and (maker := checkpoint.maker(path)) not in (None, name):
             raise InputError(f"{path}: is the model of the run {maker}; name another file by -saved_model")
-        if options.overwrite and saved_model.exists() and saved_model.resolve() != path.resolve():
+        models = [each for each in saved_model.parent.glob(f"*{name}.pt") if each.resolve() != path.resolve()]
+        others = [each for each in models if each == saved_model or checkpoint.maker(each) == name]
+        if options.overwrite and others:
             raise InputError(
-                f"-saved_model: -overwrite would replace log and curves of the run {name}, and leave its model, "
-                f"{saved_model}; leave one of both flags away, or choose another -output"
+                f"-overwrite would replace log and curves of the run {name}, and leave its model, {others[0]}; leave "
+                "-saved_model away, name the run otherwise, or choose another -output"
             )
         try:
             lock = acquire_lock(folder / ".lock", timeout=0)
         except Timeout as error:
             if options.resume or options.overwrite:
-                raise InputError(
-                    f"{folder}: another run is writing here; wait for it, or choose another -output"
-                ) from error
+                raise InputError(f"{folder}: another run is writing here; wait, or choose another -output") from error
             continue
         return Claim(named, folder, path, model_there(path), lock)
     raise AssertionError("names never end")

@@ -77,7 +77,7 @@ def test_edits_are_named_and_what_changes_nothing_is_not(copy):
     (copy / "tasks" / "reverse.py").write_text("def half(\n")
     assert edits_since(before) == said.replace("Reverse.answer", "it cannot be read")
     (copy / "tasks" / "reverse.py").unlink()
-    assert edits_since(before) == said.replace("Reverse.answer", "it is not there")
+    assert edits_since(before) == said.replace("was edited (Reverse.answer)", "is not there")
 
 
 @pytest.mark.parametrize("imports", ["from tasks.helper import SCALE", "import tasks.helper", "from . import helper"])
@@ -199,7 +199,7 @@ def test_what_is_no_record_is_refused(found, tmp_path):
 
 @pytest.mark.parametrize("name", ["../other.py", "/etc/passwd", "/dev/zero", "ntm/fused/stock.json"])
 def test_a_record_of_other_files_reads_none(name):
-    assert edits_since({name: {"a": "b"}}) == f"{name} was edited (it is not there)"
+    assert edits_since({name: {"a": "b"}}) == f"{name} is not there"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "saved_model").glob("*.pt")), ids=lambda path: path.stem)

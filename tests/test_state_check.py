@@ -58,6 +58,50 @@ class Mixes(LSTMController):
         return output - output.mean(0), state
 
 
+class Clock(LSTMController):
+    """That goes on otherwise every `period` steps, and counts them on itself."""
+
+    period, steps = 2, 0
+
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        self.steps += 1
+        return output * (1 + (self.steps % self.period == 0)), state
+
+
+class EverySecondSequence(Clock):
+    """That counts calls."""
+
+    def initial_state(self, batch_size):
+        self.steps += 1
+        return super().initial_state(batch_size)
+
+    def forward(self, x, state, cell_mask=None):
+        output, state = LSTMController.forward(self, x, state, cell_mask)
+        return output * (1 + self.steps % 2), state
+
+
+class KeepsItsState(LSTMController):
+    def initial_state(self, batch_size):
+        self.kept = super().initial_state(batch_size)
+        return ()
+
+    def forward(self, x, state, cell_mask=None):
+        output, self.kept = super().forward(x, self.kept, cell_mask)
+        return output, ()
+
+
+class KeepsItsPast(LSTMController):
+    def initial_state(self, batch_size):
+        self.past = []
+        return super().initial_state(batch_size)
+
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        self.past.append(output)
+        return torch.stack(self.past).mean(0), state
+
+
 class Normalizes(LSTMController):
     """By a mean that it keeps in training alone, and in no buffer."""
 
@@ -94,6 +138,10 @@ class SinglePrecision(nn.Linear):
         (Untrained, r"a tensor of shape \(20,\) wants a gradient and is no parameter"),
         (Keeps, "the machine keeps a tensor that it computed"),
         (Counts, "controller.steps changes in eval mode"),
+        *((type(f"Clock{n}", (Clock,), {"period": n}), "other answers to the same") for n in (2, 3, 6, 7)),
+        (EverySecondSequence, "other answers to the same"),
+        (KeepsItsState, "the machine keeps a tensor that it computed"),
+        (KeepsItsPast, "the machine keeps a tensor that it computed"),
         (Normalizes, "keeps from one call to the next in training is in no file"),
     ],
 )

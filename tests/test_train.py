@@ -181,6 +181,10 @@ def test_a_second_run_gets_a_name_of_its_own_and_nothing_is_replaced_unasked(rep
     assert "reverse_tiny-2.pt: is the model of the run tiny-2; name another file" in error
     error = train("-saved_model", out / "other.pt", "-overwrite", code=2).stderr
     assert "would replace log and curves of the run tiny, and leave its model" in error
+    (tmp_path / "tiny.json").write_text(json.dumps({**GOOD, "task": "copy"}))  # a run of the same name
+    other = ("-task_json", tmp_path / "tiny.json", *flags[2:], "-output", "own", "-overwrite")
+    error = repository.run("train.py", *other, code=2).stderr
+    assert "leave its model, own/saved_model/reverse_tiny.pt" in error
     assert "is a folder" in train("-saved_model", out, code=2).stderr
     assert files() == after
     saved = out / "saved_model" / "reverse_tiny.pt"
