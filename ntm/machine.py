@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -45,24 +45,40 @@ def lie_in_flat(tensors: Collection[Tensor], flat: Tensor) -> bool:
     return True
 
 
+REPLACED = "parameters were replaced since flatten_parameters: call it again, or nothing trains them"
+
+
+class FlatPart(NamedTuple):
+    """A parameter that lies in a flat tensor."""
+
+    siblings: dict[str, nn.Parameter]  # those of its module, itself among them
+    name: str  # there
+    parameter: nn.Parameter
+    address: int  # of its values
+    gradient: Tensor  # its part of the flat gradient
+
+
 class FlatParameters(torch.Tensor):
     """All parameters of a model as one tensor, whose `grad` is always there, and always that of the parameters.
 
     Set to None, as by an optimizer's `zero_grad`, it becomes 0 in place; set to another tensor, it takes its values. A
     parameter's gradient that is None, as after a model's `zero_grad`, or that lies elsewhere, is brought back into it
-    when it is asked for.
+    when it is asked for. Where the parameters were given other values than these, asking for it is a RuntimeError: an
+    optimizer would move what no longer is the model's.
 
     Attributes:
-        gradients: each parameter with its part of `grad`.
+        parts: of each parameter.
     """
 
-    gradients: Sequence[tuple[nn.Parameter, Tensor]] = ()
+    parts: Sequence[FlatPart] = ()
     __torch_function__ = nn.Parameter.__torch_function__  # none: what is computed from it is a plain tensor
 
     @property
     def grad(self) -> Tensor:
         """The gradient of all parameters as one."""
-        for parameter, own in self.gradients:
+        for siblings, name, parameter, address, own in self.parts:
+            if siblings.get(name) is not parameter or parameter.data_ptr() != address:
+                raise RuntimeError(REPLACED)
             there = parameter.grad
             if there is not own:
                 parameter.grad = own.zero_() if there is None else own.copy_(there)
@@ -159,19 +175,24 @@ class Machine(nn.Module):
         which calls take longer than arithmetic.
 
         Returns:
-            All parameters as one, with `grad`, which is 0. Call this again after `to`, `deepcopy` or
-            `load_state_dict(assign=True)`, which give the parameters other tensors. `forward_backward` refuses such,
-            and parameters that were frozen since; a loop of one's own, by `backward()`, is not told. A change of it
-            between forward and backward goes unnoticed on the reference path, where PyTorch would refuse one of a
-            parameter. Weights and their gradients are then transposed views, on which `view(-1)` fails, as in
-            `torch.optim.LBFGS` of the parameters: give it this one tensor.
+            All parameters as one, with `grad`, which is 0; the same tensor as before, if they lie in that still. Call
+            this again after `to`, `deepcopy` or `load_state_dict(assign=True)`, which give the parameters other
+            tensors: `forward_backward` refuses such, and so does an optimizer's step. Parameters that were frozen
+            since are refused by `forward_backward` alone. A change of the flat tensor between forward and backward goes
+            unnoticed on the reference path, where PyTorch would refuse one of a parameter. Weights and their gradients
+            are then transposed views, on which `view(-1)` fails, as in `torch.optim.LBFGS` of the parameters: give it
+            this one tensor.
 
         Raises:
             ValueError: a parameter is frozen: an optimizer of one tensor would move it, if only by weight decay.
         """
         if self.frozen:
             raise ValueError(f"{self.frozen[0]} is frozen, and an optimizer of all parameters as one would move it")
-        parameters = list(self.packed_parameters().values())
+        parameters, flat = list(self.packed_parameters().values()), self.flat_parameters
+        known = [] if flat is None else [id(part.parameter) for part in flat.parts]
+        if known == [*map(id, parameters)] and lie_in_flat(parameters, flat):
+            flat.grad = None  # which is 0
+            return flat
         packed = pack_parameters(parameters, self.transposed)
         self.flat_parameters = flat = packed.as_subclass(FlatParameters).requires_grad_()
         flat.grad = torch.zeros_like(flat)
@@ -180,7 +201,10 @@ class Machine(nn.Module):
         )
         for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
             parameter.data, parameter.grad = value, gradient
-        flat.gradients = list(zip(parameters, gradients, strict=True))
+        modules = [module._parameters for module in self.modules()]
+        where = {id(each): (siblings, name) for siblings in modules for name, each in siblings.items()}
+        pairs = zip(parameters, gradients, strict=True)
+        flat.parts = [FlatPart(*where[id(each)], each, each.data_ptr(), gradient) for each, gradient in pairs]
         return flat
 
     def require_flat(self, parameters: Collection[nn.Parameter]) -> None:
@@ -197,9 +221,7 @@ class Machine(nn.Module):
         if flat is None:
             return
         if not lie_in_flat(parameters, flat):
-            raise RuntimeError(
-                "parameters were replaced since flatten_parameters: call it again, or nothing trains them"
-            )
+            raise RuntimeError(REPLACED)
         if not all(parameter.requires_grad for parameter in parameters):
             raise RuntimeError(
                 f"{self.frozen[0]} was frozen since flatten_parameters, and an optimizer of all as one would move it: "

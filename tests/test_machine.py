@@ -6,6 +6,7 @@ import torch
 from conftest import lively_model
 
 from ntm import NTM, Backend, LSTMBaseline
+from ntm.fused import FusedAdamW
 from ntm.loss import cross_entropy
 
 BACKENDS = [Backend.REFERENCE, Backend.FUSED]
@@ -60,6 +61,48 @@ def test_a_parameter_that_left_the_flat_tensor_is_refused_not_left_untrained(rep
     assert model.forward_backward(*batch, mask)[0] == pytest.approx(twin.forward_backward(*batch, mask)[0])
     for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parameters_that_are_flat_already_stay_where_an_optimizer_has_them(backend):
+    model = lively_model(backend=backend)
+    batch = torch.rand(4, 3, 5).double(), torch.ones(4, 3, 3).double(), torch.ones(4, 3).double()
+    flat = model.flatten_parameters()
+    optimizer, before = torch.optim.SGD([flat], lr=0.5), flat.detach().clone()
+    model.forward_backward(*batch)
+    assert model.flatten_parameters() is flat
+    assert not flat.grad.any()
+    model.forward_backward(*batch)
+    optimizer.step()
+    assert not torch.equal(flat, before)
+    twin = lively_model()
+    twin.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(batch[0])[0], twin(batch[0])[0])
+
+
+@pytest.mark.parametrize("replace", ["assign", "to", "data", "one"])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, FusedAdamW])
+def test_an_optimizer_of_parameters_that_left_the_flat_tensor_takes_no_step(kind, replace):
+    model = lively_model(dtype=torch.float32)
+    options = {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0} if kind is FusedAdamW else {}
+    optimizer = kind([model.flatten_parameters()], lr=0.5, **options)
+    model(torch.rand(4, 3, 5))[0].sum().backward()
+    optimizer.step()
+    if replace == "assign":
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+    elif replace == "to":
+        model.double().float()
+    elif replace == "one":
+        model.output_proj.bias = torch.nn.Parameter(model.output_proj.bias.detach())
+    else:
+        first = next(iter(model.packed_parameters().values()))
+        first.data = first.data.clone()
+    model(torch.rand(4, 3, 5))[0].sum().backward()
+    with pytest.raises(RuntimeError, match="replaced since flatten_parameters"):
+        optimizer.step()
+    model.flatten_parameters()  # which that optimizer does not have
+    with pytest.raises(RuntimeError, match="replaced since flatten_parameters"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
