@@ -98,23 +98,32 @@ def check_controller(model: NTM) -> None:
 
 
 def check_forgets(model: Machine, configuration: Configuration) -> None:
-    """Refuse a controller that does not take the mask by which training makes cells forget.
+    """Refuse a controller that does not take the mask by which training makes cells forget, or does nothing with it.
 
     Raises:
-        InputError: it raises something.
+        InputError: it raises something, or gives the same whatever the mask.
     """
     if not configuration.recipe.cell_dropout or "cells" not in configuration.network.has:
         return
     controller, like = deepcopy(model.controller), model.initial_reads
-    x, mask = like.new_zeros(2, model.input_size + like.numel()), like.new_ones(2, controller.output_size).bool()
+    x, mask = like.new_ones(2, model.input_size + like.numel()), like.new_ones(2, controller.output_size).bool()
+    given = []
     try:
-        with torch.no_grad(), generators_kept(like):
-            controller(x, controller.initial_state(2), mask)
+        for each in (mask, ~mask):
+            with torch.no_grad(), generators_kept(like):
+                torch.manual_seed(0)
+                _, state = controller(x, controller.initial_state(2), each)
+                given.append(controller(x, state, each)[0])
     except Exception as error:  # of whatever kind a mistake in it makes
         raise InputError(
             f"controller {type(controller).__name__}: is called lstm, of which training makes cells forget, by a "
             f"cell_mask that this one does not take ({error}): give it a name of its own, or -cell_dropout 0"
         ) from error
+    if torch.equal(*given):
+        raise InputError(
+            f"controller {type(controller).__name__}: does nothing with the cell_mask by which training makes cells "
+            "forget: -cell_dropout 0 says so"
+        )
 
 
 def check_step(model: NTM) -> None:

@@ -83,7 +83,7 @@ def check_kept(model: Machine) -> None:
     Raises:
         InputError: a tensor wants a gradient, and is no parameter; a call leaves a tensor behind that it computed, or
             in training what is in no file; what the model's file will hold changes in eval mode; or there, an answer
-            depends on calls before, or on other sequences of the batch.
+            is drawn, or depends on calls before, or on other sequences of the batch.
     """
     model, (steps, batch, rows), source = in_float64(model), FEW, torch.Generator().manual_seed(0)
     like = next(model.parameters())
@@ -131,8 +131,13 @@ def check_kept(model: Machine) -> None:
             "what the machine keeps from one call to the next in training is in no file, so that a resumed run would "
             "go on without it: make it a buffer"
         )
-    if alike(given, drawn, precision.tolerance) and not alike(given, alone, precision.tolerance):
-        raise InputError(  # else it draws, for each batch as a whole
+    if not alike(given, drawn, precision.tolerance):
+        raise InputError(
+            "in eval mode, in which a machine only answers, it draws, as a dropout does that is not told of "
+            "self.training: its answers would be others each time"
+        )
+    if not alike(given, alone, precision.tolerance):
+        raise InputError(
             "in eval mode, the machine's answer to a sequence depends on the others of its batch, as where a mean over "
             "dimension 0 is taken, which is that of the sequences"
         )

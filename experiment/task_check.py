@@ -37,6 +37,11 @@ def check_task(configuration: Configuration) -> None:
     where = f"task {data.name}, size {label(data.high)}: sample gives the same"
     if is_same(task, data.high, 0, 1):
         raise InputError(f"{where} whatever its generator: a run would see nothing else")
+    uneven = configuration.recipe.uneven
+    if uneven and task.can_be_uneven:
+        first, other = (task.sample(32, data.high, torch.Generator().manual_seed(0), share) for share in (0.0, uneven))
+        if all(map(torch.equal, first, other)):
+            raise InputError(f"{where} whatever the share of uneven sequences: -uneven 0 says so")
     source = torch.Generator().manual_seed(0)
     batch, following = (draw(task, data.high, source) for _ in range(2))
     if all(map(torch.equal, batch, following)):
@@ -71,13 +76,13 @@ def shown_size(configuration: Configuration, most: int) -> tuple:
 def trouble_at(task: Task, size: tuple) -> str | None:
     """Say in one phrase what is wrong with what a task makes of a size; None where nothing is."""
     try:
-        # Of two sizes: a batch of as many sequences as steps would look right with the two exchanged.
-        other, batch = (draw(task, size, torch.Generator().manual_seed(0), count) for count in (4, 3))
+        # As many sequences as steps would look right with the two exchanged, and one alone may lose a dimension.
+        one, four, batch = (draw(task, size, torch.Generator().manual_seed(0), count) for count in (1, 4, 3))
     except TypeError as error:
         return f"sample cannot be called as training does ({error})"
     except Exception as error:  # of whatever kind a mistake in it makes
         return f"sample raises {type(error).__name__} ({error})"
-    trouble = trouble_of(batch, 3, task) or trouble_of(other, 4, task)
+    trouble = trouble_of(batch, 3, task) or trouble_of(four, 4, task) or trouble_of(one, 1, task)
     if trouble:
         return trouble
     marks = getattr(task, "marks", ())

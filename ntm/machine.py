@@ -68,14 +68,18 @@ class FlatParameters(torch.Tensor):
 
     Attributes:
         parts: of each parameter.
+        modules: each part of the model, after those beside it, by name, and its own name there.
     """
 
     parts: Sequence[FlatPart] = ()
+    modules: Sequence[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = ()
     __torch_function__ = nn.Parameter.__torch_function__  # none: what is computed from it is a plain tensor
 
     @property
     def grad(self) -> Tensor:
         """The gradient of all parameters as one."""
+        if any(siblings.get(name) is not module for siblings, name, module in self.modules):
+            raise RuntimeError(REPLACED)
         for siblings, name, parameter, address, own in self.parts:
             if siblings.get(name) is not parameter or parameter.data_ptr() != address:
                 raise RuntimeError(REPLACED)
@@ -204,6 +208,10 @@ class Machine(nn.Module):
         modules = [module._parameters for module in self.modules()]
         where = {id(each): (siblings, name) for siblings in modules for name, each in siblings.items()}
         pairs = zip(parameters, gradients, strict=True)
+        children = (
+            (module._modules, name, child) for module in self.modules() for name, child in module._modules.items()
+        )
+        flat.modules = list(children)
         flat.parts = [FlatPart(*where[id(each)], each, each.data_ptr(), gradient) for each, gradient in pairs]
         return flat
 

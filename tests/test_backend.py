@@ -560,7 +560,7 @@ def from_numpy(x):
 @pytest.mark.parametrize("draw", [torch.randn_like, from_numpy])
 def test_looking_at_a_model_that_draws_changes_nothing_of_what_its_run_draws(draw, monkeypatch):
     def change(step):
-        return lambda self, x, *rest: step(self, x + 1e-3 * draw(x), *rest)
+        return lambda self, x, *rest: step(self, x + 1e-3 * draw(x) * self.training, *rest)
 
     edit_file(monkeypatch, NTM, "step_with_focus", change)
     model = NTM(5, 3, 20, 16, 8, 2, backend="reference")
@@ -720,6 +720,11 @@ class TakesNoMask(LSTMController):
         return super().forward(x, state)
 
 
+class IgnoresTheMask(LSTMController):
+    def forward(self, x, state, cell_mask=None):
+        return super().forward(x, state)
+
+
 def test_a_controller_that_is_called_lstm_takes_the_mask_of_cells_that_forget(monkeypatch):
     configuration = load_configuration("m1d1")
     for name in "m1d1", "f1d1", "l1d1":
@@ -728,6 +733,9 @@ def test_a_controller_that_is_called_lstm_takes_the_mask_of_cells_that_forget(mo
     model = configuration.make_model()
     with pytest.raises(InputError, match="controller TakesNoMask: is called lstm"):
         check_forgets(model, configuration)
+    monkeypatch.setitem(CONTROLLERS, "lstm", IgnoresTheMask)
+    with pytest.raises(InputError, match="controller IgnoresTheMask: does nothing with the cell_mask"):
+        check_forgets(configuration.make_model(), configuration)
     recipe = dataclasses.replace(configuration.recipe, cell_dropout=0.0)
     check_forgets(model, dataclasses.replace(configuration, recipe=recipe))
 

@@ -80,7 +80,7 @@ def test_parameters_that_are_flat_already_stay_where_an_optimizer_has_them(backe
     torch.testing.assert_close(model(batch[0])[0], twin(batch[0])[0])
 
 
-@pytest.mark.parametrize("replace", ["assign", "to", "data", "one"])
+@pytest.mark.parametrize("replace", ["assign", "to", "data", "one", "module"])
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, FusedAdamW])
 def test_an_optimizer_of_parameters_that_left_the_flat_tensor_takes_no_step(kind, replace):
     model = lively_model(dtype=torch.float32)
@@ -92,6 +92,8 @@ def test_an_optimizer_of_parameters_that_left_the_flat_tensor_takes_no_step(kind
         model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
     elif replace == "to":
         model.double().float()
+    elif replace == "module":
+        model.output_proj = torch.nn.Linear(model.output_proj.in_features, 3)
     elif replace == "one":
         model.output_proj.bias = torch.nn.Parameter(model.output_proj.bias.detach())
     else:

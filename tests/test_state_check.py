@@ -102,6 +102,12 @@ class KeepsItsPast(LSTMController):
         return torch.stack(self.past).mean(0), state
 
 
+class AlwaysDropsOut(LSTMController):
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        return nn.functional.dropout(output, 0.2), state
+
+
 class Normalizes(LSTMController):
     """By a mean that it keeps in training alone, and in no buffer."""
 
@@ -140,6 +146,7 @@ class SinglePrecision(nn.Linear):
         (Counts, "controller.steps changes in eval mode"),
         *((type(f"Clock{n}", (Clock,), {"period": n}), "other answers to the same") for n in (2, 3, 6, 7)),
         (EverySecondSequence, "other answers to the same"),
+        (AlwaysDropsOut, "in eval mode, in which a machine only answers, it draws"),
         (KeepsItsState, "the machine keeps a tensor that it computed"),
         (KeepsItsPast, "the machine keeps a tensor that it computed"),
         (Normalizes, "keeps from one call to the next in training is in no file"),

@@ -48,6 +48,10 @@ MISTAKES = {
         lambda b: Batch(*(part[:, :1].expand_as(part) for part in b)),
         "size 20: sample gives the same for all sequences of a batch",
     ),
+    "one sequence in another shape": (
+        lambda b: b._replace(mask=b.mask.squeeze(1)),
+        r"mask must be \(T, B\), of T steps of B = 1 sequences",
+    ),
     "global randomness at one length": (
         lambda b: b._replace(targets=torch.randint(0, 2, b.targets.shape).float()) if len(b.mask) == 4 else b,
         "size 1: sample draws something from elsewhere",
@@ -251,6 +255,16 @@ def test_a_task_that_takes_from_its_generator_only_the_seed_is_refused(monkeypat
     monkeypatch.setattr(Copy, "sample", seeded)
     with pytest.raises(InputError, match="sample gives the same each time that it draws from one generator"):
         check_task(load_configuration("copy"))
+
+
+def test_a_task_that_does_nothing_with_the_share_of_uneven_sequences_is_refused(monkeypatch):
+    sample = Copy.sample
+    monkeypatch.setattr(Copy, "sample", lambda self, b, n, g, uneven=0.0: sample(self, b, n, g))
+    configuration = load_configuration("copy")
+    even = dataclasses.replace(configuration.recipe, uneven=0.0)
+    check_task(dataclasses.replace(configuration, recipe=even))
+    with pytest.raises(InputError, match="the same whatever the share of uneven sequences"):
+        check_task(dataclasses.replace(configuration, recipe=dataclasses.replace(even, uneven=0.5)))
 
 
 @pytest.mark.parametrize("steps", [3, 4])
