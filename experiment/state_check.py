@@ -77,6 +77,16 @@ def leaves(output: Tensor) -> list[Tensor]:
     return found
 
 
+def require_parameters(model: Machine, output: Tensor) -> None:
+    """Refuse, by an InputError, what wants a gradient and is no parameter, in what a result was computed from."""
+    others = [leaf for leaf in leaves(output) if all(leaf is not each for each in model.parameters())]
+    if others:
+        raise InputError(
+            f"a tensor of shape {tuple(others[0].shape)} wants a gradient and is no parameter, so that nothing "
+            "trains it: make it an nn.Parameter"
+        )
+
+
 def check_kept(model: Machine) -> None:
     """Refuse a model that keeps what it should not.
 
@@ -95,12 +105,7 @@ def check_kept(model: Machine) -> None:
             return model(inputs, memory_units=rows)[0]
 
     with generators_kept(like), Precision() as precision:
-        others = [leaf for leaf in leaves(model(inputs)[0]) if all(leaf is not each for each in model.parameters())]
-        if others:
-            raise InputError(
-                f"a tensor of shape {tuple(others[0].shape)} wants a gradient and is no parameter, so that nothing "
-                "trains it: make it an nn.Parameter"
-            )
+        require_parameters(model, model(inputs)[0])
         try:
             resumed, before = deepcopy(model), deepcopy(model).state_dict()
         except RuntimeError as error:

@@ -233,8 +233,8 @@ class NTM(Machine):
             RuntimeError: gradients are switched off; what `require_flat` raises; or, on the fused path, inputs or
                 memory want a gradient.
             TypeError: on the fused path, the types of arguments and weights differ, or `cell_mask` is not bool.
-            ValueError: arguments do not fit together; the batch cannot be split into so many parts; `blur_cost` is not
-                0, and the model overrides `step`; or it overrides `forward`, or has hooks.
+            ValueError: arguments do not fit together; the batch has no such part; there is a `blur_cost`, and the model
+                overrides `step`; or it overrides `forward`, or has hooks.
         """
         self.require_batch(inputs, targets, mask, memory, cell_mask)
         parameters, flat = self.packed_parameters(), self.flat_parameters
@@ -252,8 +252,7 @@ class NTM(Machine):
             raise ValueError(f"memory of shape {tuple(memory.shape)}: its rows are {state.memory.shape[2]} wide here")
         if memory is not None:
             state = state._replace(memory=memory if len(memory) == 1 else memory[here])
-        shifted = [] if blur_cost else None
-        cell_mask = None if cell_mask is None else cell_mask[:, here]
+        shifted, cell_mask = [] if blur_cost else None, None if cell_mask is None else cell_mask[:, here]
         logits, _ = self.unroll(inputs[:, here], state, cell_mask, shifted)
         loss = cross_entropy(logits, targets[:, here], mask[:, here], mask.sum())
         if blur_cost:

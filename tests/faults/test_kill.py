@@ -41,9 +41,9 @@ def same_as(undisturbed, folder):
 
 
 def make_noisy():
-    """Have the machine draw numbers of its own, from torch's generator."""
+    """Have the machine draw numbers of its own in training, from torch's generator."""
     step = NTM.step_with_focus
-    NTM.step_with_focus = lambda self, x, *rest: step(self, x + 0.1 * torch.randn_like(x), *rest)
+    NTM.step_with_focus = lambda self, x, *rest: step(self, x + 0.1 * self.training * torch.randn_like(x), *rest)
 
 
 def test_what_an_edited_machine_draws_is_the_same_in_a_resumed_run(tmp_path):
