@@ -125,17 +125,10 @@ def sequences_mark(configuration: Configuration) -> str:
     return digest.hexdigest()[:16]
 
 
-def answers_to_keep(model: Machine) -> Tensor | None:
-    """Its `answers`; None where it does not give the same again, as one that draws from a generator of its own."""
-    given = answers(model)
-    return given.cpu() if alike(given, answers(model)) else None
-
-
 def record_of(model: Machine, configuration: Configuration) -> dict[str, Any]:
     """All that is kept with a trained model to tell later whether the code is as it was."""
-    kept = {"code": code_record(configuration), "sequences": sequences_mark(configuration)}
-    given = answers_to_keep(model)
-    return kept if given is None else {**kept, "answers": given}
+    code, sequences = code_record(configuration), sequences_mark(configuration)
+    return {"code": code, "sequences": sequences, "answers": answers(model).cpu()}
 
 
 def record_for(contents: dict[str, Any], mark: str, configuration: Configuration, path: Path) -> dict[str, Any]:

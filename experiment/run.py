@@ -135,11 +135,11 @@ def claim_run(configuration: Configuration, options: argparse.Namespace) -> Clai
         path = wanted or saved_model
         if options.overwrite and (maker := checkpoint.maker(path)) not in (None, name):
             raise InputError(f"{path}: is the model of the run {maker}; name another file by -saved_model")
-        models = [each for each in saved_model.parent.glob(f"*{name}.pt") if each.resolve() != path.resolve()]
-        others = [each for each in models if each == saved_model or checkpoint.maker(each) == name]
-        if options.overwrite and others:
+        models = saved_model.parent.glob(f"*{name}.pt") if options.overwrite else ()
+        others = (each for each in models if each.resolve() != path.resolve())
+        if other := next((each for each in others if each == saved_model or checkpoint.maker(each) == name), None):
             raise InputError(
-                f"-overwrite would replace log and curves of the run {name}, and leave its model, {others[0]}; leave "
+                f"-overwrite would replace log and curves of the run {name}, and leave its model, {other}; leave "
                 "-saved_model away, name the run otherwise, or choose another -output"
             )
         try:

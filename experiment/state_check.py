@@ -39,8 +39,8 @@ class Precision(TorchFunctionMode):
 def in_float64(model: Machine) -> Machine:
     """A copy of a model on the reference path, in float64 if it runs in that, else as it is."""
     model = deepcopy(model)
-    model.backend, lifted = Backend.REFERENCE, deepcopy(model).double()
-    lifted.backend = Backend.REFERENCE
+    model.backend = Backend.REFERENCE
+    lifted = deepcopy(model).double()
     try:
         with torch.no_grad(), generators_kept(next(model.parameters())):
             deepcopy(lifted)(torch.zeros(2, 2, model.input_size).to(next(lifted.parameters())))

@@ -13,7 +13,6 @@ from experiment import code_record
 from experiment.checkpoint import load, load_model, load_to_resume, save, weights_mark
 from experiment.code_record import (
     SHIPPED,
-    answers_to_keep,
     code_files,
     edits_since,
     record_for,
@@ -22,6 +21,7 @@ from experiment.code_record import (
 )
 from experiment.configuration import load_configuration
 from experiment.errors import InputError
+from experiment.machine_check import answers
 from experiment.runlog import commit
 from ntm.controller import CONTROLLERS, LSTMController
 
@@ -94,7 +94,7 @@ def test_a_shipped_model_is_known_by_its_weights_wherever_its_file_is(copy, tmp_
     save(path, without)
     load_model(path)
     assert capsys.readouterr().err.startswith(f"{path}: has no record of the code that trained it")
-    kept = {"file": "it.pt", "sequences": sequences_mark(M1D1), "answers": answers_to_keep(model).tolist()}
+    kept = {"file": "it.pt", "sequences": sequences_mark(M1D1), "answers": answers(model).tolist()}
     models, shipped = {weights_mark(model.state_dict()): kept}, copy / SHIPPED
     shipped.parent.mkdir()
     code = record() | {"tasks/copy.py": {"Copy": "of another task"}}
