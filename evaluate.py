@@ -93,13 +93,18 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def load(path: Path, options: argparse.Namespace) -> tuple[Machine, Configuration]:
+def load(asked: str, path: Path, options: argparse.Namespace) -> tuple[Machine, Configuration]:
     """Load a model onto the device asked for.
 
+    Args:
+        asked: the name that -config gave.
+
     Raises:
-        InputError: the file cannot be used, or a flag asks for a memory that the model has not.
+        InputError: the file cannot be used, is another model's, or a flag asks for a memory that the model has not.
     """
     model, configuration = checkpoint.load_model(path, backend=Backend(options.backend))
+    if not options.saved_model and configuration.name != asked:
+        raise InputError(f"{path}: is the model of {configuration.name}, not of {asked}; -saved_model takes any file")
     name, unfinished = configuration.name, path.absolute().parent.parent / "runs" / configuration.name / "checkpoint.pt"
     if path.absolute().parent.name == "saved_model" and unfinished.exists():
         print(f"{path} may be from before the last run of {name}; {not_finished(unfinished)}")
@@ -162,9 +167,9 @@ def evaluate(
 
 
 @torch.no_grad()
-def answer_file(path: Path, options: argparse.Namespace) -> None:
+def answer_file(name: str, path: Path, options: argparse.Namespace) -> None:
     """Let a model answer the sequences of a file, and print what it says, vector by vector."""
-    model, configuration = load(path, options)
+    model, configuration = load(name, path, options)
     seed_torch(0)  # as `score` does
     task, rows = configuration.task, options.memory_units or configuration.network.memory_units
     if not isinstance(task, VectorTask):
@@ -190,9 +195,9 @@ def answer_file(path: Path, options: argparse.Namespace) -> None:
             print(f"  {said}" + (f"  wrong: {meant} was meant" if said != meant else ""))
 
 
-def evaluate_one(path: Path, options: argparse.Namespace) -> tuple[Configuration, dict[tuple, Score]]:
-    """Load, score, print and draw one model."""
-    model, configuration = load(path, options)
+def evaluate_one(asked: str, path: Path, options: argparse.Namespace) -> tuple[Configuration, dict[tuple, Score]]:
+    """Load, score, print and draw one model, that of the name asked for."""
+    model, configuration = load(asked, path, options)
     name, rows = configuration.name, options.memory_units or configuration.network.memory_units
     scores, optima, mistakes = evaluate(model, configuration, options)
     dirty = f", on a dirty memory ({options.dirt:g})" if options.dirt else ""
@@ -254,9 +259,8 @@ def draw_memory_pictures(
         plots.machine(shown, title, picture)
 
 
-def animate(path: Path, options: argparse.Namespace) -> None:
+def animate(model: NTM, configuration: Configuration, path: Path, options: argparse.Namespace) -> None:
     """Write the moving pictures of a model, and of the run that made it."""
-    model, configuration = load(path, options)
     name, log = configuration.name, options.output / "log"
     task, size = configuration.task, shown_size(configuration, ANIMATED_SIZE)
     shown = trace(model, task, task.sample(1, size, generator(options.seed, EVALUATION)), options.memory_units)
@@ -301,22 +305,22 @@ def main() -> None:
     names = NINE if options.config == "all" else (options.config,)
     paths = {name: options.saved_model or model_path(name, options.output) for name in names}
     if options.input:
-        answer_file(paths[options.config], options)
+        answer_file(options.config, paths[options.config], options)
         return
     folder = options.output / "log"
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):  # an error now, not after all is scored
         raise InputError(f"{folder}: cannot be written; -output names another folder")
     if options.animate or options.page:
-        for path in paths.values():
+        for name, path in paths.items():
+            model, configuration = load(name, path, options)
             if options.animate:
-                animate(path, options)
+                animate(model, configuration, path, options)
             if options.page:
-                model, configuration = load(path, options)
                 page = options.output / "log" / f"{configuration.name}.html"
                 write_page(model, configuration, page, options.memory_units)
         return
-    results = {name: evaluate_one(path, options) for name, path in paths.items()}
+    results = {name: evaluate_one(name, path, options) for name, path in paths.items()}
     if len(results) == 1:
         return
     scores = {name: by_size for name, (_, by_size) in results.items()}

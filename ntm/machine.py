@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,13 @@ class FlatParameters(torch.Tensor):
     parts: Sequence[FlatPart] = ()
     modules: Sequence[tuple[dict[str, nn.Module | None], str, nn.Module | None]] = ()
     __torch_function__ = nn.Parameter.__torch_function__  # none: what is computed from it is a plain tensor
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        """Refuse a copy, as one of an optimizer is, too, by a RuntimeError: no model's parameters would lie in it."""
+        raise RuntimeError(
+            "what flatten_parameters gave is not copied, nor an optimizer of it: copy the model, call its "
+            "flatten_parameters, and load the optimizer's state_dict into a new one"
+        )
 
     @property
     def grad(self) -> Tensor:

@@ -175,6 +175,20 @@ def test_a_model_from_before_the_last_run_is_said_to_be(repository, tiny, tmp_pa
             assert (said in capsys.readouterr().out) == (there != () and path == old)
 
 
+@pytest.mark.parametrize(
+    "words", [["-sizes", "1"], ["-page"], ["-animate"], ["-input", str(ROOT / "docs" / "bits.txt")]]
+)
+def test_a_model_under_another_ones_name_is_refused_by_that_name(words, tmp_path, monkeypatch):
+    file = tmp_path / "saved_model" / "reverse_m1d1-2.pt"
+    file.parent.mkdir()
+    shutil.copy(ROOT / "saved_model" / "reverse_m3d2.pt", file)
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "-config", "m1d1-2", "-output", str(tmp_path), *words])
+    with pytest.raises(
+        InputError, match=r"reverse_m1d1-2\.pt: is the model of m3d2, not of m1d1-2; -saved_model takes"
+    ):
+        evaluate.main()
+
+
 def test_what_a_machine_draws_in_eval_mode_is_the_same_in_each_score(monkeypatch):
     configuration = load_configuration("m1d2")
     model, batches = configuration.make_model(), draw_held_out(configuration).tests["test"][:1]

@@ -1,5 +1,7 @@
 """ntm/machine.py: all parameters in one flat tensor."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,21 @@ def test_parameters_that_are_flat_already_stay_where_an_optimizer_has_them(backe
     twin = lively_model()
     twin.load_state_dict(model.state_dict())
     torch.testing.assert_close(model(batch[0])[0], twin(batch[0])[0])
+
+
+def test_a_flat_tensor_is_copied_with_its_model_alone():
+    model = lively_model()
+    optimizer = torch.optim.SGD([model.flatten_parameters()], lr=0.5)
+    for alone in model.flat_parameters, optimizer:
+        with pytest.raises(RuntimeError, match="is not copied, nor an optimizer of it: copy the model"):
+            copy.deepcopy(alone)
+    twin = copy.deepcopy(model)
+    flat = twin.flatten_parameters()
+    again = torch.optim.SGD([flat], lr=0.1)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert again.param_groups[0]["lr"] == 0.5
+    assert torch.equal(flat, model.flat_parameters)
+    assert flat.data_ptr() != model.flat_parameters.data_ptr()
 
 
 @pytest.mark.parametrize("replace", ["assign", "to", "data", "one", "module"])
