@@ -114,6 +114,16 @@ def test_a_parameter_named_like_an_end_has_limits_of_its_own(monkeypatch):
         network_and_data(fields | {"min_gap": 11}, "a file")
 
 
+@pytest.mark.parametrize("part", ["seq_len", "repeats"])
+def test_a_sample_that_does_not_look_at_a_part_of_its_size_is_refused(part, monkeypatch):
+    configuration = load_configuration("repeat_copy")
+    kind, sample = type(configuration.task), type(configuration.task).sample
+    check_task(configuration)
+    monkeypatch.setattr(kind, "sample", lambda self, n, size, *rest: sample(self, n, size._replace(**{part: 2}), *rest))
+    with pytest.raises(InputError, match=f"size 10x10: sample gives the same at .*: it does not look at its {part}"):
+        check_task(configuration)
+
+
 def test_sizes_that_are_tested_are_looked_at_too(monkeypatch):
     monkeypatch.setattr(Copy, "tested", (Copy.Size(77),))
     sample = Copy.sample
@@ -161,7 +171,13 @@ def test_a_sample_that_does_not_look_at_its_size_and_tests_beyond_the_limits_are
     sample, configuration = Copy.sample, load_configuration("copy")
     with monkeypatch.context() as patch:
         patch.setattr(Copy, "sample", lambda self, count, size, *rest: sample(self, count, Copy.Size(4), *rest))
-        with pytest.raises(InputError, match="task copy: sample gives the same at sizes 1 and 20: it does not look at"):
+        with pytest.raises(
+            InputError, match="task copy, size 20: sample gives the same at 15: it does not look at its"
+        ):
+            check_task(configuration)
+    with monkeypatch.context() as patch:
+        patch.setattr(Copy, "sample", lambda self, n, size, *rest: sample(self, n, Copy.Size(min(26, size[0])), *rest))
+        with pytest.raises(InputError, match=r"task copy, size 100: sample gives the same at 75: .* or not that far"):
             check_task(configuration)
     for length, refused in (30, False), (31, True):
         monkeypatch.setattr(Copy, "tested", (Copy.Size(length),))
