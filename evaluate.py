@@ -23,6 +23,7 @@ from experiment.errors import InputError, Parser, number, run_script, sizes
 from experiment.options import THREADS_HELP
 from experiment.page import write_page
 from experiment.run import shown_path
+from experiment.runlog import commit
 from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, seed_torch, trace
 from experiment.table import print_table, show_mistake, write_table
 from experiment.task_check import require_sound, shown_size
@@ -214,6 +215,7 @@ def evaluate_one(asked: str, path: Path, options: argparse.Namespace) -> tuple[C
         "weights": checkpoint.weights_mark(model.state_dict()),
         "seed": options.seed,
         "dirt": options.dirt,
+        "commit": commit(),  # of the code that scored it
     }
     other = ", in place of another" if write_table(table, about, scores, optima, rows) else ""
     picture = options.output / "log" / f"{name}_accuracy.png"

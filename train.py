@@ -116,8 +116,9 @@ def finish(state: TrainState, log: RunLog, saved_model: Path, options: argparse.
     if before := results_of(log_path):
         print(f"beside it, from before, until evaluate.py makes them anew: {', '.join(path.name for path in before)}")
     print(f"curves: tensorboard --logdir {shown_path(options.output / 'runs')}")
-    flag = "" if options.backend == "auto" else f" -backend {options.backend}"
-    print(f"test it: python {shown_path(ROOT / 'evaluate.py')} -saved_model {shown_path(saved_model)}{flag}")
+    flags = "" if options.backend == "auto" else f" -backend {options.backend}"
+    flags += "" if options.output.resolve() == ROOT else f" -output {shown_path(options.output)}"
+    print(f"test it: python {shown_path(ROOT / 'evaluate.py')} -saved_model {shown_path(saved_model)}{flags}")
 
 
 def run(processes: Processes) -> None:

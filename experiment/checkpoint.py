@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiment.code_record import edits_since, is_record, record_for, say_what_is_other, sequences_mark
+from experiment.code_record import edits_since, is_record, other_answers, record_for, say_what_is_other, sequences_mark
 from experiment.configuration import Configuration
 from experiment.errors import InputError
 from experiment.machine_check import answers_alike
@@ -185,12 +185,16 @@ def load_to_resume(path: Path) -> dict[str, Any]:
     before, now = stored.get("commit"), commit()
     if before not in (None, now):
         print(f"-resume: {path} is of commit {before}, and this is {now}", file=sys.stderr)
-    code = stored.get("code", {})
-    if is_record(code) and (edits := edits_since(code)):
-        print(f"-resume: since {path} was written, {edits}", file=sys.stderr)
-    task = Configuration.from_dict(stored["configuration"], str(path))
-    if stored.get("sequences") not in (None, sequences_mark(task)):
-        raise InputError(f"-resume: {path} is of a run on other sequences: the task {task.data.name} was edited since")
+    configuration = Configuration.from_dict(stored["configuration"], str(path))
+    if stored.get("sequences") not in (None, sequences_mark(configuration)):
+        task = configuration.data.name
+        raise InputError(f"-resume: {path} is of a run on other sequences: the task {task} was edited since")
+    code, model = stored.get("code", {}), None
+    with suppress(InputError):  # where its weights do not fit: `TrainState.load` says so
+        model = model_of(stored, configuration, path, Backend.REFERENCE)
+    others = [edits_since(code) if is_record(code) else None, model and other_answers(stored.get("answers"), model)]
+    if any(others):
+        print(f"-resume: since {path} was written, {'; '.join(filter(None, others))}", file=sys.stderr)
     return stored
 
 

@@ -169,6 +169,13 @@ def shipped_record(mark: str, configuration: Configuration) -> dict[str, Any]:
         raise InputError(f"{shipped}: cannot be read ({error}); python -m experiment.code_record writes it") from error
 
 
+def other_answers(before: object, model: Machine) -> str | None:
+    """Say in one phrase that a model answers otherwise than was kept of it; None where it does not, or nothing was."""
+    given = answers(model) if isinstance(before, Tensor) else None
+    kept = given is not None and given.shape == before.shape  # else by an older program
+    return "its answers are others" if kept and not alike(before, given) else None
+
+
 def say_what_is_other(record: dict[str, Any], configuration: Configuration, path: Path, model: Machine) -> None:
     """Say so where a trained model's answers are made, or scored, by other code than its own, or where nobody can know.
 
@@ -182,10 +189,7 @@ def say_what_is_other(record: dict[str, Any], configuration: Configuration, path
             f"{path}: has no record of the code that trained it, so that an edit since would not show", file=sys.stderr
         )
         return
-    found, before = [edits_since(record["code"])], record.get("answers")
-    given = None if before is None else answers(model)
-    if given is not None and given.shape == before.shape and not alike(before, given):  # else kept by an older program
-        found.append("its answers are others")
+    found = [edits_since(record["code"]), other_answers(record.get("answers"), model)]
     if record.get("sequences") not in (None, sequences_mark(configuration)):
         found.append(f"the task {configuration.data.name} makes other sequences, or counts their wrong bits otherwise")
     if any(found):

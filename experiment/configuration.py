@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from torch.nn.parameter import is_lazy
+
 from experiment.errors import InputError, did_you_mean
 from experiment.json_file import checked_keys, read_json
 from experiment.recipe import OPTIMIZER_SETTINGS, Recipe, make_recipe, useless
@@ -129,10 +131,21 @@ class Configuration:
         return self.data.task
 
     def make_model(self, backend: Backend = Backend.AUTO) -> NTM | LSTMBaseline:
-        """Build the network for the task, its weights drawn from torch's default generator."""
+        """Build the network for the task, its weights drawn from torch's default generator.
+
+        Raises:
+            InputError: a controller of one's own is not whole.
+        """
         machine = NTM if isinstance(self.network, Network) else LSTMBaseline
         widths = self.task.input_size, self.task.output_size
-        model = machine(*widths, **dataclasses.asdict(self.network), backend=backend)
+        try:
+            model = machine(*widths, **dataclasses.asdict(self.network), backend=backend)
+        except ValueError as error:
+            raise InputError(f"{self.name}: {error}") from error
+        if lazy := next((name for name, weight in model.named_parameters() if is_lazy(weight)), None):
+            raise InputError(
+                f"{self.name}: {lazy} has no size before a call: give its layer its sizes, as Linear has them"
+            )
         if "memory" in self.network.has:
             model.heads.bias_gates(self.recipe.gate_bias)
         return model
@@ -280,7 +293,13 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
     data_types = Data.types(task)
     declared = *dataclasses.fields(kind), *dataclasses.fields(TASKS[task])
     defaults = {field.name: field.default for field in declared if field.default is not dataclasses.MISSING}
-    fields = checked_keys(defaults | fields, _types(kind) | data_types, source)
+    types = _types(kind) | data_types
+    if constant := next((key for key in fields.keys() - types if hasattr(TASKS[task], key)), None):
+        raise InputError(
+            f"{source}: {constant!r} is a constant of the class {TASKS[task].__name__}; a parameter is a field, which "
+            f"has an annotation there, as in {constant}: int = 1"
+        )
+    fields = checked_keys(defaults | fields, types, source)
     if fields.get("controller", "lstm") not in CONTROLLERS:
         raise InputError(f"{source}: 'controller' is {fields['controller']!r}; allowed are {', '.join(CONTROLLERS)}")
     parameters = _types(TASKS[task])

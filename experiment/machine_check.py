@@ -94,7 +94,10 @@ def check_controller(model: NTM) -> None:
     except Exception as error:  # of whatever kind a mistake in it makes
         raise InputError(f"controller {name}: from a state it must give its output and its state ({error})") from error
     if given != wanted:
-        raise InputError(f"controller {name}: its output must be of shape and type {wanted} for B = 2, and is {given}")
+        raise InputError(
+            f"controller {name}: its output must be of shape and type {wanted} for B = 2, by its output_size, and is "
+            f"{given}"
+        )
 
 
 def check_forgets(model: Machine, configuration: Configuration) -> None:
@@ -167,6 +170,18 @@ def check_override(model: NTM, blur_cost: float) -> None:
         raise InputError("the model has a `step` of its own: override `step_with_focus` instead, or give -blur_cost 0")
 
 
+def no_gradient(idle: list[str]) -> str:
+    """Say which parameters get no gradient, and what one can do about it."""
+    own = [name for name in idle if name != "initial_reads"]
+    said = f"{', '.join(own or idle)} {'gets' if len(own or idle) == 1 else 'get'} no gradient"
+    if len(own) < len(idle):  # what was read comes into the machine by the controller alone
+        return (
+            f"{said}, and none goes through the controller back to what was read: torch.no_grad, detach, or units that "
+            "are never on cut it off"
+        )
+    return f"{said}, so that nothing trains {'it' if len(own) == 1 else 'them'}: make a buffer of it, or leave it away"
+
+
 def check_trainable(model: Machine, blur_cost: float) -> None:
     """Refuse a model of which training would not train all that it is, or not the same when it is repeated.
 
@@ -185,9 +200,9 @@ def check_trainable(model: Machine, blur_cost: float) -> None:
     )
     if not torch.allclose(trained, again, 0, 0, equal_nan=True):
         raise InputError("the machine draws from elsewhere than torch's own generators: a run could not be repeated")
-    for (name, _), gradient in zip(model.named_parameters(), gradients, strict=True):
-        if not gradient.any():
-            raise InputError(f"{name} gets no gradient, so that nothing trains it: make it a buffer, or leave it away")
+    pairs = zip(model.named_parameters(), gradients, strict=True)
+    if idle := [name for (name, _), gradient in pairs if not gradient.any()]:
+        raise InputError(no_gradient(idle))
     check_kept(tried)
     if not isinstance(model, NTM):
         return

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from experiment import checkpoint
-from experiment.code_record import code_record, sequences_mark
+from experiment.code_record import record_of
 from experiment.configuration import Configuration
 from experiment.errors import InputError
 from experiment.runlog import commit
@@ -187,7 +187,6 @@ class TrainState:
         file_sizes: of the run's files at the checkpoint that was loaded; None at the beginning.
         replaces: the model that was in the place of this run's when it began; None where there was none.
         init: the model file that it began with; None where it began from nothing.
-        code, sequences: of the code that it goes on with, as experiment/code_record.py has it.
     """
 
     def __init__(
@@ -202,7 +201,6 @@ class TrainState:
     ) -> None:
         self.configuration, self.model, self.optimizer, self.clipper = configuration, model, optimizer, clipper
         self.path, self.init = path, init and init.absolute()
-        self.code, self.sequences = code_record(configuration), sequences_mark(configuration)
         self.step, self.sums, self.file_sizes, self.replaces = 0, {"iters": 0}, None, replaces
         self._seconds_before, self._step_before, self._started = 0.0, 0, time.perf_counter()
 
@@ -242,8 +240,7 @@ class TrainState:
         contents = {
             "configuration": self.configuration.as_dict(),
             "commit": commit(),
-            "code": self.code,
-            "sequences": self.sequences,
+            **record_of(self.model, self.configuration),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "log_typical_norm": self.clipper.log_typical,

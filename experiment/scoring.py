@@ -148,7 +148,7 @@ def score(
 def sample_sizes(task: Task, sizes: list[tuple], sequences: int, source: torch.Generator) -> list[Batch]:
     """Draw `sequences` sequences of each size, in batches of at most `SCORING_BATCH`; raises as `sound`."""
     counts = [min(SCORING_BATCH, sequences - done) for done in range(0, sequences, SCORING_BATCH)]
-    return [sound(task.sample(count, size, source), size) for size in sizes for count in counts]
+    return [sound(task.sample(count, size, source), count, task, size) for size in sizes for count in counts]
 
 
 def spread_sizes(low: tuple, high: tuple, count: int) -> list[tuple]:

@@ -122,7 +122,10 @@ def check_kept(model: Machine) -> None:
         given, again = answer(inputs), [answer(inputs)]
         answer(others_before[:1])
         again, drawn = [*again, answer(inputs)], answer(inputs, seed=1)
-        alone = torch.cat([answer(inputs[:, b : b + 1]) for b in range(batch)], 1)
+        try:
+            alone = torch.cat([answer(inputs[:, b : b + 1]) for b in range(batch)], 1)
+        except Exception as error:  # of whatever kind a mistake in it makes
+            raise InputError(f"the machine answers {batch} sequences at once, and not one alone ({error})") from error
     changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     if changed:
         raise InputError(f"{changed[0]} changes in eval mode, in which a machine only answers: where self.training is")

@@ -81,6 +81,8 @@ def trouble_at(task: Task, size: tuple) -> str | None:
     trouble = trouble_of(batch, 3, task) or trouble_of(four, 4, task) or trouble_of(one, 1, task)
     if trouble:
         return trouble
+    if not batch.inputs.isfinite().all():
+        return "inputs are not all finite"
     for name, value in size._asdict().items():
         smaller = max(task.limits_of(name)[0], value - max(3, value // 4))  # 2 at least, should it round odd ones
         other = size._replace(**{name: smaller})
@@ -102,13 +104,13 @@ def trouble_at(task: Task, size: tuple) -> str | None:
     return None
 
 
-def sound(batch: Batch, size: tuple) -> Batch:
+def sound(batch: Batch, batch_size: int, task: Task, size: tuple) -> Batch:
     """Give back a batch, after a look at what a task may do wrong in some batches alone.
 
     Raises:
-        InputError: as `trouble_of_bits` says.
+        InputError: as `trouble_of` says.
     """
-    if trouble := trouble_of_bits(batch):
+    if trouble := trouble_of(batch, batch_size, task):
         raise InputError(f"the task, size {label(size)}: {trouble}")
     return batch
 
@@ -148,8 +150,6 @@ def trouble_of(batch: Batch, batch_size: int, task: Task) -> str | None:
             )
         if part.dtype != torch.float32:
             return f"{name} must be float32, and are {part.dtype}"
-        if not part.isfinite().all():
-            return f"{name} are not all finite"
         if part.requires_grad:
             return f"{name} want a gradient; a batch is data"
     return trouble_of_bits(batch)

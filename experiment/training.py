@@ -172,7 +172,7 @@ def draw_iteration(configuration: Configuration, step: int, source: torch.Genera
     if has_memory:
         rows = draw_rows(recipe, task.rows_needed(size), task.rows_needed(largest), network.memory_units, source)
     uneven = (recipe.uneven,) if recipe.uneven else ()  # not every task can be
-    batch = sound(task.sample(recipe.batch_size, size, source, *uneven), size)
+    batch = sound(task.sample(recipe.batch_size, size, source, *uneven), recipe.batch_size, task, size)
     if not has_memory:
         return Iteration(batch, None, None)
     memory = draw_memory(recipe, rows, network.memory_unit_size, source)

@@ -91,8 +91,10 @@ class NTM(Machine):
         self.memory_units = memory_units
         reads_size = num_heads * memory_unit_size
         self.controller = CONTROLLERS[controller](input_size + reads_size, controller_size)
-        self.heads = Heads(controller_size, memory_unit_size, num_read=num_heads, num_write=num_heads)
-        self.output_proj = nn.Linear(controller_size + reads_size, output_size)
+        if not hasattr(self.controller, "output_size"):
+            raise ValueError(f"the controller {controller!r} has no output_size, the width of its output")
+        self.heads = Heads(self.controller.output_size, memory_unit_size, num_read=num_heads, num_write=num_heads)
+        self.output_proj = nn.Linear(self.controller.output_size + reads_size, output_size)
         self.initial_reads = nn.Parameter(torch.zeros(num_heads, memory_unit_size))
 
     def blank_memory(self, batch_size: int, memory_units: int | None = None) -> Tensor:

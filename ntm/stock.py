@@ -42,10 +42,11 @@ def bound(target: ast.expr) -> list[str]:
 def acts(node: ast.stmt) -> bool:
     """Whether a statement may do more than give a name what it says: it calls something, or imports what may do so."""
     if isinstance(node, ast.Import | ast.ImportFrom):
-        names = [alias.name for alias in node.names]
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else names
-        known = {"torch", *sys.stdlib_module_names}
-        return "*" in names or not all(module.partition(".")[0] in known for module in modules)
+        modules = names = [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, (FOLDER.name * node.level, node.module)))  # only from beside it: level 0 or 1
+            modules = [f"{base}.{name}" for name in names] if base == FOLDER.name else [base]
+        return "*" in names or not all(map(only_defines, modules))
     if isinstance(node, ast.ClassDef):
         own = [*node.bases, *node.keywords]
         if any(map(acts, node.body)):
@@ -61,6 +62,19 @@ def acts(node: ast.stmt) -> bool:
     decorators = {ast.unparse(part) for part in getattr(node, "decorator_list", ())}
     inside = (part for each in own for part in ast.walk(each))
     return not decorators <= DECORATORS or any(isinstance(part, ast.Call | ast.NamedExpr) for part in inside)
+
+
+@cache
+def only_defines(module: str) -> bool:
+    """Whether importing a module does no more than define: one of PyTorch, NumPy or Python, or one beside this file."""
+    folder, _, name = module.partition(".")
+    if folder in {"torch", "numpy", *sys.stdlib_module_names} or (folder == FOLDER.name and name in (*FILES, *SHARED)):
+        return True  # an edit of these files is seen there
+    try:
+        source = (FOLDER / f"{name}.py").read_text()
+        return folder == FOLDER.name and not any(each.acts for each in definitions(source).values())
+    except (OSError, SyntaxError, ValueError, RecursionError):  # RecursionError: two that import each other
+        return False
 
 
 class Definition(NamedTuple):

@@ -56,6 +56,12 @@ class Task(ABC):
             return f"has no first that is a {size.__name__}, from which a curriculum grows"
         if not all(isinstance(each, size) for each in getattr(cls, "tested", ("none",))):
             return f"has no tested, a tuple of {size.__name__}, which evaluate.py tests beside the trained ones"
+        for field in dataclasses.fields(cls):
+            if field.type not in (int, "int"):
+                return (
+                    f"has a field {field.name} that is no int: a field, which has an annotation, is a parameter, and a "
+                    "whole number; a constant has none, or ClassVar"
+                )
         unknown = set(cls.limits) - {field.name for field in dataclasses.fields(cls)} - set(size._fields)
         return f"has limits of {min(unknown)}, which is no parameter and no part of a size" if unknown else None
 

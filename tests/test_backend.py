@@ -629,6 +629,32 @@ def test_a_parameter_that_training_would_not_move_is_refused():
         start_backend(model, training=True)
 
 
+def test_a_controller_that_is_not_whole_is_one_line(monkeypatch):
+    class WithoutSize(LSTMController):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            del self.output_size
+
+    class Lazy(LSTMController):
+        def __init__(self, input_size, controller_size):
+            super().__init__(input_size, controller_size)
+            self.gate_proj = nn.LazyLinear(4 * controller_size)
+
+    class Wide(LSTMController):
+        def __init__(self, input_size, controller_size):
+            super().__init__(input_size, 2 * controller_size)
+
+    for kind, said in (
+        (WithoutSize, "the controller 'lstm' has no output_size, the width of its output"),
+        (Lazy, r"controller\.gate_proj\.weight has no size before a call"),
+    ):
+        monkeypatch.setitem(CONTROLLERS, "lstm", kind)
+        with pytest.raises(InputError, match=f"m1d1: {said}"):
+            load_configuration("m1d1").make_model()
+    monkeypatch.setitem(CONTROLLERS, "lstm", Wide)  # whose output is wider than there are cells
+    assert load_configuration("m1d1").make_model()(torch.rand(3, 2, 10))[0].shape == (3, 2, 8)
+
+
 def hook(part):
     return lambda model: model.get_submodule(part).register_forward_hook(lambda module, inputs, output: -output)
 

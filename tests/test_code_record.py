@@ -172,6 +172,16 @@ def test_what_a_process_does_otherwise_is_said(what, tmp_path, monkeypatch, caps
     assert said in error
 
 
+def test_a_resumed_run_whose_machine_answers_otherwise_says_so(tmp_path, monkeypatch, capsys):
+    path, model = tmp_path / "checkpoint.pt", M1D1.make_model()
+    save(path, {"configuration": M1D1.as_dict(), "model": model.state_dict(), **record_of(model, M1D1)})
+    load_to_resume(path)
+    assert not capsys.readouterr().err
+    monkeypatch.setitem(CONTROLLERS, "lstm", Louder)
+    load_to_resume(path)
+    assert f"-resume: since {path} was written, its answers are others" in capsys.readouterr().err
+
+
 def test_a_run_on_other_sequences_is_not_resumed(tmp_path, capsys):
     kept = {"configuration": M1D1.as_dict(), "model": {}, "commit": commit(), "sequences": sequences_mark(M1D1)}
     save(tmp_path / "checkpoint.pt", kept | {"code": code_record.code_record(M1D1)})

@@ -52,6 +52,27 @@ class Remembers(LSTMController):
         return output, state
 
 
+class OfItsBatch(LSTMController):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.norm = nn.BatchNorm1d(self.output_size, track_running_stats=False)
+
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        return self.norm(output), state
+
+
+class CutOff(LSTMController):
+    def forward(self, x, state, cell_mask=None):
+        return super().forward(x.detach(), state, cell_mask)
+
+
+class CutOffInside(LSTMController):
+    def forward(self, x, state, cell_mask=None):
+        with torch.no_grad():
+            return super().forward(x, state, cell_mask)
+
+
 class Mixes(LSTMController):
     def forward(self, x, state, cell_mask=None):
         output, state = super().forward(x, state, cell_mask)
@@ -141,6 +162,12 @@ class SinglePrecision(nn.Linear):
     [
         (Remembers, "the machine gives other answers to the same sequences after others"),
         (Mixes, "answer to a sequence depends on the others of its batch"),
+        (OfItsBatch, "answers 2 sequences at once, and not one alone .Expected more than 1 value per channel"),
+        (CutOff, "none goes through the controller back to what was read"),
+        (
+            CutOffInside,
+            r"controller\.gate_proj\.weight, controller\.gate_proj\.bias get no gradient, and none",
+        ),
         (Untrained, r"a tensor of shape \(20,\) wants a gradient and is no parameter"),
         (Keeps, "the machine keeps a tensor that it computed"),
         (Counts, "controller.steps changes in eval mode"),

@@ -132,6 +132,31 @@ def test_what_changes_no_number_is_no_edit(pairs):
     assert changed("controller", *pairs) == []
 
 
+def test_a_file_of_ones_own_beside_them_may_be_imported_if_it_only_defines(tmp_path, monkeypatch):
+    monkeypatch.setattr(stock, "FOLDER", tmp_path / "ntm")
+    (tmp_path / "ntm").mkdir()
+    gru, base = (tmp_path / "ntm" / f"{name}.py" for name in ("gru", "base"))
+    gru.write_text(
+        f"import math\n\nfrom torch import nn\n\nfrom ntm.base import Base\nfrom ntm.heads import Heads\n\n{MINE}"
+    )
+    for text, acts in {
+        "class Base:\n    pass\n": False,
+        "import torch\n\ntorch.softmax = torch.sigmoid\n": True,
+        "from patches import Base\n": True,
+        "from ntm.gru import Mine\n": True,  # and that this
+        "def (": True,
+    }.items():
+        base.write_text(text)
+        for line in "from ntm.gru import Mine", "from .gru import Mine", "from ntm import gru", "from . import gru":
+            stock.only_defines.cache_clear()
+            pairs = (
+                ("from typing import", f"{line}\nfrom typing import"),
+                ("CONTROLLERS = {", 'CONTROLLERS = {"gru": Mine, '),
+            )
+            assert changed("controller", *pairs) == ([line.split()[-1]] if acts else [])
+    stock.only_defines.cache_clear()
+
+
 def test_what_stands_above_an_import_of_the_same_name_counts():
     assert "torch" in changed(
         "addressing", ("import torch\n", "import torch\ntorch.softmax = torch.sigmoid\nimport torch\n")

@@ -147,6 +147,9 @@ def test_sizes_that_are_tested_are_looked_at_too(monkeypatch):
         ("mask", lambda mask: mask / 2, "mask must be 0 or 1"),
         ("targets", lambda targets: 0.3 + 0 * targets, "targets must be 0 or 1"),
         ("targets", lambda targets: targets / 0, "targets must be 0 or 1"),
+        ("targets", lambda targets: targets.double(), r"targets must be float32, and are torch\.float64"),
+        ("mask", lambda mask: mask.bool(), r"mask must be float32, and are torch\.bool"),
+        ("inputs", lambda inputs: inputs[:, 1:], r"inputs must be \(T, B, 10\), of T steps of B = "),
     ],
 )
 def test_a_batch_that_goes_wrong_at_some_sizes_alone_stops_the_run(part, change, said, monkeypatch):
@@ -211,6 +214,14 @@ CLASSES = {  # of a task, each with something left away or of another kind
     "no size": (lambda kind: put(kind, Size=(int,)), "has no Size, a NamedTuple of whole numbers"),
     "first a number": (lambda kind: put(kind, first=4), "has no first that is a Length"),
     "tested numbers": (lambda kind: put(kind, tested=(8, 12)), "has no tested, a tuple of Length"),
+    "a parameter that is no int": (
+        lambda kind: dataclasses.make_dataclass("Mine", [("share", float, 0.5)], bases=(kind,), frozen=True),
+        "has a field share that is no int: a field, which has an annotation, is a parameter",
+    ),
+    "first with an annotation": (
+        lambda kind: dataclasses.make_dataclass("Mine", [("first", kind.Size, kind.first)], bases=(kind,), frozen=True),
+        "has a field first that is no int",
+    ),
     "limits misspelt": (lambda kind: put(kind, limits={"seq_widht": (1, 4)}), "has limits of seq_widht, which is no"),
 }
 
@@ -226,6 +237,12 @@ def test_a_class_that_is_not_whole_is_refused(mistake, monkeypatch):
     monkeypatch.setitem(TASKS, "copy", make(Copy))
     with pytest.raises(InputError, match=f"task copy: the class Mine {said}"):
         load_configuration("copy")
+
+
+def test_a_key_that_is_a_constant_of_the_class_is_named_so(monkeypatch):
+    monkeypatch.setattr(Copy, "value_bits", 4, raising=False)
+    with pytest.raises(InputError, match="'value_bits' is a constant of the class Copy; a parameter is a field, which"):
+        network_and_data(read_json(CONFIGS / "copy.json") | {"value_bits": 3}, "a file")
 
 
 @pytest.mark.parametrize("name", ["memory_units", "hidden_size", "task", "recipe", "max_seq_len", "longer_min_seq_len"])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -115,6 +116,9 @@ def test_interrupted_and_resumed_ends_as_if_never_stopped(repository, tiny):
     path.write_bytes(good)
     done = repository.run("train.py", *flags, "-saved_model", other, "-resume").stdout
     assert "other.pt\n" in done  # and not other-2.pt
+    test_it = shlex.split(re.search(r"^test it: python (.*)", done, re.M)[1])
+    repository.run(*test_it, "-num_sequences", 2, "-sizes", 2)
+    assert (folder / "log" / "tiny_scores.json").exists()
     assert re.search(rf"^# goes on after iteration {stopped}: python train.py .* -resume; ", log.read_text(), re.M)
     a, b = (torch.load(path, weights_only=True)["model"] for path in (one, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
