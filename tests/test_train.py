@@ -37,6 +37,28 @@ def test_a_baseline_trains_evaluates_and_has_no_memory_to_show(repository):
         assert f"{flags[0]}: base is an LSTM alone" in repository.run(*saved, *flags, code=2).stderr
 
 
+SEEDING = """
+import sys, torch, train
+from tasks.reverse import Reverse
+sample, cross_entropy, seeds = Reverse.sample, train.cross_entropy, []
+def seeding(self, *rest):
+    torch.manual_seed(0)
+    return sample(self, *rest)
+def after(*given):
+    seeds.append(torch.initial_seed())
+    return cross_entropy(*given)
+Reverse.sample, train.cross_entropy = seeding, after
+sys.argv = ["train.py", "-task_json", "tiny.json", "-num_iters", "5", "-output", "seeding", "-backend", "reference"]
+train.main()
+print("seeds", len(set(seeds)))
+"""
+
+
+@pytest.mark.slow
+def test_a_task_that_seeds_torch_leaves_what_a_controller_draws_alone(repository, tiny):
+    assert repository.run("-c", SEEDING).stdout.endswith("seeds 5\n")
+
+
 def test_a_run_leaves_its_log_curves_and_model_behind(repository, tiny):
     _, done, _, points = tiny
     assert "fused path on cpu" in done.stdout
