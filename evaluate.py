@@ -24,13 +24,23 @@ from experiment.options import THREADS_HELP
 from experiment.page import write_page
 from experiment.run import shown_path
 from experiment.runlog import commit
-from experiment.scoring import EVALUATION, Score, generator, optimal_cost, sample_sizes, score, seed_torch, trace
+from experiment.scoring import (
+    EVALUATION,
+    Score,
+    counts_each_bit,
+    generator,
+    optimal_cost,
+    sample_sizes,
+    score,
+    seed_torch,
+    trace,
+)
 from experiment.table import print_table, show_mistake, write_table
 from experiment.task_check import require_sound, shown_size
 from experiment.training import SPARE_ROWS
 from ntm import NTM, Backend
 from ntm.machine import Machine
-from tasks import Batch, Task, VectorTask, describe, label
+from tasks import Batch, VectorTask, describe, label
 
 MISTAKES_SHOWN = 3
 ORIGINAL = ROOT / "docs" / "original.json"  # wrong bits a sequence of the nine that these replace, by length
@@ -159,7 +169,7 @@ def evaluate(
         optimum = optimal_cost(task, batches)
         if optimum is not None:
             optima[size] = optimum
-        if options.dirt or optima or type(task).wrong_bits is not Task.wrong_bits:
+        if options.dirt or optima or not counts_each_bit(task, batches[0]):
             continue  # where even the best is wrong at times, there are no mistakes to show, either
         for batch, batch_wrong in zip(batches, wrong, strict=True):
             for b in torch.nonzero(batch_wrong)[: MISTAKES_SHOWN - len(mistakes), 0].tolist():
@@ -202,7 +212,7 @@ def evaluate_one(asked: str, path: Path, options: argparse.Namespace) -> tuple[C
     name, rows = configuration.name, options.memory_units or configuration.network.memory_units
     scores, optima, mistakes = evaluate(model, configuration, options)
     dirty = f", on a dirty memory ({options.dirt:g})" if options.dirt else ""
-    print(f"{name} ({path.name}), seed {options.seed} of the test sequences{dirty}")
+    print(f"{name} ({shown_path(path)}), seed {options.seed} of the test sequences{dirty}")
     print_table(scores, optima, rows)
     needed = max(configuration.task.rows_needed(size) for size in scores)
     if rows and needed > rows:

@@ -70,6 +70,7 @@ def train(
     while state.step < recipe.num_iters and not stop:
         lr = set_learning_rate(recipe, configuration.network.controller_size, state.step, optimizer)
         source = generator(recipe.seed, TRAINING, state.step)  # all that is random follows from seed and iteration
+        seed_torch(source.initial_seed() ^ 2)  # what an edited task or recipe draws of torch's own numbers
         batch, memory, cell_mask = draw_iteration(configuration, state.step, source).to(model.device)
         seed_torch(source.initial_seed() ^ 1)  # what an edited model draws, as dropout: from another stream
         weights.grad.zero_()

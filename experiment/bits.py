@@ -13,6 +13,8 @@ MAX_CHARACTERS = 10_000_000
 
 def lays_out_as_it_draws(task: VectorTask, size: tuple[int]) -> bool:
     """Whether `batch` makes of the vectors of a drawn batch the same: a class of one's own may override `sample`."""
+    if type(task).sample is VectorTask.sample:
+        return True
     drawn = task.sample(2, size, torch.Generator().manual_seed(0))
     vectors = drawn.inputs[1 : size[0] + 1, :, : task.seq_width]
     return all(map(torch.equal, drawn, task.batch(vectors)))

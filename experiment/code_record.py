@@ -63,12 +63,14 @@ def imported(module: ModuleType, source: str) -> list[ModuleType]:
 def code_files(configuration: Configuration) -> dict[str, Path]:
     """The files of this repository that define a configuration's machine and its task, and what these import."""
     machine = "ntm.ntm" if isinstance(configuration.network, Network) else "ntm.baseline"
-    pending, files = [sys.modules[machine], sys.modules[type(configuration.task).__module__]], {}
+    task = sys.modules[type(configuration.task).__module__]
+    pending, files, own = [sys.modules[machine], task], {}, source_of(task)
     while pending:
         module = pending.pop()
         file = source_of(module)
         name = file and file.relative_to(ROOT).as_posix()
-        if name and name not in files and name not in PASSED_OVER and not name.startswith("ntm/fused/"):
+        passed_over = name in PASSED_OVER and file != own  # where the task stands, it counts
+        if name and name not in files and not passed_over and not name.startswith("ntm/fused/"):
             files[name] = file
             with suppress(OSError, SyntaxError, ValueError):  # of one that cannot be read: it stands for itself
                 pending += imported(module, file.read_text(encoding="utf-8"))

@@ -97,7 +97,12 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
         configuration = with_settings(configuration, settings, source, for_any_machine=True)
         for idle in useless(settings, configuration.recipe, configuration.network.has, configuration.name, source):
             print(idle, file=sys.stderr)
-    first, high = configuration.task.first, configuration.data.high
-    if given.get("curriculum") and all(begin >= end for begin, end in zip(first, high, strict=True)):
-        raise InputError(f"-curriculum: would do nothing, since it begins at {label(first)}; 0 is allowed")
+    data = configuration.data
+    parts = zip(configuration.task.first, data.low, data.high, strict=True)
+    if given.get("curriculum") and all(max(first, low) >= high for first, low, high in parts):
+        begins = label(configuration.task.first)
+        raise InputError(
+            f"-curriculum: would do nothing, since it begins at {begins}, and training is from {label(data.low)} to "
+            f"{label(data.high)}; 0 is allowed"
+        )
     return options, with_settings(configuration, given)

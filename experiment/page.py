@@ -10,7 +10,7 @@ from pathlib import Path
 from experiment.checkpoint import write_atomically
 from experiment.configuration import Configuration
 from experiment.errors import InputError
-from experiment.scoring import EVALUATION, generator
+from experiment.scoring import EVALUATION, counts_each_bit, generator
 from experiment.task_check import shown_size
 from ntm import NTM, addressing, memory, stock
 from tasks import Copy, Reverse, Task, VectorTask, label
@@ -75,15 +75,16 @@ def page(model: NTM, configuration: Configuration, rows: int | None = None) -> s
     """
     if rows and not FEWEST_ROWS <= rows <= MOST_ROWS:
         raise InputError(f"-memory_units {rows}: the page shows {FEWEST_ROWS} to {MOST_ROWS} rows")
-    if type(configuration.task).wrong_bits is not Task.wrong_bits:
-        raise InputError(f"-page: counts wrong bits, and {configuration.data.name} does so in a way of its own")
+    data, task = configuration.data, configuration.task
+    if not counts_each_bit(task, task.sample(2, data.high, generator(0, EVALUATION))):
+        raise InputError(f"-page: counts wrong bits, and {data.name} does so in a way of its own")
     state = model.initial_state(1, 3)
     if state.weighting.unique(dim=1).tolist() != [[[1, 0, 0]]]:
         raise InputError("-page: knows heads that begin on row 0, and these begin elsewhere")
     if (state.memory != memory.INITIAL_VALUE).any():
         raise InputError("-page: knows a memory that is INITIAL_VALUE everywhere at first, and this one is not")
     weights = {name: tensor.detach().cpu().float() for name, tensor in model.state_dict().items()}
-    network, data, task = configuration.network, configuration.data, configuration.task
+    network = configuration.network
     typed = type(task) in TYPED and task_mark() == TASK_MARK  # else some sequences come with it
     size = None if typed else shown_size(configuration, SHOWN_SIZE)
     spec = {

@@ -153,9 +153,7 @@ def machine(shown: Trace, title: str, path: Path) -> None:
         for axes in panels.flat:
             if len(answering):
                 axes.axvline(answering[0] - 0.5, color="#D55E00", linewidth=1)
-        gaps = (np.diff(answering) > 1).any() or shown.mask[-1] == 0  # as where queries lie between answers
-        line = "orange line: before the first answer" if gaps else "right of the orange line, the machine answers"
-        figure.suptitle(f"{title}\n({line})")
+        figure.suptitle(f"{title}\n({said_of_line('orange', shown)})")
         save_figure(figure, path)
 
 
@@ -186,7 +184,7 @@ def controls(shown: Trace, title: str, path: Path) -> None:
             axes.grid(axis="y", color="#dddddd", linewidth=0.6)
             if len(first_answer):
                 axes.axvline(first_answer[0] - 0.5, color="#000000", linewidth=1, linestyle=":")
-        axes_of[-1].set_xlabel("time (steps); right of the dotted line, the machine answers")
+        axes_of[-1].set_xlabel(f"time (steps); {said_of_line('dotted', shown)}")
         axes_of[0].legend(loc="upper right", ncols=2)
         figure.suptitle(title)
         save_figure(figure, path)
@@ -233,6 +231,13 @@ def memories_shown(shown: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     first_answer = int(np.flatnonzero(shown.mask)[0])
     before_answering = shown.memories[first_answer - 1] if first_answer else shown.first_memory
     return shown.first_memory, before_answering, shown.memories[-1]
+
+
+def said_of_line(which: str, shown: Trace) -> str:
+    """What the line before the first answer means, in words."""
+    answering = np.flatnonzero(shown.mask)
+    gaps = (np.diff(answering) > 1).any() or shown.mask[-1] == 0  # as where queries lie between answers
+    return f"{which} line: before the first answer" if gaps else f"right of the {which} line, the machine answers"
 
 
 def first_of(weighting: np.ndarray) -> str:

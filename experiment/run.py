@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from experiment.scoring import (
     spread_sizes,
     stream_seed,
 )
-from experiment.training import Clipper
+from experiment.training import Clipper, resume_optimizer
 from ntm.machine import Machine
 
 # A run says that it has not learned if fewer of held-out sequences are right; or, where even the optimal predictor
@@ -187,6 +188,7 @@ class TrainState:
         file_sizes: of the run's files at the checkpoint that was loaded; None at the beginning.
         replaces: the model that was in the place of this run's when it began; None where there was none.
         init: the model file that it began with; None where it began from nothing.
+        made: the optimizer's groups of options as they were when it began.
     """
 
     def __init__(
@@ -201,6 +203,7 @@ class TrainState:
     ) -> None:
         self.configuration, self.model, self.optimizer, self.clipper = configuration, model, optimizer, clipper
         self.path, self.init = path, init and init.absolute()
+        self.made = optimizer and deepcopy(optimizer.state_dict()["param_groups"])
         self.step, self.sums, self.file_sizes, self.replaces = 0, {"iters": 0}, None, replaces
         self._seconds_before, self._step_before, self._started = 0.0, 0, time.perf_counter()
 
@@ -243,6 +246,7 @@ class TrainState:
             **record_of(self.model, self.configuration),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "made": self.made,
             "log_typical_norm": self.clipper.log_typical,
             "step": self.step,
             "seconds": self.seconds(),
@@ -266,21 +270,19 @@ class TrainState:
             differ = "; ".join(f"{k} was {v} and is {new.get(k)} now" for k, v in old.items() if v != new.get(k))
             raise InputError(f"-resume: {self.path} is of a run with other flags: {differ}")
         if not is_same_init(stored.get("init"), self.init):
-            raise InputError(
-                f"-resume: {self.path} is of a run with other flags: -init was {stored.get('init')}, is {self.init}"
-            )
+            was = f"-init was {stored.get('init')}, is {self.init}"
+            raise InputError(f"-resume: {self.path} is of a run with other flags: {was}")
         if "optimizer" not in stored:
             raise InputError(f"-resume: {self.path} is a finished model, and no checkpoint; -init begins with one")
         try:
             if stored["format"] != checkpoint.FORMAT or "replaces" not in stored:
                 raise ValueError("settings of the same name may mean something else")
             self.model.load_state_dict(stored["model"])
-            before, groups = stored["optimizer"], self.optimizer.state_dict()["param_groups"]
-            groups = zip(groups, before["param_groups"], strict=True)  # of its options, an edit of the code counts
-            groups = [own | {"params": old["params"]} for own, old in groups]
-            self.optimizer.load_state_dict({"state": before["state"], "param_groups": groups})
+            resume_optimizer(self.optimizer, stored["optimizer"], stored.get("made"))
+            self.made = stored.get("made", self.made)
         except (ValueError, RuntimeError) as error:
-            raise InputError(f"-resume: {self.path} is of an older train.py; delete it to start anew") from error
+            why = "of an older train.py, or machine or optimizer were edited since; without -resume, a new run begins"
+            raise InputError(f"-resume: {self.path} is {why}") from error
         self.clipper.log_typical, self.sums = stored["log_typical_norm"], stored["sums"]
         self.file_sizes, self.replaces = stored["sizes"], stored["replaces"]
         self.step = self._step_before = stored["step"]

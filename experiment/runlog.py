@@ -157,8 +157,10 @@ class RunLog:
     def write_header(self, command: str, runs_on: str, resumed: int | None = None) -> None:
         """Say what made this log; or, where a run goes on, after which iteration, and by what."""
         command = command.encode("utf-8", "backslashreplace").decode()  # a path may be no text
+        versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
         if resumed is not None:
-            self.line(f"# goes on after iteration {resumed}: {command}; commit {commit()}; {runs_on}")
+            where = f"{runs_on}; {versions}; {processor()}"
+            self.line(f"# goes on after iteration {resumed}: {command}; commit {commit()}; {where}")
             return
         fields = self._configuration.as_dict()
         fields["recipe"] = settings_in_use(self._configuration.recipe, self._configuration.network.has)
@@ -166,7 +168,7 @@ class RunLog:
             "command": command,
             **{key: fields[key] if key == "name" else json.dumps(fields[key]) for key in fields},
             "commit": commit(),
-            "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
+            "versions": versions,
             "hardware": processor(),
             "path": runs_on,
         }

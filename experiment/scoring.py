@@ -185,9 +185,22 @@ def draw_held_out(configuration: Configuration) -> HeldOut:
 
 
 def optimal_cost(task: Task, batches: list[Batch]) -> float | None:
-    """The mean cost of the optimal predictor, in bits a sequence; None where that is 0."""
-    costs = [task.optimal_cost(batch) for batch in batches]
-    return None if costs[0] is None else torch.cat(costs).mean().item() or None
+    """The mean cost of the optimal predictor, in bits a sequence; None where that is 0.
+
+    Raises:
+        InputError: the task knows it of some batches alone.
+    """
+    costs = [cost for batch in batches if (cost := task.optimal_cost(batch)) is not None]
+    if len(costs) not in (0, len(batches)):
+        raise InputError("the task has an optimal_cost at some sizes, and None at others: give zeros there")
+    return (torch.cat(costs).mean().item() or None) if costs else None
+
+
+def counts_each_bit(task: Task, batch: Batch) -> bool:
+    """Whether a task counts wrong bits as pictures and page do: all of them, at the steps that count."""
+    logits = torch.randn(batch.targets.shape, generator=torch.Generator().manual_seed(0))
+    wrong = ((logits > 0) != (batch.targets > 0.5)) * batch.mask.unsqueeze(-1)
+    return torch.equal(task.wrong_bits(logits, batch), wrong.sum((0, 2)))
 
 
 class Trace(NamedTuple):

@@ -87,6 +87,16 @@ def require_parameters(model: Machine, output: Tensor) -> None:
         )
 
 
+def plain_values(model: Machine) -> dict[str, Any]:
+    """The numbers and words that the parts of a model keep as attributes, in no file."""
+    return {
+        f"{part}.{name}".lstrip("."): value
+        for part, module in model.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, int | float | str)
+    }
+
+
 def check_kept(model: Machine) -> None:
     """Refuse a model that keeps what it should not.
 
@@ -113,11 +123,14 @@ def check_kept(model: Machine) -> None:
                 "the machine keeps a tensor that it computed, from its last step perhaps: what goes on from one step "
                 "to the next belongs into the state that a controller takes and gives"
             ) from error
-        trained, goes_on = deepcopy(model), []
+        trained, goes_on, counts = deepcopy(model), [], []
         for length in (1, steps):  # of what is counted modulo anything, one step makes a difference
             answer(others_before[:length], model=trained)
             resumed.load_state_dict(trained.state_dict())
             goes_on.append((answer(inputs, model=trained), answer(inputs, model=resumed)))
+            counts.append(plain_values(trained))
+        resumed.load_state_dict(trained.state_dict())
+        goes_on.append([answer(inputs, model=each.eval()) for each in (trained, resumed)])
         model.eval()
         given, again = answer(inputs), [answer(inputs)]
         answer(others_before[:1])
@@ -134,10 +147,12 @@ def check_kept(model: Machine) -> None:
             "the machine gives other answers to the same sequences after others: what a part of it keeps from one call "
             "to the next belongs into its state"
         )
-    if not all(alike(*pair, precision.tolerance) for pair in goes_on):
+    counted = [name for name, value in counts[1].items() if counts[0].get(name) != value]
+    if counted or not all(alike(*pair, precision.tolerance) for pair in goes_on):
+        what = counted[0] if counted else "what the machine keeps"
         raise InputError(
-            "what the machine keeps from one call to the next in training is in no file, so that a resumed run would "
-            "go on without it: make it a buffer"
+            f"{what} changes from one call to the next in training, and is in no file, so that a resumed run would go "
+            "on without it: make it a buffer"
         )
     if not alike(given, drawn, precision.tolerance):
         raise InputError(

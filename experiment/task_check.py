@@ -1,5 +1,7 @@
 """A look at what a task makes, before a run trains on it: a mistake in one of one's own is one line, not a riddle."""
 
+from copy import deepcopy
+
 import torch
 
 from experiment.configuration import Configuration
@@ -74,6 +76,8 @@ def trouble_at(task: Task, size: tuple) -> str | None:
     try:
         # As many sequences as steps would look right with the two exchanged, and one alone may lose a dimension.
         one, four, batch = (draw(task, size, torch.Generator().manual_seed(0), count) for count in (1, 4, 3))
+        kept = deepcopy(batch)
+        draw(task, size, torch.Generator().manual_seed(1), 3)
     except TypeError as error:
         return f"sample cannot be called as training does ({error})"
     except Exception as error:  # of whatever kind a mistake in it makes
@@ -83,6 +87,8 @@ def trouble_at(task: Task, size: tuple) -> str | None:
         return trouble
     if not batch.inputs.isfinite().all():
         return "inputs are not all finite"
+    if not all(map(torch.equal, batch, kept)):
+        return "a batch changes when the next one is drawn: sample gives the same tensors, filled anew"
     for name, value in size._asdict().items():
         smaller = max(task.limits_of(name)[0], value - max(3, value // 4))  # 2 at least, should it round odd ones
         other = size._replace(**{name: smaller})

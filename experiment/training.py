@@ -1,7 +1,7 @@
 """The recipe at work: optimizer, learning rate, and what each iteration trains on."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,6 +56,29 @@ def learning_rate(recipe: Recipe, cells: int, step: int) -> float:
     elif recipe.lr_schedule != "constant":
         raise NotImplementedError(f"there is no schedule {recipe.lr_schedule!r} in experiment/training.py")
     return lr
+
+
+def resume_optimizer(
+    optimizer: torch.optim.Optimizer, stored: dict[str, Any], made: list[dict[str, Any]] | None
+) -> None:
+    """Give an optimizer the state of a checkpoint, and the options that its run has set since it began.
+
+    One with which it is made otherwise than then, by an edit of the code, stays as it is made now; so does the learning
+    rate, which each iteration sets.
+
+    Args:
+        stored: its `state_dict` in the checkpoint.
+        made: its groups when that run began; None of an older checkpoint.
+
+    Raises:
+        ValueError, RuntimeError: it has other groups or tensors.
+    """
+    groups = []
+    now = optimizer.state_dict()["param_groups"]
+    for own, old, first in zip(now, stored["param_groups"], made or [{}] * len(now), strict=True):
+        as_made = {key for key in old if key not in own or own[key] == first.get(key)} - {"lr", "lr_set_here"}
+        groups.append(own | {key: old[key] for key in as_made | {"params"}})
+    optimizer.load_state_dict({"state": stored["state"], "param_groups": groups})
 
 
 def set_learning_rate(recipe: Recipe, cells: int, step: int, optimizer: torch.optim.Optimizer) -> float:

@@ -277,7 +277,7 @@ class NTM(Machine):
         cell_mask: Tensor | None = None,
         shifted: list[Tensor] | None = None,
     ) -> tuple[Tensor, NTMState]:
-        """Apply `step` T times: the reference path, on any device and in any floating-point type.
+        """Take T steps: the reference path, on any device and in any floating-point type.
 
         Args:
             inputs, state, cell_mask: as in `forward`.

@@ -89,6 +89,33 @@ def test_an_edit_of_the_optimizer_is_at_work_in_a_resumed_run(tmp_path):
     assert moments["step"] == 1
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_what_a_run_sets_on_its_optimizer_goes_on_in_a_resumed_run(older, tmp_path):
+    configuration, path = load_configuration("m1d2"), tmp_path / "checkpoint.pt"
+
+    def state():
+        model = configuration.make_model()
+        optimizer = make_optimizer(configuration.recipe, model.flatten_parameters(), fused=False)
+        return TrainState(configuration, model, optimizer, Clipper(configuration.recipe), path)
+
+    run, group = state(), {"weight_decay": 0.25, "betas": (0.5, 0.6), "averaged": 7}
+    made = run.optimizer.param_groups[0] | group
+    run.optimizer.param_groups[0] |= {"lr": 0.5, **group}
+    for _ in range(2):  # a resumed run may be resumed again
+        run.optimizer.step()
+        run.save({})
+        if older:
+            save(path, {key: value for key, value in load(path).items() if key != "made"})
+        run = state()
+        first = dict(run.optimizer.param_groups[0])
+        run.load(load(path))
+    now = run.optimizer.param_groups[0]
+    assert now["averaged"] == 7
+    assert now["lr"] == configuration.recipe.lr
+    for name in "weight_decay", "betas":
+        assert now[name] == (first if older else made)[name]
+
+
 def test_a_model_that_came_there_since_the_run_began_is_left_alone(tmp_path, capsys):
     path, configuration = tmp_path / "model.pt", load_configuration("m1d1")
 

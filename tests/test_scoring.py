@@ -6,9 +6,19 @@ import torch
 
 from experiment.configuration import load_configuration
 from experiment.errors import InputError
-from experiment.scoring import generator, optimal_cost, sample_sizes, score, spread_sizes, summarise, trace
+from experiment.scoring import (
+    counts_each_bit,
+    generator,
+    optimal_cost,
+    sample_sizes,
+    score,
+    spread_sizes,
+    summarise,
+    trace,
+)
 from ntm import NTM
 from ntm.controller import LSTMController
+from tasks import Task
 from tasks.copy import Copy
 from tasks.repeat_copy import LengthAndRepeats
 from tasks.vectors import Length
@@ -105,3 +115,23 @@ def test_a_task_that_counts_wrong_bits_in_its_own_way_is_shown_with_its_own_coun
         for task in (Copy(8), Strict(8))
     ]
     assert shown[1] == shown[0] + 1000
+
+
+def test_an_optimum_that_is_known_of_some_batches_alone_is_refused():
+    class Some(Copy):
+        def optimal_cost(self, batch):
+            return None if len(batch.mask) > 8 else torch.ones(batch.mask.shape[1])
+
+    batches = sample_sizes(Some(8), [Some.Size(2), Some.Size(9)], 4, torch.Generator())
+    assert optimal_cost(Some(8), batches[:1]) == 1
+    for order in batches, batches[::-1]:
+        with pytest.raises(InputError, match="an optimal_cost at some sizes, and None at others"):
+            optimal_cost(Some(8), order)
+
+
+def test_what_a_task_counts_in_a_way_of_its_own_is_told_from_each_bit(monkeypatch):
+    task = Copy(8)
+    batch = task.sample(3, Copy.Size(4), torch.Generator())
+    assert counts_each_bit(task, batch)
+    monkeypatch.setattr(Task, "wrong_bits", lambda self, said, batch: ((said > 0) != (batch.targets > 0)).sum((0, 2)))
+    assert not counts_each_bit(task, batch)

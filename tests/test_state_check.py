@@ -141,6 +141,46 @@ class Normalizes(LSTMController):
         return output - self.mean, state
 
 
+class CountsInTraining(LSTMController):
+    """Whose noise falls, after many more calls than anyone looks at."""
+
+    calls = 0
+
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        if self.training:
+            self.calls += 1
+            output = output + 0.9 ** (self.calls // 10000) * torch.randn_like(output)
+        return output, state
+
+
+class NormalizesLater(LSTMController):
+    """By a mean that it keeps in training, in no buffer, for eval mode."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.mean = torch.zeros(())
+
+    def forward(self, x, state, cell_mask=None):
+        output, state = super().forward(x, state, cell_mask)
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * output.mean().detach()
+            return output - output.mean(), state
+        return output - self.mean, state
+
+
+class KeepsItsLength(LSTMController):
+    """In an attribute that begins anew with each sequence."""
+
+    def initial_state(self, batch_size):
+        self.steps = 0
+        return super().initial_state(batch_size)
+
+    def forward(self, x, state, cell_mask=None):
+        self.steps += 1
+        return super().forward(x, state, cell_mask)
+
+
 class InSingle(LSTMController):
     """Whose answers round differently for one sequence than for two."""
 
@@ -176,7 +216,9 @@ class SinglePrecision(nn.Linear):
         (AlwaysDropsOut, "in eval mode, in which a machine only answers, it draws"),
         (KeepsItsState, "the machine keeps a tensor that it computed"),
         (KeepsItsPast, "the machine keeps a tensor that it computed"),
-        (Normalizes, "keeps from one call to the next in training is in no file"),
+        (Normalizes, r"controller\.mean changes from one call to the next in training, and is in no file"),
+        (CountsInTraining, r"controller\.calls changes from one call to the next in training, and is in no file"),
+        (NormalizesLater, "what the machine keeps changes from one call to the next in training"),
     ],
 )
 def test_a_machine_that_keeps_what_it_should_not_is_refused(kind, why):
@@ -236,6 +278,12 @@ def test_what_many_rows_of_memory_dilute_is_seen(edit, name, monkeypatch):
 @pytest.mark.parametrize("name", ["m2d1", "l1d1"])
 def test_the_shipped_machines_keep_nothing(name):
     check_kept(load_configuration(name).make_model().train())
+
+
+def test_a_count_that_begins_anew_with_each_sequence_may_stand_anywhere():
+    model = NTM(5, 3, 20, 16, 8, 2)
+    model.controller = KeepsItsLength(5 + 2 * 8, 20)
+    check_kept(model)
 
 
 def test_rounding_of_what_runs_in_float32_is_no_difference():

@@ -1,6 +1,7 @@
 """experiment/task_check.py: a mistake in a task of one's own is named before a run."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,11 +11,14 @@ import torch
 from experiment.configuration import CONFIGS, PAPER, load_configuration, network_and_data
 from experiment.errors import InputError
 from experiment.json_file import read_json
+from experiment.options import parse_options
 from experiment.scoring import generator, sample_sizes
 from experiment.task_check import check_task, shown_size
 from experiment.training import draw_iteration
 from tasks import TASKS, Batch, Task
 from tasks.copy import Copy
+
+KEPT = {}
 
 
 class Broken(Copy):
@@ -43,6 +47,10 @@ MISTAKES = {
         "the same whatever its generator",
     ),
     "a gradient": (lambda b: b._replace(inputs=b.inputs.requires_grad_()), "inputs want a gradient"),
+    "targets that are filled anew": (
+        lambda b: b._replace(targets=KEPT.setdefault(b.targets.shape, torch.zeros_like(b.targets)).copy_(b.targets)),
+        "a batch changes when the next one is drawn",
+    ),
     "infinite": (lambda b: b._replace(inputs=b.inputs / 0), "inputs are not all finite"),
     "a single sequence": (
         lambda b: Batch(*(part[:, :1].expand_as(part) for part in b)),
@@ -78,6 +86,15 @@ def test_marks_are_names_of_channels_of_the_input(marks, monkeypatch):
     monkeypatch.setattr(Copy, "input_size", 10)
     with pytest.raises(InputError, match=r"task copy, size 1: marks is .* a tuple"):
         check_task(load_configuration("copy"))
+
+
+@pytest.mark.parametrize("length", [4, 20])
+def test_a_curriculum_that_begins_where_training_ends_is_refused(length, tmp_path, monkeypatch):
+    fields = read_json(CONFIGS / "copy.json") | dict.fromkeys(("min_seq_len", "max_seq_len"), length)
+    (tmp_path / "one.json").write_text(json.dumps(fields))
+    monkeypatch.setattr("sys.argv", ["train.py", "-task_json", str(tmp_path / "one.json"), "-curriculum", "0.5"])
+    with pytest.raises(InputError, match=f"would do nothing, .*, and training is from {length} to {length}"):
+        parse_options("")
 
 
 def test_a_loss_of_a_tasks_own_and_no_rows_are_refused(monkeypatch):
