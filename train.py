@@ -151,6 +151,8 @@ def run(processes: Processes) -> None:
     path, init = folder / "checkpoint.pt", options.init
     state = TrainState(configuration, model, optimizer, Clipper(recipe), path, replaces=replaces, init=init)
     held_out = draw_held_out(configuration)
+    if model.use_fused() != runs_on.startswith("fused"):
+        raise InputError(f"the machine was changed after it was looked at ({model.why_not_fused()}): do it before that")
 
     # From the beginning, or from the last checkpoint on.
     if options.resume:

@@ -107,6 +107,11 @@ def telling_of_compilation(training: bool) -> Iterator[None]:
             child.wait()
 
 
+def on_threads(count: int) -> str:
+    """How many threads, as a part of a sentence."""
+    return f", {count} thread{'s' * (count > 1)}"
+
+
 def start_backend(model: Machine, training: bool = False, threads: int | None = None, blur_cost: float = 0.0) -> str:
     """Compile the fused path if the model runs on it, or load it from its cache; returns the path in words.
 
@@ -127,7 +132,9 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
             why = "" if model.backend is Backend.REFERENCE else f" ({model.why_not_fused()})"
             if device.type == "cpu" and (threads or isinstance(model, NTM)):
                 torch.set_num_threads(threads or 1)  # an NTM's operations are too small to share out
-            return f"reference path on {device}{why}"
+            return (
+                f"reference path on {device}{on_threads(torch.get_num_threads()) if device.type == 'cpu' else ''}{why}"
+            )
     except BackendError as error:
         raise InputError(f"-backend {model.backend.value}: {error}") from error
     from ntm import fused  # here, so that the reference path does without Numba
@@ -136,4 +143,4 @@ def start_backend(model: Machine, training: bool = False, threads: int | None = 
         check_fused(model, training)  # compiles what is needed, or loads it
     threads = fused.use_threads(threads)
     gpu = "; there is a GPU: -device cuda takes it, by the reference path" if torch.cuda.is_available() else ""
-    return f"fused path on {device}, {threads} thread{'s' * (threads > 1)}{gpu}"
+    return f"fused path on {device}{on_threads(threads)}{gpu}"

@@ -236,7 +236,9 @@ def _checked_recipe(
 
 def unknown_name(name: str) -> InputError:
     """The error of a -config that there is not."""
-    near = did_you_mean(name, NAMES)
+    near, base = did_you_mean(name, NAMES), re.sub(r"-\d+$", "", name)
+    if base in NAMES:
+        return InputError(f"-config {name}: is a run; -config {base} begins another, and with -resume goes on with one")
     file = "; of your own, a model goes by its file to evaluate.py -saved_model, a task to train.py -task_json."
     return InputError(f"-config {name}: no such configuration{near or file} There are {', '.join(NAMES)}")
 
@@ -301,7 +303,10 @@ def network_and_data(fields: dict[str, Any], source: str) -> tuple[Network | Bas
         )
     fields = checked_keys(defaults | fields, types, source)
     if fields.get("controller", "lstm") not in CONTROLLERS:
-        raise InputError(f"{source}: 'controller' is {fields['controller']!r}; allowed are {', '.join(CONTROLLERS)}")
+        near = did_you_mean(fields["controller"], CONTROLLERS)
+        raise InputError(
+            f"{source}: 'controller' is {fields['controller']!r}; allowed are {', '.join(CONTROLLERS)}{near}"
+        )
     parameters = _types(TASKS[task])
     for key, value in fields.items():
         of = key if key in parameters else END.sub("", key)

@@ -236,7 +236,8 @@ def check_remade(model: Machine, configuration: Configuration) -> None:
         made = configuration.make_model(Backend.REFERENCE).to(model.device)
     other = InputError(
         "the model is another than its configuration and weights make: what was done to it is in no file, and "
-        "evaluate.py would score a machine without it; do it in its class, in ntm/"
+        "evaluate.py would score a machine without it; do it in its class, in ntm/, where tensors are parameters or "
+        "buffers, and several layers an nn.ModuleList"
     )
     try:
         made.load_state_dict(model.state_dict())

@@ -152,7 +152,7 @@ def check_kept(model: Machine) -> None:
         what = counted[0] if counted else "what the machine keeps"
         raise InputError(
             f"{what} changes from one call to the next in training, and is in no file, so that a resumed run would go "
-            "on without it: make it a buffer"
+            "on without it: make it a persistent buffer"
         )
     if not alike(given, drawn, precision.tolerance):
         raise InputError(

@@ -155,7 +155,7 @@ def trouble_of(batch: Batch, batch_size: int, task: Task) -> str | None:
                 f"{name} must be {shape}, of T steps of B = {batch_size} sequences, and have shape {tuple(part.shape)}"
             )
         if part.dtype != torch.float32:
-            return f"{name} must be float32, and are {part.dtype}"
+            return f"{name} must be float32, not {part.dtype}"
         if part.requires_grad:
             return f"{name} want a gradient; a batch is data"
     return trouble_of_bits(batch)

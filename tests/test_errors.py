@@ -37,7 +37,7 @@ WRONG = {
     "to go on, and anew": ("train.py -resume -overwrite", "-overwrite begins a run anew, and -resume goes on with one"),
     "a curriculum that grows nothing": (
         "train.py -config m1d2 -curriculum 0.5",
-        "-curriculum: would do nothing, since it begins at 10; 0 is allowed",
+        "-curriculum: would do nothing, since it begins at 10, and training is from 1 to 10; 0",
     ),
     "more rows than a page shows": (
         "evaluate.py -saved_model saved_model/reverse_tiny.pt -page -memory_units 257",
@@ -72,6 +72,7 @@ WRONG = {
         "-beta1: is a setting of adam; this run uses rmsprop",
     ),
     "unknown recipe": ("train.py -recipe papers", "paper"),
+    "a run as a configuration": ("train.py -config m1d1-3 -resume", "m1d1-3: is a run; -config m1d1 begins another"),
     "a recipe with an unknown key": ("train.py -recipe unknown.json", "'controller_size'"),
     "an impossible recipe": ("train.py -recipe impossible.json", "impossible.json: batch_size is 0"),
     "a recipe of both optimizers": ("train.py -recipe paper -beta1 0.5", "-beta1: is a setting of adam"),

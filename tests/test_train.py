@@ -37,6 +37,30 @@ def test_a_baseline_trains_evaluates_and_has_no_memory_to_show(repository):
         assert f"{flags[0]}: base is an LSTM alone" in repository.run(*saved, *flags, code=2).stderr
 
 
+CHANGED = """
+import sys, train
+make = train.make_optimizer
+def hooked(recipe, weights, fused):
+    model.output_proj.weight.register_hook(lambda gradient: 0.1 * gradient)
+    return make(recipe, weights, fused)
+def started(made, *rest):
+    global model
+    model = made
+    return start(made, *rest)
+start, train.start_backend, train.make_optimizer = train.start_backend, started, hooked
+sys.argv = ["train.py", "-task_json", "tiny.json", "-num_iters", "5", "-output", "changed_late"]
+train.run_script(train.main)
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_changed_after_its_path_was_said_is_refused(repository, tiny):
+    refused = repository.run("-c", CHANGED, code=2).stderr
+    assert (
+        "the machine was changed after it was looked at (the fused path computes the stock machine, and this" in refused
+    )
+
+
 SEEDING = """
 import sys, torch, train
 from tasks.reverse import Reverse
