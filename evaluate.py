@@ -80,7 +80,12 @@ def parse_options() -> argparse.Namespace:
         type=number(int, 0, 2**63 - 1),
         help="of the test sequences, drawn size after size: so other -sizes make other ones (default: 0)",
     )
-    parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: what is faster")
+    parser.add(
+        "device",
+        default="auto",
+        metavar="NAME",
+        help="cpu or cuda; auto: the CPU where the fused path runs, else a GPU if there is one",
+    )
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     parser.add("threads", type=number(int, 1, 1024), help=THREADS_HELP)
     options = parser.parse_args()

@@ -70,7 +70,12 @@ def parse_options(description: str, arguments: list[str] | None = None) -> tuple
     )
     init = "begin with the weights of this model, as they are: gate_bias changes none"
     parser.add("init", type=Path, metavar="PATH", help=init)
-    parser.add("device", default="auto", metavar="NAME", help="cpu or cuda; auto: what is faster")
+    parser.add(
+        "device",
+        default="auto",
+        metavar="NAME",
+        help="cpu or cuda; auto: the CPU where the fused path runs, else a GPU if there is one",
+    )
     parser.add("backend", default="auto", choices=[b.value for b in Backend], help="which code runs the machine")
     parser.add("threads", type=number(int, 1, 1024), help=THREADS_HELP)
     parser.add("report_every", type=number(int, 1, 10**9), default=500, help="iterations between test points")

@@ -54,7 +54,9 @@ class Recipe:
     dirty: float = setting(
         0.5, "share of sequences that begin on a dirty memory", 0, 1, needs="memory", section="the recipe"
     )
-    dirt: float = setting(2.0, "largest standard deviation of the numbers in a dirty memory", needs="memory")
+    dirt: float = setting(
+        2.0, "largest standard deviation of the numbers in a dirty memory; each sequence draws its own", needs="memory"
+    )
     blur_cost: float = setting(
         0.2,
         "weight in the loss of the mean blur of w~ (eq. 8, before sharpening); grows from 0 to this",
