@@ -214,13 +214,14 @@ def load_model(path: Path | str, backend: Backend = Backend.AUTO) -> tuple[Machi
     Raises:
         InputError: the file cannot be used.
     """
-    contents = load(path := Path(path))
-    configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
-    record = record_for(contents, weights_mark(contents["model"]), configuration, path)
+    record = contents = load(path := Path(path))
     try:
+        configuration = Configuration.from_dict(contents["configuration"], str(path), finished=True)
+        record = record_for(contents, weights_mark(contents["model"]), configuration, path)
         model = model_of(contents, configuration, path, backend)
     except InputError as error:
-        edits = edits_since(record.get("code", {}))
+        code = record.get("code", {})
+        edits = edits_since(code) if is_record(code) else None
         raise InputError(f"{error}; since it was trained, {edits}" if edits else str(error)) from error
     say_what_is_other(record, configuration, path, model)
     return model, configuration

@@ -127,6 +127,19 @@ def test_where_weights_do_not_fit_an_edit_is_named(copy, tmp_path):
         load_model(path)
 
 
+def test_where_a_task_has_other_parameters_an_edit_is_named(copy, tmp_path):
+    fields, path = M1D1.as_dict(), tmp_path / "model.pt"
+    fields["data"]["width"] = fields["data"].pop("seq_width")
+    save(path, {"configuration": fields, "code": record(), "model": M1D1.make_model().state_dict()})
+    with pytest.raises(InputError, match=r"unknown key 'width'; .*did you mean seq_width.$"):
+        load_model(path)
+    edit(copy / "tasks" / "reverse.py", "flip(0)", "flip(dims=(0,))")
+    with pytest.raises(
+        InputError, match=r"unknown key 'width'; .*; since it was trained, tasks/reverse\.py was edited"
+    ):
+        load_model(path)
+
+
 class Louder(LSTMController):
     def forward(self, x, state, cell_mask=None):
         output, state = super().forward(x, state, cell_mask)
